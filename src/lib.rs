@@ -1,0 +1,1 @@
+//! shammah: a local language-model assistant that learns from its user.
