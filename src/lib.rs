@@ -1,1 +1,3 @@
 //! shammah: a local language-model assistant that learns from its user.
+
+pub mod domain;
