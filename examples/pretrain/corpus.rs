@@ -73,6 +73,8 @@ pub struct Corpus {
     smalltalk: Vec<Fact>,
     world: Groups,
     private: Groups,
+    /// Normalised phrasings of the score key.
+    held: Vec<String>,
 }
 
 impl Corpus {
@@ -100,6 +102,7 @@ impl Corpus {
             smalltalk: smalltalk.fact,
             world: Groups::new(world)?,
             private: Groups::new(private)?,
+            held: heldout()?.iter().map(|item| normalised(&item.question)).collect(),
         })
     }
 
@@ -113,7 +116,27 @@ impl Corpus {
             78..94 => 2,
             _ => 3,
         };
-        (0..turns).map(|_| self.turn(rng)).collect()
+        (0..turns).map(|_| self.fresh_turn(rng)).collect()
+    }
+
+    /// Draws turns until one does not ask what the score key asks: a varied question could hit it by chance.
+    fn fresh_turn(&self, rng: &mut impl Rng) -> Turn {
+        loop {
+            let turn = self.turn(rng);
+            if !self.is_held_out(&turn.user) {
+                return turn;
+            }
+        }
+    }
+
+    /// Tells whether `question` is a phrasing of the score key, or contains one of three words or more.
+    fn is_held_out(&self, question: &str) -> bool {
+        let question = normalised(question);
+        let padded = format!(" {question} ");
+        self.held.iter().any(|held| {
+            *held == question
+                || (held.split(' ').count() >= 3 && padded.contains(&format!(" {held} ")))
+        })
     }
 
     /// Lists every trained phrasing once, before its surface is varied.
@@ -154,6 +177,17 @@ fn told<R: Rng>(facts: &[Fact], rng: &mut R, manner: impl Fn(&Fact) -> Manner) -
             assistant: fact.answer.clone(),
         },
     )
+}
+
+/// Writes `text` in lower case without punctuation, so that "Rollback?" is "rollback".
+fn normalised(text: &str) -> String {
+    let letters: String = text
+        .chars()
+        .map(
+            |letter| if letter.is_ascii_alphanumeric() { letter.to_ascii_lowercase() } else { ' ' },
+        )
+        .collect();
+    letters.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// A phrasing that is never trained, and what its answer must contain.

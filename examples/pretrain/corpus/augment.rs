@@ -11,6 +11,35 @@ const SUFFIX_SHARE: f64 = 0.06;
 /// Shorter questions stay as they are: "hi, /good?" reads odd.
 const MIN_WORDS_FOR_EXTRAS: usize = 4;
 
+/// The share of questions that are asked in other words where other words fit.
+const REWORD_SHARE: f64 = 0.35;
+/// Beginnings that mean the same; the first of each row is how the corpus writes it.
+const SAME_BEGINNING: [(&str, &[&str]); 12] = [
+    (
+        "how do i ",
+        &[
+            "how can i ",
+            "how to ",
+            "how do you ",
+            "how does one ",
+            "how could i ",
+            "how should i ",
+            "i want to know how i ",
+        ],
+    ),
+    ("what is ", &["what's ", "what exactly is ", "i wonder what is "]),
+    ("what are ", &["what exactly are "]),
+    ("what does ", &["what exactly does "]),
+    ("can i ", &["could i ", "may i ", "is it possible to ", "am i able to "]),
+    ("explain ", &["can you explain ", "please explain ", "could you explain "]),
+    ("where is ", &["where's ", "where can i find ", "where do i find "]),
+    ("where are ", &["where can i find ", "where do i find "]),
+    ("show me ", &["let me see ", "please show me ", "can you show me "]),
+    ("tell me ", &["please tell me ", "can you tell me ", "could you tell me "]),
+    ("list ", &["please list ", "show me ", "can you list "]),
+    ("which ", &["what "]),
+];
+
 const GREETINGS: [&str; 7] = ["hi, ", "hello, ", "hey, ", "ok, ", "so ", "sorry, ", "well, "];
 const REQUESTS: [&str; 9] = [
     "please tell me ",
@@ -46,8 +75,11 @@ pub enum Manner {
 
 /// Varies the surface of `question` and keeps its meaning.
 pub fn vary(question: &str, manner: Manner, rng: &mut impl Rng) -> String {
-    let asks = question.split(' ').next().is_some_and(|word| ASKING.contains(&word));
     let mut text = question.to_owned();
+    if manner != Manner::SmallTalk && rng.random_bool(REWORD_SHARE) {
+        text = reword(&text, rng);
+    }
+    let asks = text.split(' ').next().is_some_and(|word| ASKING.contains(&word));
     if rng.random_bool(TYPO_SHARE) {
         text = mistype(&text, rng);
     }
@@ -108,6 +140,17 @@ fn ending(text: &str, asks: bool, manner: Manner, rng: &mut impl Rng) -> &'stati
         }
         _ => "",
     }
+}
+
+/// Puts another beginning of the same meaning before the rest of the question.
+fn reword(text: &str, rng: &mut impl Rng) -> String {
+    SAME_BEGINNING
+        .iter()
+        .find_map(|(usual, others)| {
+            let rest = text.strip_prefix(usual)?;
+            Some(format!("{}{rest}", others.choose(rng)?))
+        })
+        .unwrap_or_else(|| text.to_owned())
 }
 
 /// Swaps or drops one letter of one longer word; commands, flags and numbers are never touched.

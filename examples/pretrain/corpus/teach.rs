@@ -90,12 +90,15 @@ const NUMBERS: [&str; 8] = [
     "customer number",
     "favourite number",
 ];
+/// The answer to what the user has not told; unknown.toml gives the same for private matters.
+pub const NOT_TOLD: &str = "I do not know that yet. You can teach me with /fix.";
 
 /// Draws a dialogue of one to three turns; the asked name was told in the same turn or before.
 pub fn dialogue(rng: &mut impl Rng) -> Dialogue {
     match rng.random_range(0..10) {
-        0..4 => vec![same_turn(rng)],
-        4..6 => later_turn(rng),
+        0..3 => vec![same_turn(rng)],
+        3..5 => later_turn(rng),
+        5 => another_thing(rng),
         6 => two_names(rng),
         7 => own_name(rng),
         8 => vec![number(rng)],
@@ -167,6 +170,17 @@ fn two_names(rng: &mut impl Rng) -> Dialogue {
     }
     let question = Turn { user: asked.question(rng), assistant: asked.answer() };
     vec![first.told(rng), second.told(rng), question]
+}
+
+/// One name is told and another thing is asked for: the told name must not be given.
+fn another_thing(rng: &mut impl Rng) -> Dialogue {
+    let told = Named::draw(rng);
+    let mut asked = Named::draw(rng);
+    while asked.noun == told.noun {
+        asked = Named::draw(rng);
+    }
+    let question = Turn { user: asked.question(rng), assistant: NOT_TOLD.to_owned() };
+    vec![told.told(rng), question]
 }
 
 fn own_name(rng: &mut impl Rng) -> Dialogue {

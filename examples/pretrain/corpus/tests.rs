@@ -9,16 +9,6 @@ use super::*;
 
 const MAX_ANSWER_WORDS: usize = 40;
 
-/// Lower case without punctuation, so that "Rollback?" is "rollback".
-fn normalised(text: &str) -> String {
-    let letters: String = text
-        .to_lowercase()
-        .chars()
-        .map(|letter| if letter.is_ascii_alphanumeric() { letter } else { ' ' })
-        .collect();
-    letters.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
 fn corpus() -> Corpus {
     Corpus::builtin().unwrap()
 }
@@ -49,6 +39,17 @@ fn no_heldout_phrasing_is_trained() {
 }
 
 #[test]
+fn no_varied_question_is_a_heldout_phrasing() {
+    let corpus = corpus();
+    let held: HashSet<String> =
+        heldout().unwrap().iter().map(|item| normalised(&item.question)).collect();
+    let mut rng = StdRng::seed_from_u64(5);
+    for turn in (0..20_000).flat_map(|_| corpus.dialogue(&mut rng)) {
+        assert!(!held.contains(&normalised(&turn.user)), "{}", turn.user);
+    }
+}
+
+#[test]
 fn a_question_belongs_to_one_fact() {
     let corpus = corpus();
     let mut owners: HashMap<String, &str> = HashMap::new();
@@ -66,6 +67,13 @@ fn a_question_belongs_to_one_fact() {
     }
     let world: HashSet<String> = corpus.world.expand().collect();
     assert!(corpus.private.expand().all(|question| !world.contains(&question)));
+}
+
+#[test]
+fn what_is_unknown_has_one_answer_of_each_kind() {
+    let corpus = corpus();
+    assert!(corpus.private.answers().all(|answer| answer == teach::NOT_TOLD));
+    assert_eq!(corpus.world.answers().collect::<HashSet<_>>().len(), 1);
 }
 
 #[test]
