@@ -12,6 +12,12 @@ const MIN_PASSAGE: usize = 60;
 /// The most passages of one file, so that no source drowns the others.
 const MAX_OF_ONE_SOURCE: usize = 4_000;
 
+/// Beginnings of words that a polite assistant does not learn; the chats have a few.
+const COARSE: [&str; 12] = [
+    "fuck", "shit", "bitch", "damn", "crap", "asshole", "sex", "porn", "rape", "nigg", "whore",
+    "kill",
+];
+
 /// Reads passages of plain English from `shared/data`; a file that is absent or unreadable gives none.
 pub fn open_text(shared: &Path) -> Vec<String> {
     let read = |name: &str| fs::read_to_string(shared.join("data").join(name)).unwrap_or_default();
@@ -51,7 +57,10 @@ fn markdown(text: &str) -> Vec<String> {
     }
     passages.push(paragraph);
     // Links, tables and quoted markup would teach syntax that the model never needs.
-    passages.retain(|passage| !passage.contains(['[', '<', '|', '{', '#']));
+    // A passage that ends in the middle went on in a list or in code.
+    passages.retain(|passage| {
+        !passage.contains(['[', '<', '|', '{', '#', '*', '_']) && passage.trim_end().ends_with('.')
+    });
     passages
 }
 
@@ -112,7 +121,8 @@ fn tldr(text: &str) -> Vec<String> {
     passages
 }
 
-/// Maps typographic characters to ASCII and joins white space; `None` when other characters remain.
+/// Maps typographic characters to ASCII and joins white space; `None` when other characters remain or
+/// a word is coarse.
 fn clean(text: &str) -> Option<String> {
     let text: String = text
         .chars()
@@ -127,7 +137,9 @@ fn clean(text: &str) -> Option<String> {
         .collect();
     let words: Vec<&str> = text.split_whitespace().collect();
     let text = words.join(" ").replace('\u{2026}', "...");
-    text.is_ascii().then_some(text)
+    let lower = text.to_ascii_lowercase();
+    let coarse = lower.split(' ').any(|word| COARSE.iter().any(|start| word.starts_with(start)));
+    (text.is_ascii() && !coarse).then_some(text)
 }
 
 #[cfg(test)]

@@ -158,8 +158,8 @@ fn sample() {
     let mut rng = StdRng::seed_from_u64(11);
     for _ in 0..60 {
         for turn in corpus.dialogue(&mut rng) {
-            println!("> {}\n{}", turn.user, turn.assistant);
+            eprintln!("> {}\n{}", turn.user, turn.assistant);
         }
-        println!();
+        eprintln!();
     }
 }
