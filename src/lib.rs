@@ -1,3 +1,4 @@
 //! shammah: a local language-model assistant that learns from its user.
 
 pub mod domain;
+pub mod messages;

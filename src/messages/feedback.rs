@@ -1,0 +1,152 @@
+//! To the feedback actor: marks on answers, and the buffer they make.
+//!
+//! All from the console. Each is answered after it is on disk; answers come in the order of the questions.
+
+use actix::Message as ActixMessage;
+
+use super::ActorError;
+use crate::domain::{AdapterId, Mark, Message};
+
+/// The answer that a mark is about.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Turn {
+    /// The conversation up to and including the user's message.
+    pub messages: Vec<Message>,
+    /// The answer as given.
+    pub response: String,
+    /// The domain it belongs to: that of the adapter that gave it, else the pinned or default one.
+    pub domain: String,
+    /// The adapter that gave it, if one did.
+    pub adapter: Option<AdapterId>,
+}
+
+/// `/good`, `/medium`, `/critical`.
+///
+/// **Reply:** [`Marked`] after the row is committed. **Errors:** `Store`; `Refused` when `replaces` names a mark that was
+/// trained on already or does not exist; `Closing`.
+///
+/// Reaching the threshold makes the feedback actor send `ThresholdReached` to the training actor *after* this reply's
+/// row is committed; the console then sees [`JobNotice::Queued`](super::console::JobNotice::Queued).
+#[derive(ActixMessage, Debug, Clone)]
+#[rtype(result = "Result<Marked, ActorError>")]
+pub struct AddMark {
+    /// The answer marked.
+    pub turn: Turn,
+    /// `Good`, `Medium` or `Critical` (`Fix` is [`AddFix`]).
+    pub mark: Mark,
+    /// The user's words.
+    pub note: Option<String>,
+    /// The mark that the same turn already has (its id in [`Marked`]): it is changed instead of a second one added.
+    pub replaces: Option<i64>,
+}
+
+/// `/fix TEXT`: the strongest signal.
+///
+/// **Reply** and **errors** as [`AddMark`].
+#[derive(ActixMessage, Debug, Clone)]
+#[rtype(result = "Result<Marked, ActorError>")]
+pub struct AddFix {
+    /// The answer to correct.
+    pub turn: Turn,
+    /// The better answer.
+    pub fix: String,
+    /// The mark that the turn already has: it keeps its kind, note and weight and gets the fix.
+    pub mark: Option<i64>,
+}
+
+/// A stored mark, to be acknowledged as
+/// `… weight 3 … Training buffer: 8 examples (42.0 weighted)`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Marked {
+    /// Its id: give it to [`AddFix`], [`UndoMark`], or `AddMark::replaces`.
+    pub id: i64,
+    /// The kind, after the change.
+    pub mark: Mark,
+    /// Its weight.
+    pub weight: f64,
+    /// Its note.
+    pub note: Option<String>,
+    /// Whether it can be trained on; otherwise it is "waiting for a correction".
+    pub has_target: bool,
+    /// Whether it is kept out of training to measure it.
+    pub heldout: bool,
+    /// The buffer of its domain now.
+    pub buffer: Buffer,
+}
+
+/// The buffer of one domain.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Buffer {
+    /// The domain.
+    pub domain: String,
+    /// Marks not yet trained on.
+    pub examples: usize,
+    /// The sum of their weights.
+    pub weighted: f64,
+    /// Those with a target and not held out: what counts towards the threshold.
+    pub trainable: usize,
+    /// Those waiting for a correction.
+    pub waiting_for_correction: usize,
+    /// Those held out.
+    pub heldout: usize,
+    /// The threshold; `None` when jobs do not start by themselves.
+    pub threshold: Option<usize>,
+}
+
+/// `/undo`: takes a mark back.
+///
+/// **Reply:** the buffer without it. **Errors:** `Refused` when it was trained on already (`/forget` is for those) or is
+/// in a job's snapshot, or does not exist; `Store`.
+#[derive(ActixMessage, Debug, Clone)]
+#[rtype(result = "Result<Buffer, ActorError>")]
+pub struct UndoMark {
+    /// The mark.
+    pub id: i64,
+}
+
+/// Asks for the buffer of a domain. **Errors:** `Store`.
+#[derive(ActixMessage, Debug, Clone)]
+#[rtype(result = "Result<Buffer, ActorError>")]
+pub struct GetBuffer {
+    /// The domain.
+    pub domain: String,
+}
+
+/// Asks for the marks of a domain (or all), newest first, at most `limit`. **Errors:** `Store`.
+#[derive(ActixMessage, Debug, Clone)]
+#[rtype(result = "Result<Vec<MarkLine>, ActorError>")]
+pub struct ListMarks {
+    /// Only this domain.
+    pub domain: Option<String>,
+    /// Only those waiting for a correction (`/pending`).
+    pub pending: bool,
+    /// At most this many.
+    pub limit: usize,
+}
+
+/// One mark, for a list.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MarkLine {
+    /// Its id.
+    pub id: i64,
+    /// The kind.
+    pub mark: Mark,
+    /// Its weight.
+    pub weight: f64,
+    /// Its domain.
+    pub domain: String,
+    /// The user's message.
+    pub prompt: String,
+    /// The answer as given.
+    pub response: String,
+    /// The note.
+    pub note: Option<String>,
+    /// The better answer.
+    pub fix: Option<String>,
+    /// Whether it can be trained on.
+    pub has_target: bool,
+    /// Whether it is held out.
+    pub heldout: bool,
+    /// The job that consumed it.
+    pub consumed_by: Option<i64>,
+}

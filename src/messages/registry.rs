@@ -1,0 +1,149 @@
+//! To the adapter registry actor: adapters on disk and live.
+
+use std::path::PathBuf;
+
+use actix::Message as ActixMessage;
+
+use super::ActorError;
+use super::pending::{GateReport, Measurements, Promotion};
+use crate::domain::AdapterId;
+
+/// Publishes what a job made, and makes it live. From the training actor, which has the promotion from the gate.
+///
+/// **Reply:** [`Published`] after row and job are committed in one transaction and the inference actor took the adapter.
+/// **Errors:** `Adapter` when the directory does not hold a loadable adapter of this base; `Store`. Then nothing changed
+/// and the job is still evaluating: the training actor fails it.
+#[derive(ActixMessage, Debug)]
+#[rtype(result = "Result<Published, ActorError>")]
+pub struct PublishAdapter {
+    /// The job.
+    pub job: i64,
+    /// The adapter's id: its directory in `adapters/` was published by the worker.
+    pub id: AdapterId,
+    /// The domain it was trained for.
+    pub domain: String,
+    /// The adapter it went on from.
+    pub parent: Option<AdapterId>,
+    /// The hash of the base it was trained for.
+    pub base_hash: String,
+    /// Examples learnt.
+    pub examples: usize,
+    /// What the worker measured.
+    pub measurements: Box<Measurements>,
+    /// What the gate said.
+    pub report: Box<GateReport>,
+    /// The gate's permission.
+    pub promotion: Promotion,
+}
+
+/// The end of a publication.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Published {
+    /// Its directory.
+    pub path: PathBuf,
+    /// Whether it is live in this process (`false` when it belongs to another base than the loaded one).
+    pub live: bool,
+}
+
+/// `/adapters list`: all adapters, newest first. **Errors:** `Store`.
+#[derive(ActixMessage, Debug, Clone)]
+#[rtype(result = "Result<Vec<AdapterLine>, ActorError>")]
+pub struct ListAdapters;
+
+/// `/adapters load ID`: makes it live in its domain.
+///
+/// **Reply:** the adapter, after the inference actor took it ([`LiveChanged`](super::console::LiveChanged) goes out
+/// before). **Errors:** `Refused` when unknown; `Adapter` when damaged or of another base (the old one stays); `Store`.
+#[derive(ActixMessage, Debug, Clone)]
+#[rtype(result = "Result<AdapterLine, ActorError>")]
+pub struct LoadAdapter {
+    /// The adapter.
+    pub id: AdapterId,
+}
+
+/// `/adapters unload [ID]`: back to the base in its domain (of the default domain without an id).
+///
+/// **Reply:** the adapters that were live. **Errors:** `Refused` when it is not live; `Store`.
+#[derive(ActixMessage, Debug, Clone)]
+#[rtype(result = "Result<Vec<AdapterId>, ActorError>")]
+pub struct UnloadAdapter {
+    /// The adapter; the live one of the default domain when missing.
+    pub id: Option<AdapterId>,
+}
+
+/// `/adapters rollback`: back to the parent of the live adapter, or to the base.
+///
+/// **Reply:** what was and what is live now. **Errors:** `Refused` when the base is live already; `Adapter` when the
+/// parent is damaged (nothing changes); `Store`.
+#[derive(ActixMessage, Debug, Clone)]
+#[rtype(result = "Result<RolledBack, ActorError>")]
+pub struct RollbackAdapter {
+    /// The domain.
+    pub domain: String,
+}
+
+/// The end of a rollback.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RolledBack {
+    /// What was live.
+    pub from: AdapterId,
+    /// What is live; `None` is the base.
+    pub to: Option<AdapterId>,
+}
+
+/// `/adapters delete ID`: removes row and directory.
+///
+/// **Reply:** the bytes freed. **Errors:** `Refused` when it is live or another adapter's parent, or unknown; `Store`.
+#[derive(ActixMessage, Debug, Clone)]
+#[rtype(result = "Result<u64, ActorError>")]
+pub struct DeleteAdapter {
+    /// The adapter.
+    pub id: AdapterId,
+}
+
+/// An answer was given: one usage row. From the inference actor, after the answer's `Ended`. No reply.
+#[derive(ActixMessage, Debug, Clone, PartialEq)]
+#[rtype(result = "()")]
+pub struct RecordUsage {
+    /// The adapters and their weights; empty for the base.
+    pub adapters: Vec<(AdapterId, f64)>,
+    /// Tokens of the conversation.
+    pub prompt_tokens: usize,
+    /// Tokens of the answer.
+    pub new_tokens: usize,
+    /// Milliseconds to read the conversation.
+    pub prefill_ms: u64,
+    /// Milliseconds to write the answer.
+    pub decode_ms: u64,
+}
+
+/// One adapter, for a list.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdapterLine {
+    /// Its id.
+    pub id: AdapterId,
+    /// Its domain.
+    pub domain: String,
+    /// The adapter it went on from.
+    pub parent: Option<AdapterId>,
+    /// `ready` or `quarantined`.
+    pub state: String,
+    /// Whether it is live.
+    pub live: bool,
+    /// Whether it belongs to the loaded model.
+    pub fits: bool,
+    /// The hash of its base.
+    pub base: String,
+    /// Its rank.
+    pub rank: usize,
+    /// Examples learnt.
+    pub examples: usize,
+    /// Answers given with it.
+    pub used_in: usize,
+    /// Its directory.
+    pub path: PathBuf,
+    /// When it was made, RFC 3339.
+    pub created_at: String,
+    /// Size of its files.
+    pub bytes: u64,
+}
