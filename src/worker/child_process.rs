@@ -1,0 +1,147 @@
+//! What the worker does to its own process: a private channel, its limits, its end.
+
+use std::fs::File;
+use std::io;
+use std::panic::{self, PanicHookInfo};
+use std::process;
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::time::Duration;
+
+use rustix::process::{Resource, Rlimit};
+use serde::Serialize;
+
+use super::codec::{self, CodecError};
+use super::protocol::{Event, Limits};
+
+/// Exit code after a panic; Rust's own.
+const EXIT_PANICKED: i32 = 101;
+
+/// Exit code of a worker whose parent is gone; nobody reads it.
+pub const EXIT_PARENT_GONE: i32 = 3;
+
+/// The lowest priority there is.
+const MAX_NICE: i32 = 19;
+
+/// Lowest number of the private channel's descriptor: above the three standard ones.
+const FIRST_PRIVATE_FD: i32 = 3;
+
+/// How often, and how long between, a panicking thread tries to get the channel that another thread is writing to.
+const PANIC_TRIES: usize = 100;
+const PANIC_PAUSE: Duration = Duration::from_millis(10);
+
+/// The way to the parent, shared by the threads of the worker.
+pub struct Channel {
+    out: Mutex<File>,
+}
+
+impl Channel {
+    /// Takes file descriptor 1 private and points stdout at stderr, so that a stray print of any library becomes a
+    /// line of the log and cannot corrupt a frame.
+    ///
+    /// # Errors
+    /// Those of the operating system.
+    pub fn take_stdout() -> io::Result<Self> {
+        let private = rustix::io::fcntl_dupfd_cloexec(io::stdout(), FIRST_PRIVATE_FD)?;
+        rustix::stdio::dup2_stdout(io::stderr())?;
+        Ok(Self { out: Mutex::new(File::from(private)) })
+    }
+
+    /// Sends the hello.
+    ///
+    /// # Errors
+    /// [`CodecError::Io`].
+    pub fn hello(&self) -> Result<(), CodecError> {
+        codec::write_hello(&mut *self.out.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Sends one event; threads take turns.
+    ///
+    /// # Errors
+    /// Those of [`codec::write_frame`].
+    pub fn send<O: Serialize>(&self, event: &Event<O>) -> Result<(), CodecError> {
+        // Encoded before the lock is taken: whoever holds it only writes, so a panic never finds it held by its own
+        // thread.
+        let frame = codec::encode(event)?;
+        let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(io::Write::write_all(&mut *out, &frame)?)
+    }
+
+    /// Sends one event from a panic hook: gives up rather than wait for ever.
+    fn send_from_panic(&self, event: &Event<()>) {
+        let Ok(frame) = codec::encode(event) else { return };
+        for _ in 0..PANIC_TRIES {
+            let mut out = match self.out.try_lock() {
+                Ok(out) => out,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => {
+                    std::thread::sleep(PANIC_PAUSE);
+                    continue;
+                }
+            };
+            // The process ends in any case: the parent learns it from the exit code if not from the frame.
+            let _ = io::Write::write_all(&mut *out, &frame);
+            return;
+        }
+    }
+}
+
+/// Makes every panic tell the parent, then end the process: a worker that lost a thread is no worker.
+pub fn install_panic_hook(channel: &Arc<Channel>) {
+    let channel = Arc::clone(channel);
+    let log = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        log(info);
+        channel.send_from_panic(&panicked(info));
+        process::exit(EXIT_PANICKED);
+    }));
+}
+
+fn panicked(info: &PanicHookInfo<'_>) -> Event<()> {
+    let message = info.payload_as_str().unwrap_or("no message").to_owned();
+    let location = info.location().map(ToString::to_string).unwrap_or_default();
+    Event::Panicked { message, location }
+}
+
+/// Asks the kernel to end this process with its parent's thread; elsewhere than on Linux the closing of stdin does.
+///
+/// # Errors
+/// Those of the operating system.
+pub fn die_with_parent() -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    Ok(())
+}
+
+/// Tells whether `pid` is still this process's parent (it may have died before [`die_with_parent`]).
+pub fn is_parent(pid: u32) -> bool {
+    rustix::process::getppid().is_some_and(|parent| parent.as_raw_nonzero().get() as u32 == pid)
+}
+
+/// Applies the limits to this process; called before a second thread exists, because on Linux niceness belongs to the
+/// thread that asks and those that it makes later.
+///
+/// # Errors
+/// A message that names the limit and the reason.
+pub fn apply(limits: &Limits) -> Result<(), String> {
+    let nice = limits.nice.clamp(0, MAX_NICE);
+    rustix::process::setpriority_process(None, nice)
+        .map_err(|e| format!("could not set the priority to {nice}: {e}"))?;
+    limit(Resource::Core, 0).map_err(|e| format!("could not switch core dumps off: {e}"))?;
+    if limits.memory_bytes > 0 {
+        limit(Resource::Data, limits.memory_bytes).map_err(|e| {
+            format!("could not limit the memory to {} bytes: {e}", limits.memory_bytes)
+        })?;
+    }
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(limits.threads)
+        .thread_name(|index| format!("train-{index}"))
+        .build_global()
+        .map_err(|e| format!("could not start {} compute threads: {e}", limits.threads))
+}
+
+/// Lowers a limit; one that is lower already stays.
+fn limit(resource: Resource, most: u64) -> rustix::io::Result<()> {
+    let held = rustix::process::getrlimit(resource);
+    let most = held.maximum.map_or(most, |maximum| maximum.min(most));
+    rustix::process::setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })
+}
