@@ -1,5 +1,7 @@
 //! shammah: a local language-model assistant that learns from its user.
 
+pub mod config;
 pub mod domain;
 pub mod messages;
+pub mod text;
 pub mod worker;

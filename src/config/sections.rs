@@ -1,0 +1,249 @@
+//! The configuration as types: one struct per section, no default anywhere (`config/default.toml` has them all).
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Auto, DeviceChoice, Seed};
+
+/// The whole configuration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Which model, and where it computes.
+    pub model: ModelSection,
+    /// How answers are sampled.
+    pub generation: GenerationSection,
+    /// The buffer of marks.
+    pub feedback: FeedbackSection,
+    /// The shape of adapters, their training and their gate.
+    pub lora: LoraSection,
+    /// The queue of training jobs.
+    pub queue: QueueSection,
+    /// The training process.
+    pub worker: WorkerSection,
+    /// The domains that the user described, by name.
+    pub domains: BTreeMap<String, DomainSection>,
+    /// The interactive console.
+    pub console: ConsoleSection,
+    /// The log.
+    pub log: LogSection,
+}
+
+/// `[model]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSection {
+    /// `builtin` or a directory.
+    pub source: String,
+    /// Where it computes.
+    pub device: DeviceChoice,
+    /// Longest conversation in tokens; 0 means the model's own limit.
+    pub context_length: usize,
+    /// Threads for answers; 0 means one per core.
+    pub threads: usize,
+}
+
+/// `[generation]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GenerationSection {
+    /// 0 is greedy.
+    pub temperature: f64,
+    /// Candidates kept; 0 is off.
+    pub top_k: usize,
+    /// Probability mass kept; 1 is off.
+    pub top_p: f64,
+    /// Least share of the likeliest token's probability; 0 is off.
+    pub min_p: f64,
+    /// Divides the logits of used tokens; 1 is off.
+    pub repetition_penalty: f64,
+    /// Longest answer in tokens.
+    pub max_tokens: usize,
+    /// Seed of the sampler.
+    pub seed: Seed,
+    /// Texts that end an answer.
+    pub stop: Vec<String>,
+    /// System message; empty means none.
+    pub system: String,
+}
+
+/// `[feedback]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FeedbackSection {
+    /// Rows kept before consumed ones are archived.
+    pub buffer_limit: usize,
+    /// Weight of `/good`.
+    pub weight_good: f64,
+    /// Weight of `/medium`.
+    pub weight_medium: f64,
+    /// Weight of `/critical`.
+    pub weight_critical: f64,
+    /// Weight of `/fix` without another mark.
+    pub weight_fix: f64,
+    /// Percent of the marks kept out of training.
+    pub heldout_percent: u32,
+}
+
+/// `[lora]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoraSection {
+    /// Rank of the adapter.
+    pub rank: usize,
+    /// Its output counts `alpha / rank` times.
+    pub alpha: f64,
+    /// Probability that an input is zeroed in training.
+    pub dropout: f64,
+    /// Linear layers that get an adapter, by their standard names.
+    pub target_modules: Vec<String>,
+    /// How it is trained.
+    pub training: TrainingSection,
+    /// When it may go live.
+    pub gate: GateSection,
+}
+
+/// How the weight of an example enters, once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Weighting {
+    /// It scales the example's loss.
+    Loss,
+    /// The example is drawn more often.
+    Sampling,
+}
+
+/// Where a training job starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StartFrom {
+    /// From the live adapter of the domain.
+    Continue,
+    /// From zero, on all examples of the domain.
+    Fresh,
+}
+
+/// `[lora.training]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainingSection {
+    /// Peak step size.
+    pub learning_rate: Auto<f64>,
+    /// Examples per step.
+    pub batch_size: usize,
+    /// Passes over the examples.
+    pub epochs: usize,
+    /// Steps that a job takes at least.
+    pub min_steps: Auto<usize>,
+    /// Whether jobs start by themselves.
+    pub auto_train: bool,
+    /// Unconsumed trainable marks that start a job.
+    pub auto_train_threshold: usize,
+    /// How weights enter.
+    pub weighting: Weighting,
+    /// Share of the steps spent warming up.
+    pub warmup_ratio: f64,
+    /// Seed of first values, order and dropout.
+    pub seed: u64,
+    /// Minutes after which a job is stopped.
+    pub timeout_minutes: u64,
+    /// Norm to which gradients are scaled down; 0 is off.
+    pub max_grad_norm: f64,
+    /// Decay of the adapter's values.
+    pub weight_decay: f64,
+    /// Where a job starts.
+    pub from: StartFrom,
+    /// Old examples mixed into a continued job.
+    pub replay: usize,
+    /// Weight of the KL divergence to the base; 0 is off.
+    pub anchor: Auto<f64>,
+    /// General prompts per step for the anchor.
+    pub anchor_prompts: usize,
+    /// Percent of an epoch's weight that one example may have.
+    pub max_share_percent: u32,
+    /// Steps between two checkpoints.
+    pub checkpoint_every_steps: usize,
+}
+
+/// `[lora.gate]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GateSection {
+    /// Ceiling of the mean KL divergence to the base, nats per answer token.
+    pub max_kl: f64,
+    /// Confidence of the bootstrap interval.
+    pub confidence: f64,
+    /// Draws of that bootstrap.
+    pub bootstrap_samples: usize,
+}
+
+/// What a console does when another process runs the queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SecondInstance {
+    /// It chats, marks and enqueues, and does not run the queue.
+    Chat,
+    /// It refuses to start.
+    Refuse,
+}
+
+/// `[queue]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QueueSection {
+    /// Jobs that may wait.
+    pub max_queued: usize,
+    /// Attempts of a job before it counts as failed.
+    pub max_attempts: u32,
+    /// Milliseconds before the second attempt.
+    pub backoff_base_ms: u64,
+    /// Longest pause in milliseconds.
+    pub backoff_max_ms: u64,
+    /// What a second console does.
+    pub second_instance: SecondInstance,
+}
+
+/// `[worker]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkerSection {
+    /// Threads for training; 0 means one per core.
+    pub threads: usize,
+    /// Unix priority, 0 to 19.
+    pub nice: u8,
+    /// Mebibytes of address space; 0 means no limit.
+    pub memory_limit_mb: u64,
+    /// Seconds of silence after which it counts as hung.
+    pub heartbeat_timeout_s: u64,
+}
+
+/// `[domains.NAME]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DomainSection {
+    /// What the domain is about, for people.
+    pub description: Option<String>,
+}
+
+/// `[console]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConsoleSection {
+    /// Whether tokens and speed follow each answer.
+    pub show_usage: bool,
+    /// Lines kept in the history file.
+    pub history_limit: usize,
+    /// Whether answers are wrapped between words.
+    pub wrap: bool,
+}
+
+/// `[log]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogSection {
+    /// `off`, `error`, `warn`, `info`, `debug` or `trace`.
+    pub level: String,
+    /// Whether `logs/shammah.log` is written.
+    pub file: bool,
+}

@@ -1,0 +1,143 @@
+//! Text of others made safe for a terminal and for a log.
+
+use std::borrow::Cow;
+
+/// Removes what could steer a terminal or reorder a line: C0 and C1 controls with their escape sequences, and the
+/// controls of bidirectional text. Keeps `\n` and `\t`.
+///
+/// A sequence that is split over two calls loses only its escape character in the first: what follows is then plain
+/// text, never a command to the terminal.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    if text.chars().all(is_printable) {
+        return Cow::Borrowed(text);
+    }
+    let mut clean = String::with_capacity(text.len());
+    let mut rest = text.chars().peekable();
+    while let Some(c) = rest.next() {
+        match c {
+            '\u{1b}' => skip_escape(&mut rest),
+            '\u{9b}' => skip_csi(&mut rest),
+            '\u{90}' | '\u{98}' | '\u{9d}' | '\u{9e}' | '\u{9f}' => skip_string(&mut rest),
+            c if is_printable(c) => clean.push(c),
+            _ => {}
+        }
+    }
+    Cow::Owned(clean)
+}
+
+/// Like [`printable`], on one line: line breaks and tabs become spaces.
+pub fn printable_line(text: &str) -> String {
+    printable(text).chars().map(|c| if matches!(c, '\n' | '\t') { ' ' } else { c }).collect()
+}
+
+/// Cuts a text to at most `limit` characters, the last of them "…" if something is missing.
+pub fn shortened(text: &str, limit: usize) -> String {
+    if text.chars().count() <= limit {
+        return text.to_owned();
+    }
+    let mut short: String = text.chars().take(limit.saturating_sub(1)).collect();
+    short.push('…');
+    short
+}
+
+fn is_printable(c: char) -> bool {
+    if matches!(c, '\n' | '\t') {
+        return true;
+    }
+    let reorders = matches!(c,
+        '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    // Line and paragraph separator, and the byte order mark, are invisible breaks.
+    let invisible = matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}');
+    !c.is_control() && !reorders && !invisible
+}
+
+type Rest<'a> = std::iter::Peekable<std::str::Chars<'a>>;
+
+/// Skips what follows ESC (ECMA-48, 5.3): a control sequence, a control string, or one final character.
+fn skip_escape(rest: &mut Rest<'_>) {
+    match rest.peek() {
+        Some('[') => {
+            rest.next();
+            skip_csi(rest);
+        }
+        Some(']' | 'P' | 'X' | '^' | '_') => {
+            rest.next();
+            skip_string(rest);
+        }
+        _ => {
+            while rest.next_if(|c| matches!(c, ' '..='/')).is_some() {}
+            rest.next_if(|c| matches!(c, '0'..='~'));
+        }
+    }
+}
+
+/// Skips parameters, intermediates and the final character of a control sequence.
+fn skip_csi(rest: &mut Rest<'_>) {
+    while rest.next_if(|c| matches!(c, ' '..='?')).is_some() {}
+    rest.next_if(|c| matches!(c, '@'..='~'));
+}
+
+/// Skips a control string up to its end (BEL or ST), or to the end of the line: a forgotten end must not eat an answer.
+fn skip_string(rest: &mut Rest<'_>) {
+    while let Some(c) = rest.next_if(|&c| c != '\n') {
+        match c {
+            '\u{7}' | '\u{9c}' => return,
+            '\u{1b}' => {
+                rest.next_if_eq(&'\\');
+                return;
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn plain_text_is_untouched() {
+        let text = "Grüße,\n\tκόσμε 🦀 [0m 100 %";
+        assert!(matches!(printable(text), Cow::Borrowed(same) if same == text));
+    }
+
+    #[test]
+    fn escape_sequences_go_with_their_parameters() {
+        for (dirty, clean) in [
+            ("a\u{1b}[31mred\u{1b}[0m", "ared"),
+            ("\u{1b}]0;title\u{7}x", "x"),
+            ("\u{1b}]8;;http://x\u{1b}\\link", "link"),
+            ("\u{1b}Pq#0\u{9c}x", "x"),
+            ("\u{9b}2Jx", "x"),
+            ("\u{1b}(Bx\u{1b}cy", "xy"),
+            ("bell\u{7} back\u{8} del\u{7f} cr\r.", "bell back del cr."),
+            ("user\u{202e}txt.exe\u{2069}", "usertxt.exe"),
+            ("\u{1b}]0;never closed\nnext line", "\nnext line"),
+            ("\u{1b}", ""),
+        ] {
+            assert_eq!(printable(dirty), clean, "{dirty:?}");
+        }
+    }
+
+    #[test]
+    fn one_line_stays_one_line() {
+        assert_eq!(printable_line("a\nb\tc\u{1b}[2Jd"), "a b cd");
+    }
+
+    #[test]
+    fn shortened_counts_characters() {
+        assert_eq!(shortened("äöü", 3), "äöü");
+        assert_eq!(shortened("äöüß", 3), "äö…");
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_that_steers_a_terminal_is_left(text in ".*") {
+            let clean = printable(&text).into_owned();
+            prop_assert!(clean.chars().all(is_printable));
+            prop_assert_eq!(printable(&clean).into_owned(), clean.clone());
+        }
+    }
+}
