@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod domain;
+pub mod engine;
 pub mod messages;
 pub mod text;
 pub mod worker;

@@ -1,0 +1,276 @@
+//! Keeps what the model computed for earlier conversations, so that the next turn of one prefills
+//! only what is new.
+//!
+//! A session is checked out while it is used and returned when the generation ended well: a failed
+//! or panicked generation takes its session with it, so what is kept is always consistent.
+
+use super::error::EngineError;
+
+/// The most conversations that are kept: the chat itself, a side question or comparison with the
+/// base, and one more; each costs memory in proportion to its length.
+pub const MAX_SESSIONS: usize = 4;
+
+/// The most positions that are kept over all sessions (a single conversation may be longer). A
+/// position takes 24 KiB in a model of 0.5 B parameters (Qwen2.5: 24 layers, two heads of 64 for
+/// keys and values, f32), so all of them 384 MiB.
+pub const MAX_CACHED_TOKENS: usize = 16_384;
+
+/// What a session's keys and values depend on besides the tokens: one adapter never reads
+/// another's cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheKey {
+    base_hash: String,
+    /// Digest and weight (as bits) of each adapter, in the order they are applied.
+    adapters: Vec<(String, u64)>,
+}
+
+impl CacheKey {
+    /// Makes the key of a base model with adapters given as digest and weight.
+    pub fn new<'a>(base_hash: &str, adapters: impl IntoIterator<Item = (&'a str, f64)>) -> Self {
+        let adapters = adapters.into_iter();
+        Self {
+            base_hash: base_hash.to_owned(),
+            adapters: adapters
+                .map(|(digest, weight)| (digest.to_owned(), weight.to_bits()))
+                .collect(),
+        }
+    }
+}
+
+/// What the bookkeeping needs to know of a key-value cache.
+pub trait CacheStore {
+    /// Returns the number of positions that are filled.
+    fn len(&self) -> usize;
+    /// Returns the number of positions that there is memory for.
+    fn capacity(&self) -> usize;
+    /// Forgets all positions from `len` on.
+    fn truncate(&mut self, len: usize);
+    /// Grows to `capacity` positions and keeps those that are filled; never shrinks.
+    ///
+    /// # Errors
+    /// No memory on the device.
+    fn reserve(&mut self, capacity: usize) -> Result<(), EngineError>;
+}
+
+/// A cache and the tokens whose keys and values are in it.
+#[derive(Debug)]
+pub struct Session<C> {
+    key: CacheKey,
+    /// One token per filled position.
+    pub tokens: Vec<u32>,
+    /// The tokens from the start that were given, not generated.
+    prompt_len: usize,
+    /// The keys and values.
+    pub cache: C,
+}
+
+impl<C: CacheStore> Session<C> {
+    /// Makes a session for an empty cache.
+    pub fn new(key: CacheKey, cache: C, prompt_len: usize) -> Self {
+        Self { key, tokens: Vec::new(), prompt_len, cache }
+    }
+
+    /// Returns how many tokens of `prompt` need not be computed again. At least the last one is,
+    /// for its logits.
+    fn shared(&self, prompt: &[u32]) -> usize {
+        let same = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        same.min(prompt.len().saturating_sub(1))
+    }
+
+    /// Tells whether cutting the session to `shared` tokens loses no more than it saves.
+    ///
+    /// Two conversations often begin alike (the same system message): the second should not destroy
+    /// the first for that. An answer at the end does not count, it is replaced by a retry anyway.
+    fn worth_cutting(&self, shared: usize) -> bool {
+        shared > 0 && self.prompt_len.min(self.tokens.len()).saturating_sub(shared) <= shared
+    }
+}
+
+/// The sessions that are kept, the one used longest ago first.
+#[derive(Debug)]
+pub struct PrefixCache<C> {
+    sessions: Vec<Session<C>>,
+    max_sessions: usize,
+    max_tokens: usize,
+}
+
+impl<C: CacheStore> Default for PrefixCache<C> {
+    fn default() -> Self {
+        Self::with_limits(MAX_SESSIONS, MAX_CACHED_TOKENS)
+    }
+}
+
+impl<C: CacheStore> PrefixCache<C> {
+    fn with_limits(max_sessions: usize, max_tokens: usize) -> Self {
+        Self { sessions: Vec::new(), max_sessions, max_tokens }
+    }
+
+    /// Takes out the session with the same key that shares the longest prefix with `prompt`, cut to
+    /// that prefix.
+    pub fn check_out(&mut self, key: &CacheKey, prompt: &[u32]) -> Option<Session<C>> {
+        let usable = |(index, session): (usize, &Session<C>)| {
+            let shared = session.shared(prompt);
+            let same = session.key == *key;
+            (same && session.worth_cutting(shared)).then_some((shared, index))
+        };
+        let (shared, index) = self.sessions.iter().enumerate().filter_map(usable).max()?;
+        let mut session = self.sessions.remove(index);
+        session.cache.truncate(shared);
+        session.tokens.truncate(shared);
+        session.prompt_len = prompt.len();
+        Some(session)
+    }
+
+    /// Returns a session after a generation that ended well (or was cancelled).
+    ///
+    /// One whose tokens and cache do not agree is dropped, and so are sessions that it contains.
+    pub fn check_in(&mut self, session: Session<C>) {
+        if session.tokens.is_empty() || session.tokens.len() != session.cache.len() {
+            return;
+        }
+        self.sessions
+            .retain(|old| old.key != session.key || !session.tokens.starts_with(&old.tokens));
+        self.make_room(session.cache.capacity());
+        self.sessions.push(session);
+    }
+
+    /// Drops the sessions used longest ago until one more with `capacity` positions fits.
+    pub fn make_room(&mut self, capacity: usize) {
+        let fits = |sessions: &[Session<C>]| {
+            let held: usize = sessions.iter().map(|session| session.cache.capacity()).sum();
+            sessions.len() < self.max_sessions && held + capacity <= self.max_tokens
+        };
+        let dropped = (0..self.sessions.len()).find(|&first| fits(&self.sessions[first..]));
+        self.sessions.drain(..dropped.unwrap_or(self.sessions.len()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A cache that counts positions only.
+    #[derive(Debug)]
+    struct Counter {
+        len: usize,
+        capacity: usize,
+    }
+
+    impl CacheStore for Counter {
+        fn len(&self) -> usize {
+            self.len
+        }
+        fn capacity(&self) -> usize {
+            self.capacity
+        }
+        fn truncate(&mut self, len: usize) {
+            self.len = self.len.min(len);
+        }
+        fn reserve(&mut self, capacity: usize) -> Result<(), EngineError> {
+            self.capacity = self.capacity.max(capacity);
+            Ok(())
+        }
+    }
+
+    fn key(adapters: &[(&str, f64)]) -> CacheKey {
+        CacheKey::new("base", adapters.iter().copied())
+    }
+
+    fn session(key: &CacheKey, tokens: &[u32], prompt_len: usize) -> Session<Counter> {
+        let cache = Counter { len: tokens.len(), capacity: tokens.len() };
+        Session { tokens: tokens.to_vec(), ..Session::new(key.clone(), cache, prompt_len) }
+    }
+
+    fn taken(cache: &mut PrefixCache<Counter>, key: &CacheKey, prompt: &[u32]) -> Option<Vec<u32>> {
+        let session = cache.check_out(key, prompt)?;
+        assert_eq!(session.tokens.len(), session.cache.len);
+        Some(session.tokens)
+    }
+
+    #[test]
+    fn an_adapter_never_reads_the_cache_of_another() {
+        let mine = key(&[("a", 1.0), ("b", 0.5)]);
+        let others = [
+            key(&[]),
+            key(&[("a", 1.0)]),
+            key(&[("a", 1.0), ("b", 0.25)]),
+            key(&[("b", 0.5), ("a", 1.0)]),
+            key(&[("a", 1.0), ("c", 0.5)]),
+            CacheKey::new("other base", [("a", 1.0), ("b", 0.5)]),
+        ];
+        for other in others {
+            let mut cache = PrefixCache::default();
+            cache.check_in(session(&mine, &[1, 2, 3], 3));
+            assert_eq!(taken(&mut cache, &other, &[1, 2, 3, 4]), None, "{other:?}");
+            assert_eq!(taken(&mut cache, &mine, &[1, 2, 3, 4]), Some(vec![1, 2, 3]));
+        }
+    }
+
+    #[test]
+    fn the_longest_common_prefix_wins_and_the_last_token_is_computed_again() {
+        let key = key(&[]);
+        let mut cache = PrefixCache::default();
+        cache.check_in(session(&key, &[1, 2, 3, 9], 2));
+        cache.check_in(session(&key, &[1, 2, 8], 2));
+        cache.check_in(session(&key, &[7], 1));
+        assert_eq!(taken(&mut cache, &key, &[1, 2, 3, 4]), Some(vec![1, 2, 3]));
+        assert_eq!(taken(&mut cache, &key, &[1, 2, 8]), Some(vec![1, 2]));
+        assert_eq!(taken(&mut cache, &key, &[7]), None, "one token has nothing to save");
+    }
+
+    #[test]
+    fn a_common_beginning_does_not_cost_another_conversation_its_cache() {
+        let key = key(&[]);
+        let mut cache = PrefixCache::default();
+        cache.check_in(session(&key, &[1, 2, 3, 4, 5, 6, 7], 7));
+        assert_eq!(taken(&mut cache, &key, &[1, 2, 9, 9]), None, "two saved, five lost");
+        assert_eq!(taken(&mut cache, &key, &[1, 2, 3, 4, 9]), Some(vec![1, 2, 3, 4]));
+        cache.check_in(session(&key, &[1, 2, 3, 4, 5, 6, 7], 2));
+        assert_eq!(taken(&mut cache, &key, &[1, 2, 9]), Some(vec![1, 2]), "a retried answer");
+    }
+
+    #[test]
+    fn the_session_used_longest_ago_goes_first() {
+        let key = key(&[]);
+        let mut cache = PrefixCache::with_limits(3, 1000);
+        for first in [10, 20, 30] {
+            cache.check_in(session(&key, &[first, 1, 2], 3));
+        }
+        let used = cache.check_out(&key, &[10, 1, 2, 3]).expect("kept");
+        cache.check_in(used);
+        cache.check_in(session(&key, &[40, 1, 2], 3));
+        assert_eq!(cache.sessions.len(), 3);
+        assert_eq!(taken(&mut cache, &key, &[20, 1, 2]), None);
+        assert!(taken(&mut cache, &key, &[10, 1, 2]).is_some());
+        assert!(taken(&mut cache, &key, &[30, 1, 2]).is_some());
+    }
+
+    #[test]
+    fn the_positions_of_all_sessions_are_bounded() {
+        let key = key(&[]);
+        let mut cache = PrefixCache::with_limits(10, 10);
+        for first in 0..6 {
+            cache.check_in(session(&key, &[first, 1, 2, 3], 4));
+            assert!(
+                cache.sessions.iter().map(|session| session.cache.capacity).sum::<usize>() <= 10
+            );
+        }
+        assert_eq!(cache.sessions.len(), 2);
+        cache.check_in(session(&key, &[9; 25], 25));
+        assert_eq!(cache.sessions.len(), 1, "a single long conversation is kept alone");
+    }
+
+    #[test]
+    fn what_does_not_agree_or_is_contained_is_not_kept() {
+        let key = key(&[]);
+        let mut cache = PrefixCache::default();
+        let mut torn = session(&key, &[1, 2, 3], 3);
+        torn.cache.len = 2;
+        cache.check_in(torn);
+        cache.check_in(session(&key, &[], 0));
+        assert!(cache.sessions.is_empty());
+        cache.check_in(session(&key, &[1, 2], 2));
+        cache.check_in(session(&key, &[1, 2, 3], 3));
+        assert_eq!(cache.sessions.len(), 1);
+    }
+}
