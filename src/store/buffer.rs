@@ -1,0 +1,176 @@
+//! The training buffer of a domain: what is in it, when it is full, when it is enough for a job.
+
+use std::fmt;
+
+use rusqlite::{Connection, named_params};
+use serde::Serialize;
+
+use super::error::StoreError;
+use super::feedback::{FeedbackRow, read_row};
+use super::heldout::{Candidate, held_out};
+use super::{Store, stored};
+
+/// What waits in a domain's buffer. Displays as `Training buffer: 8 examples (42.0 weighted)`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct BufferStatus {
+    /// Marks that no job has learned or is about to, with or without a target.
+    pub examples: usize,
+    /// Sum of their weights.
+    pub weighted: f64,
+    /// Those of them that the next job would learn.
+    pub trainable_unconsumed: usize,
+    /// Those of them without a target.
+    pub waiting_for_correction: usize,
+    /// Those of them that are kept for measuring.
+    pub heldout: usize,
+    /// Marks in a queued or running job; they come back if it fails.
+    pub in_training: usize,
+}
+
+impl fmt::Display for BufferStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let noun = if self.examples == 1 { "example" } else { "examples" };
+        write!(f, "Training buffer: {} {noun} ({:.1} weighted)", self.examples, self.weighted)
+    }
+}
+
+impl BufferStatus {
+    /// Counts a domain's marks.
+    pub(super) fn of(rows: &[FeedbackRow]) -> Self {
+        let mut status = Self::default();
+        for row in rows.iter().filter(|row| row.consumed_by.is_none()) {
+            if row.in_job.is_some() {
+                status.in_training += 1;
+                continue;
+            }
+            status.examples += 1;
+            status.weighted += row.weight;
+            if row.target().is_none() {
+                status.waiting_for_correction += 1;
+            } else if row.heldout {
+                status.heldout += 1;
+            } else {
+                status.trainable_unconsumed += 1;
+            }
+        }
+        status
+    }
+}
+
+impl Store {
+    /// Counts what waits in a domain's buffer.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn buffer_status(&self, domain: &str) -> Result<BufferStatus, StoreError> {
+        self.read(|db| Ok(BufferStatus::of(&rows_of_domain(db, domain, false)?)))
+    }
+
+    /// Archives the oldest learned marks until at most `limit` marks are in the buffer of all
+    /// domains, and returns how many; a mark that was not learned is never dropped.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub fn archive_over(&self, limit: usize) -> Result<usize, StoreError> {
+        self.write(|db| {
+            let sql = "UPDATE feedback SET archived = 1 WHERE id IN (
+                SELECT f.id FROM feedback f JOIN consumed c ON c.feedback_id = f.id
+                WHERE f.archived = 0 AND f.forgotten = 0 ORDER BY f.id
+                LIMIT max(0, (SELECT count(*) FROM feedback WHERE archived = 0 AND forgotten = 0) - :limit))";
+            Ok(db.prepare_cached(sql)?.execute(named_params! {":limit": stored(limit)})?)
+        })
+    }
+
+    /// Whether a domain has marks enough for a job that starts by itself.
+    ///
+    /// It counts marks that the job would learn. Those in a rejected or cancelled job do not count
+    /// again: after one the next waits for `threshold` new marks. After a failed job one new mark
+    /// is enough, but it needs that one, so that a job that always fails is not tried for ever.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn should_train(&self, domain: &str, threshold: usize) -> Result<bool, StoreError> {
+        self.read(|db| is_due(db, domain, threshold))
+    }
+}
+
+/// [`Store::should_train`] inside a transaction.
+pub(super) fn is_due(db: &Connection, domain: &str, threshold: usize) -> Result<bool, StoreError> {
+    let rows = rows_of_domain(db, domain, false)?;
+    let (mut counted, mut untried) = (0, 0);
+    for row in rows.iter().filter(|row| is_new(row)) {
+        let tried = tried_in(db, row.id)?;
+        counted += usize::from(!tried.refused);
+        untried += usize::from(!tried.refused && !tried.failed);
+    }
+    Ok(counted >= threshold.max(1) && untried > 0)
+}
+
+/// How jobs that took a mark ended.
+struct Tried {
+    refused: bool,
+    failed: bool,
+}
+
+fn tried_in(db: &Connection, feedback: i64) -> Result<Tried, StoreError> {
+    let sql = "SELECT coalesce(max(j.state IN ('rejected', 'cancelled')), 0) AS refused,
+                      coalesce(max(j.state = 'failed'), 0) AS failed
+               FROM job_feedback jf JOIN jobs j ON j.id = jf.job_id
+               WHERE jf.feedback_id = ?1 AND jf.role = 'new'";
+    Ok(db.prepare_cached(sql)?.query_row([feedback], |row| {
+        Ok(Tried { refused: row.get("refused")?, failed: row.get("failed")? })
+    })?)
+}
+
+/// Whether the next job of its domain would learn this mark.
+pub(super) fn is_new(row: &FeedbackRow) -> bool {
+    row.consumed_by.is_none() && row.in_job.is_none() && !row.heldout && row.target().is_some()
+}
+
+/// Reads the marks of a domain with everything that follows from jobs and from one another.
+///
+/// Which marks are held out is decided among those in the buffer; an archived one was learned.
+pub(super) fn rows_of_domain(
+    db: &Connection,
+    domain: &str,
+    archived: bool,
+) -> Result<Vec<FeedbackRow>, StoreError> {
+    let sql = "SELECT f.*, c.job_id AS consumed_by, r.job_id AS in_job
+               FROM feedback f
+               LEFT JOIN consumed c ON c.feedback_id = f.id
+               LEFT JOIN reserved r ON r.feedback_id = f.id
+               WHERE f.domain = :domain AND f.forgotten = 0 AND f.archived <= :archived
+               ORDER BY f.id";
+    let mut statement = db.prepare_cached(sql)?;
+    let mut cursor = statement.query(named_params! {":domain": domain, ":archived": archived})?;
+    let mut rows = Vec::new();
+    while let Some(row) = cursor.next()? {
+        rows.push(read_row(row)?);
+    }
+    let held = held_out(&candidates(&rows), had_jobs(db, domain)?);
+    for row in &mut rows {
+        row.heldout = held.contains(&row.id);
+    }
+    Ok(rows)
+}
+
+fn candidates(rows: &[FeedbackRow]) -> Vec<Candidate<'_>> {
+    rows.iter().filter(|row| !row.archived && row.target().is_some()).map(candidate).collect()
+}
+
+fn candidate(row: &FeedbackRow) -> Candidate<'_> {
+    Candidate {
+        id: row.id,
+        weight: row.weight,
+        question: row.question(),
+        target: row.target().unwrap_or_default(),
+        taken: row.consumed_by.is_some() || row.in_job.is_some(),
+    }
+}
+
+/// Whether a job of this domain has reached the gate.
+fn had_jobs(db: &Connection, domain: &str) -> Result<bool, StoreError> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM jobs
+               WHERE domain = ?1 AND state IN ('succeeded', 'rejected'))";
+    Ok(db.prepare_cached(sql)?.query_row([domain], |row| row.get(0))?)
+}

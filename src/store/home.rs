@@ -1,0 +1,183 @@
+//! The data directory: where everything lies, and the lock of its queue.
+
+use std::fs::{DirBuilder, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use super::error::StoreError;
+use crate::domain::AdapterId;
+
+/// Permissions of every directory made here: for the owner alone.
+const DIRECTORY_MODE: u32 = 0o700;
+/// Permissions of every file made here: for the owner alone.
+pub(super) const FILE_MODE: u32 = 0o600;
+/// The bits that let the group or others write.
+const WRITABLE_BY_OTHERS: u32 = 0o022;
+/// Longest text of a lock file that is read back: a process id.
+const MAX_LOCK_TEXT: u64 = 20;
+
+/// The data directory (`~/.shammah`), checked to belong to this user alone.
+///
+/// Making one creates the directory; holding one proves the check.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Home {
+    root: PathBuf,
+}
+
+impl Home {
+    /// Opens the data directory at `path` and creates what is missing, for the owner alone.
+    ///
+    /// # Errors
+    /// When it belongs to another user, can be written by group or others, is no directory, or
+    /// cannot be made.
+    pub fn open_or_create(path: impl AsRef<Path>) -> Result<Self, StoreError> {
+        let root = std::path::absolute(path.as_ref())
+            .map_err(|e| StoreError::io("find the data directory", path.as_ref(), e))?;
+        let home = Self { root };
+        make_directory(&home.root)?;
+        check_owner(&home.root)?;
+        for directory in [home.adapters(), home.checkpoints(), home.logs()] {
+            make_directory(&directory)?;
+        }
+        Ok(home)
+    }
+
+    /// The data directory itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The database.
+    pub fn db(&self) -> PathBuf {
+        self.root.join("shammah.db")
+    }
+
+    /// The directory of all adapters.
+    pub fn adapters(&self) -> PathBuf {
+        self.root.join("adapters")
+    }
+
+    /// The directory of one adapter.
+    pub fn adapter(&self, id: &AdapterId) -> PathBuf {
+        self.adapters().join(id.as_str())
+    }
+
+    /// Where deleted adapters lie until their files are gone; on the adapters' file system.
+    pub(super) fn trash(&self) -> PathBuf {
+        self.adapters().join(".trash")
+    }
+
+    /// The directory of all jobs' checkpoints.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.root.join("checkpoints")
+    }
+
+    /// The directory of one job's checkpoints and unpublished outcome.
+    pub fn checkpoint(&self, job: i64) -> PathBuf {
+        self.checkpoints().join(format!("job-{job}"))
+    }
+
+    /// The directory of the log files.
+    pub fn logs(&self) -> PathBuf {
+        self.root.join("logs")
+    }
+
+    /// The console's history.
+    pub fn history(&self) -> PathBuf {
+        self.root.join("history")
+    }
+
+    /// The user's configuration.
+    pub fn config(&self) -> PathBuf {
+        self.root.join("config.toml")
+    }
+
+    /// The lock of the queue.
+    pub fn lock(&self) -> PathBuf {
+        self.root.join("lock")
+    }
+
+    /// Takes the right to run this directory's queue, or returns `None` when another process (or
+    /// another handle of this one) has it.
+    ///
+    /// # Errors
+    /// When the lock file cannot be opened or written.
+    pub fn try_lock_queue(&self) -> Result<Option<QueueLock>, StoreError> {
+        let path = self.lock();
+        let mut file = open_lock_file(&path)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(source)) => return Err(StoreError::io("lock", &path, source)),
+        }
+        write_holder(&mut file).map_err(|e| StoreError::io("write", &path, e))?;
+        Ok(Some(QueueLock { _file: file }))
+    }
+
+    /// Returns the process id of whoever holds the queue, as far as the lock file tells.
+    ///
+    /// For messages only: between this answer and its use the holder may have gone.
+    pub fn queue_holder(&self) -> Option<u32> {
+        let mut text = String::new();
+        let file = std::fs::File::open(self.lock()).ok()?;
+        file.take(MAX_LOCK_TEXT).read_to_string(&mut text).ok()?;
+        text.trim().parse().ok()
+    }
+}
+
+/// The right to run the queue of a data directory, held until this value is dropped.
+///
+/// The lock belongs to an open file, so it ends with the process however that ends, and children
+/// do not inherit it.
+#[derive(Debug)]
+pub struct QueueLock {
+    _file: std::fs::File,
+}
+
+fn open_lock_file(path: &Path) -> Result<std::fs::File, StoreError> {
+    std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(FILE_MODE)
+        .open(path)
+        .map_err(|e| StoreError::io("open", path, e))
+}
+
+/// Leaves this process's id in the lock file, for the message of the process that comes too late.
+fn write_holder(file: &mut std::fs::File) -> io::Result<()> {
+    file.set_len(0)?;
+    file.rewind()?;
+    writeln!(file, "{}", std::process::id())
+}
+
+/// Makes a directory, with its parents, for the owner alone; one that is there stays as it is.
+pub(super) fn make_directory(path: &Path) -> Result<(), StoreError> {
+    match DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(path) {
+        Ok(()) => Ok(()),
+        Err(_) if path.exists() && !path.is_dir() => {
+            Err(StoreError::NotADirectory { path: path.to_owned() })
+        }
+        Err(source) => Err(StoreError::io("create directory", path, source)),
+    }
+}
+
+fn check_owner(path: &Path) -> Result<(), StoreError> {
+    let metadata =
+        std::fs::metadata(path).map_err(|e| StoreError::io("read directory", path, e))?;
+    let user = rustix::process::geteuid().as_raw();
+    if metadata.uid() != user {
+        return Err(StoreError::ForeignOwner {
+            path: path.to_owned(),
+            owner: metadata.uid(),
+            user,
+        });
+    }
+    if metadata.mode() & WRITABLE_BY_OTHERS != 0 {
+        let mode = metadata.mode() & 0o777;
+        return Err(StoreError::WritableByOthers { path: path.to_owned(), mode });
+    }
+    Ok(())
+}

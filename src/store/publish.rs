@@ -1,0 +1,96 @@
+//! How an adapter's directory gets to its place, and out of it.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use super::error::StoreError;
+use super::home::{Home, make_directory};
+use crate::domain::AdapterId;
+
+/// The files that every adapter has.
+pub(super) const ADAPTER_FILES: [&str; 3] =
+    ["adapter_model.safetensors", "adapter_config.json", "training.json"];
+
+/// Checks that `directory` holds a whole adapter, makes its files durable, and returns their size
+/// in bytes.
+pub(super) fn prepare(directory: &Path) -> Result<u64, StoreError> {
+    if let Some(missing) = first_missing(directory) {
+        return Err(StoreError::IncompleteAdapter { path: directory.to_owned(), missing });
+    }
+    let mut bytes = 0;
+    for name in ADAPTER_FILES {
+        let path = directory.join(name);
+        let sync = || {
+            let file = File::open(&path)?;
+            file.sync_all()?;
+            file.metadata()
+        };
+        bytes += sync().map_err(|e| StoreError::io("make durable", &path, e))?.len();
+    }
+    sync_directory(directory)?;
+    Ok(bytes)
+}
+
+/// Names the first file that an adapter's directory lacks; a link is no file.
+pub(super) fn first_missing(directory: &Path) -> Option<&'static str> {
+    let is_file =
+        |name: &str| directory.join(name).symlink_metadata().is_ok_and(|m| m.file_type().is_file());
+    ADAPTER_FILES.into_iter().find(|name| !is_file(name))
+}
+
+/// An adapter's directory in its place, whose row is not committed yet.
+pub(super) struct Published {
+    from: PathBuf,
+    to: PathBuf,
+}
+
+impl Published {
+    /// Moves a prepared directory to its adapter's place, durably.
+    ///
+    /// Called inside the transaction that makes the row: another process that cleans up waits.
+    pub(super) fn publish(from: &Path, home: &Home, id: &AdapterId) -> Result<Self, StoreError> {
+        let to = home.adapter(id);
+        // A directory without a row is the remainder of a process that died here before.
+        discard(home, &to)?;
+        std::fs::rename(from, &to).map_err(|e| StoreError::io("publish", &to, e))?;
+        let published = Self { from: from.to_owned(), to };
+        let synced = sync_directory(&home.adapters());
+        if let Err(error) = synced {
+            published.take_back();
+            return Err(error);
+        }
+        Ok(published)
+    }
+
+    /// Moves the directory back. When that fails too, it has no row and the next start removes it.
+    pub(super) fn take_back(self) {
+        if let Err(error) = std::fs::rename(&self.to, &self.from) {
+            tracing::warn!(%error, path = %self.to.display(), "unpublished adapter stays until the next start");
+        }
+    }
+}
+
+/// Removes a directory: first out of its place in one step, then its files.
+pub(super) fn discard(home: &Home, directory: &Path) -> Result<(), StoreError> {
+    if directory.symlink_metadata().is_err() {
+        return Ok(());
+    }
+    let trash = home.trash();
+    make_directory(&trash)?;
+    let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let grave = tempfile::Builder::new()
+        .prefix(&name)
+        .tempdir_in(&trash)
+        .map_err(|e| StoreError::io("write to", &trash, e))?;
+    std::fs::rename(directory, grave.path().join(&name))
+        .map_err(|e| StoreError::io("remove", directory, e))?;
+    sync_directory(&home.adapters())?;
+    grave.close().map_err(|e| StoreError::io("empty", &trash, e))
+}
+
+/// Makes the names in a directory durable.
+pub(super) fn sync_directory(directory: &Path) -> Result<(), StoreError> {
+    File::open(directory)
+        .and_then(|d| d.sync_all())
+        .map_err(|e| StoreError::io("make durable", directory, e))
+}

@@ -1,0 +1,1 @@
+//! Tests of the store that need a promotion, which only this crate can make.
