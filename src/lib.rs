@@ -3,6 +3,8 @@
 pub mod config;
 pub mod domain;
 pub mod engine;
+pub mod eval;
 pub mod messages;
+pub mod store;
 pub mod text;
 pub mod worker;

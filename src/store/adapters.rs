@@ -179,11 +179,7 @@ impl Store {
     ///
     /// # Errors
     /// When the base is live already, or the database cannot be written.
-    pub fn rollback(
-        &self,
-        base_hash: &str,
-        domain: &str,
-    ) -> Result<Option<AdapterId>, StoreError> {
+    pub fn rollback(&self, base_hash: &str, domain: &str) -> Result<Option<AdapterId>, StoreError> {
         self.write(|db| {
             let Some(row) = live(db, base_hash, domain)? else {
                 return Err(StoreError::NothingLive(domain.to_owned()));

@@ -269,12 +269,16 @@ mod tests {
 
     #[test]
     fn the_same_answer_to_another_question_is_not_similar() {
-        let one = |id, question, target| Candidate { id, weight: 1.0, question, target, taken: false };
+        let one =
+            |id, question, target| Candidate { id, weight: 1.0, question, target, taken: false };
         let similar = |a, b| {
             let words = Words::of_all(&[a, b]);
             words[0].similar_to(&words[1])
         };
-        assert!(!similar(one(1, "Is Rust memory safe?", "Yes."), one(2, "May I delete it now?", "Yes.")));
+        assert!(!similar(
+            one(1, "Is Rust memory safe?", "Yes."),
+            one(2, "May I delete it now?", "Yes.")
+        ));
         assert!(!similar(
             one(1, "What is the capital of France?", "The capital of France is Paris."),
             one(2, "What is the capital of Spain?", "The capital of Spain is Madrid."),

@@ -333,7 +333,10 @@ pub(super) fn drop_from_queued(db: &Connection, feedback: i64) -> Result<Vec<i64
         statement.query_map([feedback], |row| row.get(0))?.collect::<Result<_, _>>()?;
     let mut cancelled = Vec::new();
     for id in ids {
-        db.execute("DELETE FROM job_feedback WHERE job_id = ?1 AND feedback_id = ?2", (id, feedback))?;
+        db.execute(
+            "DELETE FROM job_feedback WHERE job_id = ?1 AND feedback_id = ?2",
+            (id, feedback),
+        )?;
         let count_new = "UPDATE jobs SET examples =
             (SELECT count(*) FROM job_feedback WHERE job_id = ?1 AND role = 'new') WHERE id = ?1";
         db.execute(count_new, [id])?;
@@ -411,7 +414,7 @@ fn json(
 fn read_example(row: &Row<'_>) -> Result<TrainExample, StoreError> {
     let id: i64 = row.get("id")?;
     let messages: String = row.get("messages")?;
-    let messages = serde_json::from_str(&messages)
-        .map_err(|e| StoreError::bad_row("feedback", id, e))?;
+    let messages =
+        serde_json::from_str(&messages).map_err(|e| StoreError::bad_row("feedback", id, e))?;
     Ok(TrainExample { id, messages, target: row.get("target")?, weight: row.get("weight")? })
 }

@@ -74,8 +74,7 @@ impl Store {
         work: impl FnOnce(&Connection) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let run = || {
-            let tx =
-                Transaction::new_unchecked(&self.connection, TransactionBehavior::Deferred)?;
+            let tx = Transaction::new_unchecked(&self.connection, TransactionBehavior::Deferred)?;
             work(&tx)
         };
         run().map_err(|e: StoreError| e.at(&self.path))
@@ -88,8 +87,7 @@ impl Store {
         work: impl FnOnce(&Connection) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let run = || {
-            let tx =
-                Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
+            let tx = Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
             let value = work(&tx)?;
             tx.commit()?;
             Ok(value)

@@ -51,8 +51,10 @@ impl Store {
                 AND coalesce(not_before, 0) <= ?1
                 AND NOT EXISTS (SELECT 1 FROM jobs WHERE state IN ('running', 'evaluating'))
                 ORDER BY priority DESC, id LIMIT 1";
-            let id: Option<i64> =
-                db.prepare_cached(due)?.query_row([time.timestamp_millis()], |r| r.get(0)).optional()?;
+            let id: Option<i64> = db
+                .prepare_cached(due)?
+                .query_row([time.timestamp_millis()], |r| r.get(0))
+                .optional()?;
             let Some(id) = id else { return Ok(None) };
             db.execute(
                 "UPDATE jobs SET attempts = attempts + 1, not_before = NULL,
@@ -69,7 +71,8 @@ impl Store {
     /// When the database cannot be read.
     pub fn next_due(&self) -> Result<Option<DateTime<Utc>>, StoreError> {
         self.read(|db| {
-            let sql = "SELECT min(coalesce(not_before, created_at)) FROM jobs WHERE state = 'queued'";
+            let sql =
+                "SELECT min(coalesce(not_before, created_at)) FROM jobs WHERE state = 'queued'";
             let millis: Option<i64> = db.query_row(sql, [], |row| row.get(0))?;
             Ok(millis.map(from_millis))
         })
@@ -82,7 +85,10 @@ impl Store {
     pub fn set_job_parent(&self, id: i64, parent: Option<&AdapterId>) -> Result<(), StoreError> {
         self.write(|db| {
             jobs::one(db, id)?;
-            db.execute("UPDATE jobs SET parent = ?2 WHERE id = ?1", (id, parent.map(AdapterId::as_str)))?;
+            db.execute(
+                "UPDATE jobs SET parent = ?2 WHERE id = ?1",
+                (id, parent.map(AdapterId::as_str)),
+            )?;
             Ok(())
         })
     }
