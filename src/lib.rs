@@ -8,3 +8,4 @@ pub mod messages;
 pub mod store;
 pub mod text;
 pub mod worker;
+pub mod models;

@@ -1,0 +1,67 @@
+//! Keys and values of the tokens that a decoder has seen.
+
+use candle_core::{DType, Device, Result, Tensor, bail};
+
+use super::ModelConfig;
+
+/// The attention cache of one sequence, in buffers that are allocated once.
+///
+/// It is not `Clone`: a cloned tensor shares its storage, and two sequences appending to one buffer
+/// would corrupt each other.
+#[derive(Debug)]
+pub struct KvCache {
+    /// Per layer: keys and values, each `[1, kv_heads, capacity, head_dim]`.
+    layers: Vec<(Tensor, Tensor)>,
+    len: usize,
+    capacity: usize,
+}
+
+impl KvCache {
+    /// Allocates a cache for `capacity` tokens.
+    pub(super) fn new(config: &ModelConfig, capacity: usize, device: &Device) -> Result<Self> {
+        let shape = (1, config.num_key_value_heads, capacity, config.head_dim);
+        let buffer = || Tensor::zeros(shape, DType::F32, device);
+        let layers = (0..config.num_hidden_layers)
+            .map(|_| Ok((buffer()?, buffer()?)))
+            .collect::<Result<_>>()?;
+        Ok(Self { layers, len: 0, capacity })
+    }
+
+    /// Returns the number of tokens held.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Returns whether no token is held.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Returns the number of tokens that fit.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Forgets all tokens from position `len` on; a longer `len` changes nothing.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    /// Writes keys and values `[1, kv_heads, seq, head_dim]` behind those held and returns all of
+    /// them as views `[1, kv_heads, len + seq, head_dim]`. The length grows in [`Self::advance`].
+    pub(super) fn append(&self, layer: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+        let end = self.len + k.dim(2)?;
+        if end > self.capacity {
+            bail!("the attention cache holds {} tokens, {end} are needed", self.capacity);
+        }
+        let (keys, values) = &self.layers[layer];
+        keys.slice_set(&k.contiguous()?, 2, self.len)?;
+        values.slice_set(&v.contiguous()?, 2, self.len)?;
+        Ok((keys.narrow(2, 0, end)?, values.narrow(2, 0, end)?))
+    }
+
+    /// Counts the tokens that every layer has appended.
+    pub(super) fn advance(&mut self, tokens: usize) {
+        self.len += tokens;
+    }
+}

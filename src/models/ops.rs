@@ -1,0 +1,439 @@
+//! Differentiable operations, fused for the CPU.
+//!
+//! candle's own fused forms (`rms_norm`, `softmax_last_dim`, `rope`) have no backward: gradients stop
+//! there without an error. These have one. On other devices the same value is composed of plain
+//! tensor operations, which candle differentiates by itself.
+
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+/// Below this many elements threads cost more than they bring.
+const PARALLEL_ELEMENTS: usize = 1 << 15;
+
+/// Returns the elements of a contiguous f32 storage.
+fn elements<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    let (start, end) = layout
+        .contiguous_offsets()
+        .ok_or_else(|| candle_core::Error::Msg("operand is not contiguous".into()))?;
+    match storage {
+        CpuStorage::F32(data) => Ok(&data[start..end]),
+        _ => candle_core::bail!("operand is not f32"),
+    }
+}
+
+/// Runs `f(row index, output row)` over the rows of `out`, in parallel where that pays.
+fn for_rows(out: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
+    if out.len() < PARALLEL_ELEMENTS {
+        out.chunks_mut(width).enumerate().for_each(|(i, row)| f(i, row));
+    } else {
+        let rows_per_task = (PARALLEL_ELEMENTS / 4 / width).max(1);
+        out.par_chunks_mut(width * rows_per_task).enumerate().for_each(|(task, chunk)| {
+            for (i, row) in chunk.chunks_mut(width).enumerate() {
+                f(task * rows_per_task + i, row);
+            }
+        });
+    }
+}
+
+/// Eight independent sums, so that the compiler can keep them in vector registers.
+fn sum_map(n: usize, f: impl Fn(usize) -> f32) -> f32 {
+    let mut lanes = [0f32; 8];
+    let whole = n / 8 * 8;
+    for i in (0..whole).step_by(8) {
+        for (lane, sum) in lanes.iter_mut().enumerate() {
+            *sum += f(i + lane);
+        }
+    }
+    lanes.iter().sum::<f32>() + (whole..n).map(f).sum::<f32>()
+}
+
+fn last_dim(layout: &Layout) -> Result<usize> {
+    layout.shape().dim(D::Minus1)
+}
+
+// ---------------------------------------------------------------- RMS norm
+
+struct RmsNorm {
+    eps: f32,
+}
+
+impl CustomOp2 for RmsNorm {
+    fn name(&self) -> &'static str {
+        "rms-norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let width = last_dim(x_layout)?;
+        let (x, weight) = (elements(x, x_layout)?, elements(weight, weight_layout)?);
+        let mut out = vec![0f32; x.len()];
+        for_rows(&mut out, width, |i, row| {
+            let x = &x[i * width..][..width];
+            let scale = inverse_rms(x, self.eps);
+            for ((o, &x), &w) in row.iter_mut().zip(x).zip(weight) {
+                *o = x * scale * w;
+            }
+        });
+        Ok((CpuStorage::F32(out), x_layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        _res: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        // Frozen norms need no gradient; computing it would cost as much as that of x.
+        let trained = weight.track_op();
+        let (x, weight, grad) = (x.detach(), weight.detach(), grad.contiguous()?.detach());
+        let grad_x = x.apply_op3_no_bwd(&weight, &grad, &RmsNormGradX { eps: self.eps })?;
+        let grad_weight = if trained {
+            Some(x.apply_op2_no_bwd(&grad, &RmsNormGradWeight { eps: self.eps })?)
+        } else {
+            None
+        };
+        Ok((Some(grad_x), grad_weight))
+    }
+}
+
+fn inverse_rms(x: &[f32], eps: f32) -> f32 {
+    1.0 / (sum_map(x.len(), |i| x[i] * x[i]) / x.len() as f32 + eps).sqrt()
+}
+
+struct RmsNormGradX {
+    eps: f32,
+}
+
+impl CustomOp3 for RmsNormGradX {
+    fn name(&self) -> &'static str {
+        "rms-norm-grad-x"
+    }
+
+    /// With s = 1/rms(x): dx = s·(w∘g) − x·s³·mean(x∘w∘g).
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+        grad: &CpuStorage,
+        grad_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let width = last_dim(x_layout)?;
+        let (x, weight) = (elements(x, x_layout)?, elements(weight, weight_layout)?);
+        let grad = elements(grad, grad_layout)?;
+        let mut out = vec![0f32; x.len()];
+        for_rows(&mut out, width, |i, row| {
+            let (x, g) = (&x[i * width..][..width], &grad[i * width..][..width]);
+            let s = inverse_rms(x, self.eps);
+            let dot = sum_map(width, |j| x[j] * weight[j] * g[j]) / width as f32;
+            for (j, o) in row.iter_mut().enumerate() {
+                *o = s * weight[j] * g[j] - x[j] * s * s * s * dot;
+            }
+        });
+        Ok((CpuStorage::F32(out), x_layout.shape().clone()))
+    }
+}
+
+struct RmsNormGradWeight {
+    eps: f32,
+}
+
+impl CustomOp2 for RmsNormGradWeight {
+    fn name(&self) -> &'static str {
+        "rms-norm-grad-weight"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        grad: &CpuStorage,
+        grad_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let width = last_dim(x_layout)?;
+        let (x, grad) = (elements(x, x_layout)?, elements(grad, grad_layout)?);
+        let mut out = vec![0f32; width];
+        for (x, g) in x.chunks(width).zip(grad.chunks(width)) {
+            let s = inverse_rms(x, self.eps);
+            for (j, o) in out.iter_mut().enumerate() {
+                *o += x[j] * s * g[j];
+            }
+        }
+        Ok((CpuStorage::F32(out), Shape::from(width)))
+    }
+}
+
+/// Root-mean-square norm over the last dimension (Zhang and Sennrich 2019): `x / rms(x) · weight`.
+///
+/// `x` is `[.., width]`, `weight` `[width]`.
+///
+/// # Errors
+/// Shapes that do not fit.
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    if x.device().is_cpu() {
+        return x.contiguous()?.apply_op2(weight, RmsNorm { eps: eps as f32 });
+    }
+    let mean = (x.sqr()?.sum_keepdim(D::Minus1)? / x.dim(D::Minus1)? as f64)?;
+    x.broadcast_div(&(mean + eps)?.sqrt()?)?.broadcast_mul(weight)
+}
+
+// ---------------------------------------------------------------- rotary embedding
+
+struct Rope {
+    /// −1 rotates back, which is the gradient.
+    direction: f32,
+}
+
+impl CustomOp3 for Rope {
+    fn name(&self) -> &'static str {
+        "rope"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        cos: &CpuStorage,
+        cos_layout: &Layout,
+        sin: &CpuStorage,
+        sin_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (_, _, seq, head_dim) = x_layout.shape().dims4()?;
+        let half = head_dim / 2;
+        let x = elements(x, x_layout)?;
+        let (cos, sin) = (elements(cos, cos_layout)?, elements(sin, sin_layout)?);
+        let mut out = vec![0f32; x.len()];
+        for_rows(&mut out, head_dim, |i, row| {
+            let x = &x[i * head_dim..][..head_dim];
+            let at = i % seq * half;
+            let (low, high) = row.split_at_mut(half);
+            for j in 0..half {
+                let (c, s) = (cos[at + j], sin[at + j] * self.direction);
+                low[j] = x[j] * c - x[j + half] * s;
+                high[j] = x[j + half] * c + x[j] * s;
+            }
+        });
+        Ok((CpuStorage::F32(out), x_layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        _x: &Tensor,
+        cos: &Tensor,
+        sin: &Tensor,
+        _res: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let back = Rope { direction: -self.direction };
+        let grad = grad.contiguous()?.detach().apply_op3_no_bwd(cos, sin, &back)?;
+        Ok((Some(grad), None, None))
+    }
+}
+
+/// Rotary position embedding (Su et al. 2021) in the half-split form of Hugging Face.
+///
+/// `x` is `[batch, heads, seq, head_dim]`, `cos` and `sin` are `[seq, head_dim / 2]`.
+///
+/// # Errors
+/// Shapes that do not fit.
+pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    if x.device().is_cpu() {
+        return x.contiguous()?.apply_op3(cos, sin, Rope { direction: 1.0 });
+    }
+    candle_nn::rotary_emb::rope_slow(x, cos, sin)
+}
+
+// ---------------------------------------------------------------- SwiGLU
+
+struct SwiGlu;
+
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+impl CustomOp2 for SwiGlu {
+    fn name(&self) -> &'static str {
+        "swiglu"
+    }
+
+    fn cpu_fwd(
+        &self,
+        gate: &CpuStorage,
+        gate_layout: &Layout,
+        up: &CpuStorage,
+        up_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let width = last_dim(gate_layout)?;
+        let (gate, up) = (elements(gate, gate_layout)?, elements(up, up_layout)?);
+        let mut out = vec![0f32; gate.len()];
+        for_rows(&mut out, width, |i, row| {
+            let (gate, up) = (&gate[i * width..][..width], &up[i * width..][..width]);
+            for ((o, &g), &u) in row.iter_mut().zip(gate).zip(up) {
+                *o = g * sigmoid(g) * u;
+            }
+        });
+        Ok((CpuStorage::F32(out), gate_layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        gate: &Tensor,
+        up: &Tensor,
+        _res: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (gate, up, grad) = (gate.detach(), up.detach(), grad.contiguous()?.detach());
+        let grad_gate = gate.apply_op3_no_bwd(&up, &grad, &SwiGluGradGate)?;
+        let grad_up = gate.apply_op2_no_bwd(&grad, &SwiGlu)?;
+        Ok((Some(grad_gate), Some(grad_up)))
+    }
+}
+
+struct SwiGluGradGate;
+
+impl CustomOp3 for SwiGluGradGate {
+    fn name(&self) -> &'static str {
+        "swiglu-grad-gate"
+    }
+
+    fn cpu_fwd(
+        &self,
+        gate: &CpuStorage,
+        gate_layout: &Layout,
+        up: &CpuStorage,
+        up_layout: &Layout,
+        grad: &CpuStorage,
+        grad_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let width = last_dim(gate_layout)?;
+        let (gate, up) = (elements(gate, gate_layout)?, elements(up, up_layout)?);
+        let grad = elements(grad, grad_layout)?;
+        let mut out = vec![0f32; gate.len()];
+        for_rows(&mut out, width, |i, row| {
+            let at = i * width;
+            for (j, o) in row.iter_mut().enumerate() {
+                let g = gate[at + j];
+                let s = sigmoid(g);
+                *o = grad[at + j] * up[at + j] * (s + g * s * (1.0 - s));
+            }
+        });
+        Ok((CpuStorage::F32(out), gate_layout.shape().clone()))
+    }
+}
+
+/// The gated activation of the MLP (Shazeer 2020): `silu(gate) ∘ up`; both `[.., width]`.
+///
+/// # Errors
+/// Shapes that do not fit.
+pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    if gate.device().is_cpu() {
+        return gate.contiguous()?.apply_op2(&up.contiguous()?, SwiGlu);
+    }
+    gate.silu()? * up
+}
+
+// ---------------------------------------------------------------- causal softmax
+
+/// Softmax of attention scores `[.., rows, keys]`, whose rows are `groups` times `seq` queries.
+struct CausalSoftmax {
+    scale: f32,
+    seq: usize,
+}
+
+impl CausalSoftmax {
+    /// How many keys the query of this row sees: all before it, and itself.
+    fn visible(&self, row: usize, keys: usize) -> usize {
+        keys - self.seq + row % self.seq + 1
+    }
+}
+
+impl CustomOp1 for CausalSoftmax {
+    fn name(&self) -> &'static str {
+        "causal-softmax"
+    }
+
+    fn cpu_fwd(&self, scores: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let keys = last_dim(layout)?;
+        let scores = elements(scores, layout)?;
+        let mut out = vec![0f32; scores.len()];
+        for_rows(&mut out, keys, |i, row| {
+            let visible = self.visible(i, keys);
+            let scores = &scores[i * keys..][..visible];
+            let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let mut sum = 0f32;
+            for (o, &s) in row.iter_mut().zip(scores) {
+                *o = ((s - max) * self.scale).exp();
+                sum += *o;
+            }
+            let inverse = 1.0 / sum;
+            row[..visible].iter_mut().for_each(|o| *o *= inverse);
+        });
+        Ok((CpuStorage::F32(out), layout.shape().clone()))
+    }
+
+    fn bwd(&self, _scores: &Tensor, res: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let back = CausalSoftmaxGrad { scale: self.scale };
+        Ok(Some(res.detach().apply_op2_no_bwd(&grad.contiguous()?.detach(), &back)?))
+    }
+}
+
+struct CausalSoftmaxGrad {
+    scale: f32,
+}
+
+impl CustomOp2 for CausalSoftmaxGrad {
+    fn name(&self) -> &'static str {
+        "causal-softmax-grad"
+    }
+
+    /// ds = scale · p∘(g − Σ p∘g); masked places have p = 0 and stay 0.
+    fn cpu_fwd(
+        &self,
+        probs: &CpuStorage,
+        probs_layout: &Layout,
+        grad: &CpuStorage,
+        grad_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let keys = last_dim(probs_layout)?;
+        let (probs, grad) = (elements(probs, probs_layout)?, elements(grad, grad_layout)?);
+        let mut out = vec![0f32; probs.len()];
+        for_rows(&mut out, keys, |i, row| {
+            let (p, g) = (&probs[i * keys..][..keys], &grad[i * keys..][..keys]);
+            let dot = sum_map(keys, |j| p[j] * g[j]);
+            for (j, o) in row.iter_mut().enumerate() {
+                *o = self.scale * p[j] * (g[j] - dot);
+            }
+        });
+        Ok((CpuStorage::F32(out), probs_layout.shape().clone()))
+    }
+}
+
+/// Causal softmax of `scale · scores`.
+///
+/// `scores` is `[batch, kv_heads, groups · seq, keys]`: the last `seq` keys are those of the queries
+/// themselves, and row `r` is the query at `r % seq`. Keys after a query get probability 0.
+///
+/// # Errors
+/// Shapes that do not fit.
+pub fn causal_softmax(scores: &Tensor, scale: f64, seq: usize) -> Result<Tensor> {
+    if scores.device().is_cpu() {
+        let op = CausalSoftmax { scale: scale as f32, seq };
+        return scores.contiguous()?.apply_op1(op);
+    }
+    let (_, _, rows, keys) = scores.dims4()?;
+    let past = keys - seq;
+    let mask: Vec<f32> = (0..rows)
+        .flat_map(|r| {
+            (0..keys).map(move |k| if k > past + r % seq { f32::NEG_INFINITY } else { 0.0 })
+        })
+        .collect();
+    let mask = Tensor::from_vec(mask, (rows, keys), scores.device())?;
+    candle_nn::ops::softmax(&(scores * scale)?.broadcast_add(&mask)?, D::Minus1)
+}

@@ -1,0 +1,67 @@
+//! Chat templates: the Jinja text of `tokenizer_config.json`, rendered by minijinja.
+
+use minijinja::{Environment, Error, ErrorKind, Value, context};
+use minijinja_contrib::pycompat::unknown_method_callback;
+
+use super::ModelError;
+use crate::domain::Message;
+
+/// The name under which the one template is registered.
+const NAME: &str = "chat";
+
+/// The text that turns messages into a prompt.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    bos_token: Option<String>,
+    eos_token: Option<String>,
+}
+
+impl ChatTemplate {
+    /// Compiles a template's text.
+    ///
+    /// # Errors
+    /// The line of a syntax error.
+    pub fn new(
+        text: &str,
+        bos_token: Option<String>,
+        eos_token: Option<String>,
+    ) -> Result<Self, ModelError> {
+        let mut environment = Environment::new();
+        // As transformers sets up Jinja.
+        environment.set_trim_blocks(true);
+        environment.set_lstrip_blocks(true);
+        environment.set_unknown_method_callback(unknown_method_callback);
+        environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, message))
+        });
+        environment.add_template_owned(NAME, text.to_owned()).map_err(template_error)?;
+        Ok(Self { environment, bos_token, eos_token })
+    }
+
+    /// Renders a conversation.
+    ///
+    /// # Errors
+    /// What the template refuses, in its own words.
+    pub fn render(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+    ) -> Result<String, ModelError> {
+        let template = self.environment.get_template(NAME).map_err(template_error)?;
+        template
+            .render(context! {
+                messages,
+                add_generation_prompt,
+                bos_token => self.bos_token,
+                eos_token => self.eos_token,
+            })
+            .map_err(template_error)
+    }
+}
+
+fn template_error(error: Error) -> ModelError {
+    ModelError::Tokenizer(format!(
+        "chat template: {error}; check the model's tokenizer_config.json"
+    ))
+}
