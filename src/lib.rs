@@ -8,4 +8,5 @@ pub mod messages;
 pub mod store;
 pub mod text;
 pub mod worker;
+pub mod lora;
 pub mod models;
