@@ -23,9 +23,13 @@ const MAGIC: [u8; 8] = *b"shammah\0";
 /// Bytes of a hello's payload: the magic and the version.
 const HELLO_BYTES: usize = MAGIC.len() + size_of::<u32>();
 
-/// bincode's default encoding; the limit stops a length *inside* a frame from reserving more than a frame can hold.
-const CONFIG: Configuration<LittleEndian, Varint, Limit<MAX_FRAME_BYTES>> =
-    bincode::config::standard().with_limit::<MAX_FRAME_BYTES>();
+/// What bincode may count while it reads a frame. It counts values at full width, of which a small 64-bit number takes
+/// one byte in the frame: so eight times a frame. It stops a length *inside* a frame from reserving memory without end.
+const MAX_DECODED_BYTES: usize = size_of::<u64>() * MAX_FRAME_BYTES;
+
+/// bincode's default encoding.
+const CONFIG: Configuration<LittleEndian, Varint, Limit<MAX_DECODED_BYTES>> =
+    bincode::config::standard().with_limit::<MAX_DECODED_BYTES>();
 
 /// Why a frame could not be written or read.
 #[derive(Debug, thiserror::Error)]

@@ -43,8 +43,9 @@ impl Tail {
 
     /// Tells whether Rust's runtime reported that a stack overflowed.
     pub fn tells_stack_overflow(&self) -> bool {
+        // Between the thread's name and these words stands its number in some versions of Rust.
         self.lines()
-            .any(|line| line.starts_with("thread '") && line.contains("' has overflowed its stack"))
+            .any(|line| line.starts_with("thread '") && line.ends_with(" has overflowed its stack"))
     }
 
     /// Returns the last line that says something, without control characters, shortened.
@@ -106,4 +107,55 @@ pub fn last_words(tail: &Tail, path: Option<&PathBuf>) -> Option<String> {
         }
         None => format!("the training process's last words: {line}"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tail(text: &str) -> Tail {
+        copy(text.as_bytes(), None)
+    }
+
+    #[test]
+    fn the_runtimes_last_words_are_understood() {
+        assert!(tail("x\nmemory allocation of 2147483648 bytes failed\n").tells_out_of_memory());
+        assert!(!tail("memory allocation of many bytes failed\n").tells_out_of_memory());
+        for words in
+            ["thread 'job' (77) has overflowed its stack", "thread 'job' has overflowed its stack"]
+        {
+            let text = format!("\n{words}\nfatal runtime error: stack overflow, aborting\n");
+            assert!(tail(&text).tells_stack_overflow(), "{words}");
+        }
+        assert!(!tail("a note: thread 'x' has overflowed its stack\n").tells_stack_overflow());
+    }
+
+    #[test]
+    fn a_quoted_line_is_short_and_plain() {
+        assert_eq!(tail("first\n\u{1b}[31mlast\u{7}\n \n").last_line().unwrap(), "[31mlast");
+        assert_eq!(
+            tail(&"é".repeat(50_000)).last_line().unwrap().chars().count(),
+            MAX_QUOTED_CHARS
+        );
+        assert_eq!(tail("\n \n").last_line(), None);
+    }
+
+    #[test]
+    fn the_log_is_bounded_and_goes_on_in_the_same_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("job.log");
+        copy(&b"one\n"[..], Some(&path));
+        copy(&b"two\n"[..], Some(&path));
+        assert_eq!(fs::read(&path).unwrap(), b"one\ntwo\n");
+        copy(vec![b'x'; 3 * MAX_LOG_BYTES].as_slice(), Some(&path));
+        assert_eq!(fs::metadata(&path).unwrap().len(), 8 + MAX_LOG_BYTES as u64);
+        copy(&b"anew\n"[..], Some(&path));
+        assert_eq!(fs::read(&path).unwrap(), b"anew\n");
+    }
+
+    #[test]
+    fn a_log_that_cannot_be_written_loses_only_its_text() {
+        let nowhere = Path::new("/nonexistent/job.log");
+        assert_eq!(copy(&b"last\n"[..], Some(nowhere)).last_line().unwrap(), "last");
+    }
 }
