@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::ModelError;
+use super::{ModelError, Module};
 
 /// Which decoder family a model belongs to; the differences are stated by [`ModelConfig`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,6 +110,19 @@ impl ModelConfig {
         let config = Self::from_raw(raw, path)?;
         config.check(path)?;
         Ok(config)
+    }
+
+    /// Returns the input and output width of a projection.
+    pub fn projection(&self, module: Module) -> (usize, usize) {
+        let q_width = self.num_attention_heads * self.head_dim;
+        let kv_width = self.num_key_value_heads * self.head_dim;
+        match module {
+            Module::QProj => (self.hidden_size, q_width),
+            Module::KProj | Module::VProj => (self.hidden_size, kv_width),
+            Module::OProj => (q_width, self.hidden_size),
+            Module::GateProj | Module::UpProj => (self.hidden_size, self.intermediate_size),
+            Module::DownProj => (self.intermediate_size, self.hidden_size),
+        }
     }
 
     fn from_raw(raw: RawConfig, path: &Path) -> Result<Self, ModelError> {

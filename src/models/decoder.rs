@@ -112,23 +112,21 @@ impl Mlp {
 impl Layer {
     fn load(c: &ModelConfig, index: usize, weights: &mut Weights<'_>) -> Result<Self, ModelError> {
         let prefix = format!("model.layers.{index}.");
-        let q_width = c.num_attention_heads * c.head_dim;
-        let kv_width = c.num_key_value_heads * c.head_dim;
-        let (hidden, inter) = (c.hidden_size, c.intermediate_size);
-        let mut linear = |module: Module, out: usize, inputs: usize, bias: bool| {
+        let mut linear = |module: Module, bias: bool| {
+            let (input, output) = c.projection(module);
             let name = format!("{prefix}{}", module.path());
-            let weight = weights(&format!("{name}.weight"), &[out, inputs])?;
-            let bias = bias.then(|| weights(&format!("{name}.bias"), &[out])).transpose()?;
+            let weight = weights(&format!("{name}.weight"), &[output, input])?;
+            let bias = bias.then(|| weights(&format!("{name}.bias"), &[output])).transpose()?;
             Ok::<_, ModelError>(Linear::new(weight, bias))
         };
-        let q_proj = linear(Module::QProj, q_width, hidden, c.qkv_bias)?;
-        let k_proj = linear(Module::KProj, kv_width, hidden, c.qkv_bias)?;
-        let v_proj = linear(Module::VProj, kv_width, hidden, c.qkv_bias)?;
-        let o_proj = linear(Module::OProj, hidden, q_width, c.o_bias)?;
+        let q_proj = linear(Module::QProj, c.qkv_bias)?;
+        let k_proj = linear(Module::KProj, c.qkv_bias)?;
+        let v_proj = linear(Module::VProj, c.qkv_bias)?;
+        let o_proj = linear(Module::OProj, c.o_bias)?;
         let mlp = Mlp {
-            gate_proj: linear(Module::GateProj, inter, hidden, c.mlp_bias)?,
-            up_proj: linear(Module::UpProj, inter, hidden, c.mlp_bias)?,
-            down_proj: linear(Module::DownProj, hidden, inter, c.mlp_bias)?,
+            gate_proj: linear(Module::GateProj, c.mlp_bias)?,
+            up_proj: linear(Module::UpProj, c.mlp_bias)?,
+            down_proj: linear(Module::DownProj, c.mlp_bias)?,
         };
         let mut norm = |name: &str, width| weights(&format!("{prefix}{name}.weight"), &[width]);
         let qk_norm = if c.qk_norm {
@@ -137,8 +135,8 @@ impl Layer {
             None
         };
         Ok(Self {
-            input_norm: norm("input_layernorm", hidden)?,
-            post_attention_norm: norm("post_attention_layernorm", hidden)?,
+            input_norm: norm("input_layernorm", c.hidden_size)?,
+            post_attention_norm: norm("post_attention_layernorm", c.hidden_size)?,
             attention: Attention { q_proj, k_proj, v_proj, o_proj, qk_norm },
             mlp,
         })

@@ -1,0 +1,223 @@
+//! The files of a model: where they come from, what they weigh, and the hash that names their content.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::ModelError;
+
+/// The built-in model; made by `examples/pretrain.rs`, described in `assets/tiny/MODEL_CARD.md`.
+const BUILTIN: [(&str, &[u8]); 4] = [
+    (CONFIG, include_bytes!("../../assets/tiny/config.json")),
+    (TOKENIZER, include_bytes!("../../assets/tiny/tokenizer.json")),
+    (TOKENIZER_CONFIG, include_bytes!("../../assets/tiny/tokenizer_config.json")),
+    (WEIGHTS, include_bytes!("../../assets/tiny/model.safetensors")),
+];
+
+pub(super) const CONFIG: &str = "config.json";
+pub(super) const TOKENIZER: &str = "tokenizer.json";
+pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+const WEIGHTS: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// Where a model comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum ModelSource {
+    /// The small model inside the program.
+    Builtin,
+    /// A directory in Hugging Face layout.
+    Dir(PathBuf),
+}
+
+impl std::str::FromStr for ModelSource {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(if text == "builtin" { Self::Builtin } else { Self::Dir(PathBuf::from(text)) })
+    }
+}
+
+impl std::fmt::Display for ModelSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Builtin => f.write_str("builtin"),
+            Self::Dir(path) => path.display().fmt(f),
+        }
+    }
+}
+
+impl ModelSource {
+    /// Returns the path to name in messages.
+    pub(super) fn path(&self, file: &str) -> PathBuf {
+        match self {
+            Self::Builtin => Path::new("builtin").join(file),
+            Self::Dir(dir) => dir.join(file),
+        }
+    }
+
+    /// Reads a file of the model.
+    ///
+    /// # Errors
+    /// A file that is missing or unreadable, by its path.
+    pub(super) fn read(&self, file: &str) -> Result<Vec<u8>, ModelError> {
+        match self {
+            Self::Builtin => BUILTIN
+                .iter()
+                .find(|(name, _)| *name == file)
+                .map(|(_, bytes)| bytes.to_vec())
+                .ok_or_else(|| missing(self.path(file))),
+            Self::Dir(dir) => {
+                let path = dir.join(file);
+                if !path.exists() {
+                    return Err(missing(path));
+                }
+                Ok(fs_err::read(path)?)
+            }
+        }
+    }
+
+    /// Reads a file that a model may lack.
+    pub(super) fn read_optional(&self, file: &str) -> Result<Option<Vec<u8>>, ModelError> {
+        match self {
+            Self::Dir(dir) if !dir.join(file).exists() => Ok(None),
+            _ => self.read(file).map(Some),
+        }
+    }
+
+    /// Returns the names of the weight files: one, or the shards that the index names.
+    ///
+    /// # Errors
+    /// A directory without weights, an index that is malformed or names a shard that is not there.
+    pub(super) fn weight_files(&self) -> Result<Vec<String>, ModelError> {
+        let Self::Dir(dir) = self else {
+            return Ok(vec![WEIGHTS.to_owned()]);
+        };
+        if !dir.is_dir() {
+            return Err(ModelError::invalid(
+                dir,
+                "no such model directory",
+                "give a directory with config.json and *.safetensors, or \"builtin\"",
+            ));
+        }
+        let index = dir.join(INDEX);
+        if !index.exists() {
+            return match dir.join(WEIGHTS).exists() {
+                true => Ok(vec![WEIGHTS.to_owned()]),
+                false => Err(missing(dir.join(WEIGHTS))),
+            };
+        }
+        shards(&index)?
+            .into_iter()
+            .map(
+                |shard| {
+                    if dir.join(&shard).exists() {
+                        Ok(shard)
+                    } else {
+                        Err(missing(dir.join(shard)))
+                    }
+                },
+            )
+            .collect()
+    }
+}
+
+fn missing(path: PathBuf) -> ModelError {
+    ModelError::invalid(path, "no such file", "download the model again, all files of it")
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+/// Reads the distinct shard names of an index, sorted; each must be a plain file name.
+fn shards(path: &Path) -> Result<Vec<String>, ModelError> {
+    let index: Index = serde_json::from_slice(&fs_err::read(path)?).map_err(|e| {
+        ModelError::invalid(path, format!("not an index of shards: {e}"), "download it again")
+    })?;
+    let mut names: Vec<String> = index.weight_map.into_values().collect();
+    names.sort_unstable();
+    names.dedup();
+    match names.iter().find(|n| Path::new(n).file_name() != Some(n.as_ref())) {
+        Some(name) => Err(ModelError::invalid(
+            path,
+            format!("shard \"{name}\" is outside the model's directory"),
+            "do not use this model",
+        )),
+        None => Ok(names),
+    }
+}
+
+/// What must be unchanged for a stored hash to hold.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct HashEntry {
+    size: u64,
+    mtime_ns: i128,
+    inode: u64,
+    sha256: String,
+}
+
+/// Hashes by path, in a small JSON file.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(transparent)]
+struct HashCache(BTreeMap<PathBuf, HashEntry>);
+
+/// Computes the content hash (hex SHA-256) of a model's config and weights, without loading it.
+///
+/// Hashes of files are kept in `cache` (JSON) by path, size, modification time and inode, so that
+/// gigabytes are hashed once. A cache that cannot be read or written costs time, not correctness.
+///
+/// # Errors
+/// Missing or unreadable files.
+pub fn base_hash(source: &ModelSource, cache: Option<&Path>) -> Result<String, ModelError> {
+    let mut names = vec![CONFIG.to_owned()];
+    names.extend(source.weight_files()?);
+    let mut known: HashCache = cache
+        .and_then(|path| fs_err::read(path).ok())
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+        .unwrap_or_default();
+    let mut changed = false;
+    let mut whole = Sha256::new();
+    for name in names {
+        let file_hash = match source {
+            ModelSource::Builtin => hex(&Sha256::digest(source.read(&name)?)),
+            ModelSource::Dir(dir) => known.hash(&dir.join(&name), &mut changed)?,
+        };
+        whole.update(format!("{name} {file_hash}\n"));
+    }
+    if let (true, Some(path)) = (changed, cache)
+        && let Ok(json) = serde_json::to_vec(&known)
+    {
+        let temporary = path.with_extension("tmp");
+        let _ = fs_err::write(&temporary, json).and_then(|()| fs_err::rename(&temporary, path));
+    }
+    Ok(hex(&whole.finalize()))
+}
+
+impl HashCache {
+    fn hash(&mut self, path: &Path, changed: &mut bool) -> Result<String, ModelError> {
+        let path = fs_err::canonicalize(path)?;
+        let meta = fs_err::metadata(&path)?;
+        let mtime_ns = i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec());
+        let (size, inode) = (meta.len(), meta.ino());
+        if let Some(entry) = self.0.get(&path)
+            && (entry.size, entry.mtime_ns, entry.inode) == (size, mtime_ns, inode)
+        {
+            return Ok(entry.sha256.clone());
+        }
+        let mut hasher = Sha256::new();
+        std::io::copy(&mut fs_err::File::open(&path)?, &mut hasher)?;
+        let sha256 = hex(&hasher.finalize());
+        self.0.insert(path, HashEntry { size, mtime_ns, inode, sha256: sha256.clone() });
+        *changed = true;
+        Ok(sha256)
+    }
+}
+
+/// Writes bytes as lower-case hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}

@@ -1,0 +1,145 @@
+//! From files to a model that answers.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::safetensors::Load;
+use candle_core::{DType, Device, Tensor};
+use safetensors::SafeTensors;
+
+use super::files::{self, CONFIG, ModelSource, TOKENIZER, TOKENIZER_CONFIG};
+use super::{Decoder, ModelConfig, ModelError, Tokenizer};
+
+/// A model in memory.
+#[derive(Clone)]
+pub struct LoadedModel {
+    /// `builtin`, or the directory's name.
+    pub name: String,
+    /// Hex SHA-256 of config and weights; adapters and caches are pinned to it.
+    pub base_hash: String,
+    /// The weights.
+    pub decoder: Arc<Decoder>,
+    /// Text to ids.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Number of parameters.
+    pub parameters: usize,
+    /// Longest sequence in tokens.
+    pub context_length: usize,
+}
+
+impl std::fmt::Debug for LoadedModel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LoadedModel")
+            .field("name", &self.name)
+            .field("base_hash", &self.base_hash)
+            .field("parameters", &self.parameters)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Loads a model in f32 on `device`; `hash_cache` as in [`super::base_hash`].
+///
+/// # Errors
+/// Missing, truncated or hostile files, unsupported models, no memory: each names the file.
+pub fn load(
+    source: &ModelSource,
+    device: &Device,
+    hash_cache: Option<&Path>,
+) -> Result<LoadedModel, ModelError> {
+    let weight_files = source.weight_files()?;
+    let config_path = source.path(CONFIG);
+    let config_text = String::from_utf8(source.read(CONFIG)?)
+        .map_err(|_| ModelError::invalid(&config_path, "not UTF-8", "download the model again"))?;
+    let config = ModelConfig::parse(&config_text, &config_path)?;
+    let tokenizer = Tokenizer::new(
+        &source.read(TOKENIZER)?,
+        source.read_optional(TOKENIZER_CONFIG)?.as_deref(),
+        &config.eos_token_ids,
+        &source.path(TOKENIZER),
+    )?;
+    check_stop(&tokenizer, source)?;
+    let mut tensors = read_tensors(source, &weight_files, device)?;
+    let mut parameters = 0;
+    let decoder = Decoder::new(config, device, &mut |name, shape| {
+        let tensor = take(&mut tensors, name, shape, source)?;
+        parameters += tensor.elem_count();
+        Ok(tensor)
+    })?;
+    let context_length = decoder.config().max_position_embeddings;
+    Ok(LoadedModel {
+        name: match source {
+            ModelSource::Builtin => "builtin".to_owned(),
+            ModelSource::Dir(dir) => name_of(dir),
+        },
+        base_hash: files::base_hash(source, hash_cache)?,
+        decoder: Arc::new(decoder),
+        tokenizer: Arc::new(tokenizer),
+        parameters,
+        context_length,
+    })
+}
+
+fn name_of(dir: &Path) -> String {
+    let full = fs_err::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
+    full.file_name().unwrap_or(full.as_os_str()).to_string_lossy().into_owned()
+}
+
+/// A model whose end no token marks would answer until its context is full.
+fn check_stop(tokenizer: &Tokenizer, source: &ModelSource) -> Result<(), ModelError> {
+    if tokenizer.stop_ids().is_empty() {
+        return Err(ModelError::invalid(
+            source.path(CONFIG),
+            "no token ends an answer",
+            "add eos_token_id to config.json",
+        ));
+    }
+    Ok(())
+}
+
+fn read_tensors(
+    source: &ModelSource,
+    weight_files: &[String],
+    device: &Device,
+) -> Result<HashMap<String, (PathBuf, Tensor)>, ModelError> {
+    let mut tensors = HashMap::new();
+    for file in weight_files {
+        let path = source.path(file);
+        let bytes = source.read(file)?;
+        let parsed = SafeTensors::deserialize(&bytes).map_err(|e| {
+            ModelError::invalid(
+                &path,
+                format!("not a whole safetensors file: {e}"),
+                "download it again",
+            )
+        })?;
+        for (name, view) in parsed.iter() {
+            let tensor = view.load(&Device::Cpu)?.to_dtype(DType::F32)?.to_device(device)?;
+            tensors.insert(name.to_owned(), (path.clone(), tensor));
+        }
+    }
+    Ok(tensors)
+}
+
+fn take(
+    tensors: &mut HashMap<String, (PathBuf, Tensor)>,
+    name: &str,
+    shape: &[usize],
+    source: &ModelSource,
+) -> Result<Tensor, ModelError> {
+    let Some((path, tensor)) = tensors.remove(name) else {
+        return Err(ModelError::invalid(
+            source.path("*.safetensors"),
+            format!("tensor {name} is missing"),
+            "download the model again, all shards of it",
+        ));
+    };
+    if tensor.dims() != shape {
+        return Err(ModelError::invalid(
+            path,
+            format!("tensor {name} has shape {:?}, config.json says {shape:?}", tensor.dims()),
+            "take config.json and weights of the same model",
+        ));
+    }
+    Ok(tensor)
+}
