@@ -134,3 +134,31 @@ fn signal_name(number: i32) -> Option<&'static str> {
     ];
     names.iter().find(|(signal, _)| signal.as_raw() == number).map(|(_, name)| *name)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_is_named_and_a_kill_is_no_certain_lack_of_memory() {
+        let told = |number| WorkerExit::<()>::Signal(number).to_string();
+        assert_eq!(told(11), "the training process was ended by signal 11 (SIGSEGV)");
+        assert_eq!(told(63), "the training process was ended by signal 63");
+        assert!(
+            told(9).ends_with("(SIGKILL): somebody killed it, or the system was out of memory")
+        );
+    }
+
+    #[test]
+    fn what_the_user_or_the_job_decided_is_not_tried_again() {
+        let final_ones = [
+            WorkerExit::Finished(Box::new(())),
+            WorkerExit::Failed("no rows".to_owned()),
+            WorkerExit::TimedOut,
+            WorkerExit::Cancelled,
+        ];
+        assert!(!final_ones.iter().any(WorkerExit::may_succeed_again));
+        let struck = [WorkerExit::<()>::Signal(9), WorkerExit::Hung(60), WorkerExit::OutOfMemory];
+        assert!(struck.iter().all(WorkerExit::may_succeed_again));
+    }
+}

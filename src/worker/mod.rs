@@ -9,6 +9,7 @@
 pub mod child;
 pub mod codec;
 pub mod exit;
+pub mod outcome;
 pub mod parent;
 pub mod protocol;
 

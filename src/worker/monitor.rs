@@ -96,9 +96,7 @@ impl<'a, O: DeserializeOwned + Send + 'static> Monitor<'a, O> {
             Request { parent_pid: std::process::id(), limits: config.limits.clone(), job };
         let request =
             codec::encode(&request).map_err(|e| format!("the job cannot be sent to it: {e}"))?;
-        let mut child = command(config)
-            .spawn()
-            .map_err(|e| format!("{} does not run: {e}", config.exe.display()))?;
+        let mut child = command(config).spawn().map_err(|error| cannot_start(config, &error))?;
         match attach(&mut child, request, config) {
             Ok((incoming, commands, log)) => {
                 let now = Instant::now();
@@ -282,6 +280,16 @@ fn command(config: &WorkerConfig) -> Command {
     command.process_group(0);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
+}
+
+fn cannot_start(config: &WorkerConfig, error: &io::Error) -> String {
+    let exe = config.exe.display();
+    match error.kind() {
+        io::ErrorKind::NotFound => {
+            format!("{exe} is not there: if the program was replaced while it ran, restart it")
+        }
+        _ => format!("{exe} does not run: {error}"),
+    }
 }
 
 type Attendants<O> = (Receiver<Incoming<O>>, SyncSender<ParentCommand>, Receiver<Tail>);

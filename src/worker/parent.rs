@@ -68,7 +68,8 @@ impl WorkerConfig {
     }
 }
 
-/// What a worker's owner hears. [`WorkerEvent::Ended`] comes exactly once and last.
+/// What a worker's owner hears. [`WorkerEvent::Ended`] comes exactly once and last; a channel that closes without it
+/// tells that the monitor itself fell, and its worker with it.
 #[derive(Debug, Clone, PartialEq)]
 pub enum WorkerEvent<O> {
     /// The process runs.
