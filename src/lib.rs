@@ -1,10 +1,13 @@
 //! shammah: a local language-model assistant that learns from its user.
 
+pub mod cli;
 pub mod config;
+pub mod device;
 pub mod domain;
 pub mod engine;
 pub mod eval;
 pub mod lora;
+pub mod logging;
 pub mod messages;
 pub mod models;
 pub mod store;

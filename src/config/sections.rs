@@ -82,8 +82,6 @@ pub struct FeedbackSection {
     pub weight_critical: f64,
     /// Weight of `/fix` without another mark.
     pub weight_fix: f64,
-    /// Percent of the marks kept out of training.
-    pub heldout_percent: u32,
 }
 
 /// `[lora]`

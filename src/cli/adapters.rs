@@ -1,0 +1,88 @@
+//! `shammah adapters list | show | load | unload | rollback | delete`.
+
+use anyhow::Result;
+use serde_json::json;
+
+use super::args::{AdaptersCommand, GlobalArgs};
+use super::context::Session;
+use super::exit::Exit;
+use super::output::{self, Table, or_dash};
+use crate::store::{AdapterRow, Store};
+
+/// Runs the command.
+///
+/// # Errors
+/// No such adapter, one that is in use, or a store that cannot be read or written.
+pub fn run(command: &AdaptersCommand, global: &GlobalArgs) -> Result<Exit> {
+    let session = Session::open(global, Vec::new())?;
+    let store = &session.store;
+    match command {
+        AdaptersCommand::List(args) => list(&store.adapters()?, args.json)?,
+        AdaptersCommand::Show(args) => show(store, &store.adapter(&args.id)?, args.json.json)?,
+        AdaptersCommand::Unload(args) => {
+            let row = store.unload(&args.id)?;
+            let text = format!("adapter {} is no longer live in domain {}: the base answers", row.id, row.domain);
+            say(&row, &text, args.json.json)?;
+        }
+        AdaptersCommand::Delete(args) => {
+            let bytes = store.adapter(&args.id)?.bytes;
+            store.delete_adapter(&args.id)?;
+            match args.json.json {
+                true => output::json(&json!({"deleted": args.id, "bytes": bytes}))?,
+                false => output::line(&format!("deleted adapter {} ({bytes} bytes)", args.id))?,
+            }
+        }
+    }
+    Ok(Exit::Done)
+}
+
+fn say(row: &AdapterRow, text: &str, as_json: bool) -> std::io::Result<()> {
+    if as_json { output::json(row) } else { output::line(text) }
+}
+
+fn list(rows: &[AdapterRow], as_json: bool) -> Result<()> {
+    if as_json {
+        return rows.iter().try_for_each(output::json).map_err(Into::into);
+    }
+    let mut table = Table::new(&[
+        "ID", "DOMAIN", "PARENT", "STATE", "LIVE", "BASE", "RANK", "EXAMPLES", "USED IN", "CREATED",
+    ]);
+    for row in rows {
+        table.row(&[
+            row.id.to_string(),
+            row.domain.clone(),
+            or_dash(row.parent.as_ref()),
+            row.state.to_string(),
+            if row.live { "live" } else { "-" }.to_owned(),
+            row.base.clone(),
+            row.rank.to_string(),
+            row.examples.to_string(),
+            row.used_in.to_string(),
+            output::time(row.created_at),
+        ]);
+    }
+    Ok(table.print()?)
+}
+
+fn show(store: &Store, row: &AdapterRow, as_json: bool) -> Result<()> {
+    if as_json {
+        return Ok(output::json(row)?);
+    }
+    output::fields(&[
+        ("id", row.id.to_string()),
+        ("domain", row.domain.clone()),
+        ("parent", row.parent.as_ref().map_or_else(|| "base".to_owned(), ToString::to_string)),
+        ("state", row.state.to_string()),
+        ("live", if row.live { "yes" } else { "no" }.to_owned()),
+        ("base", format!("{} ({})", row.base, row.base_hash)),
+        ("rank", row.rank.to_string()),
+        ("target modules", row.target_modules.join(", ")),
+        ("examples", row.examples.to_string()),
+        ("gate", row.gate.to_string()),
+        ("used in", format!("{} answers", row.used_in)),
+        ("created", output::time(row.created_at)),
+        ("size", format!("{} bytes", row.bytes)),
+        ("path", store.home().adapter(&row.id).display().to_string()),
+    ])?;
+    Ok(())
+}

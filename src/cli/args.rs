@@ -1,0 +1,321 @@
+//! The command line, as clap reads it.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+
+use crate::domain::{AdapterId, Mark};
+
+/// Largest weight of an adapter in `--adapter ID:WEIGHT`: beyond it the adapter drowns the base.
+const MAX_ADAPTER_WEIGHT: f64 = 10.0;
+
+/// A local language-model assistant that learns from its user.
+#[derive(Debug, Parser)]
+#[command(
+    name = "shammah",
+    version,
+    about,
+    long_about = "A local language-model assistant that learns from its user: chat, mark answers, and an adapter is \
+                  trained in the background, measured, and swapped in. Without a command it opens the console.",
+    disable_help_subcommand = true
+)]
+pub struct Cli {
+    /// What every command takes.
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    /// What to do; the console when missing.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// Flags of every command.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct GlobalArgs {
+    /// Data directory [default: $SHAMMAH_HOME, else ~/.shammah]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub home: Option<PathBuf>,
+    /// Configuration file, read after the data directory's config.toml
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Model: "builtin", or a directory in Hugging Face layout
+    #[arg(long, global = true, value_name = "builtin|DIR")]
+    pub model: Option<String>,
+    /// Where to compute: auto, cpu, cuda, cuda:N or metal
+    #[arg(long, global = true, value_name = "DEVICE")]
+    pub device: Option<String>,
+    /// Set a key of the configuration, e.g. --set lora.rank=8 (repeatable)
+    #[arg(long, global = true, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Say more on stderr: -v what happens, -vv details
+    #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet")]
+    pub verbose: u8,
+    /// Say nothing on stderr but errors
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+}
+
+/// What the program can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// List, show and cancel training jobs
+    #[command(subcommand)]
+    Jobs(JobsCommand),
+    /// List, show, load, unload, roll back and delete adapters
+    #[command(subcommand)]
+    Adapters(AdaptersCommand),
+    /// List, add, import, export and count marks
+    #[command(subcommand)]
+    Feedback(FeedbackCommand),
+    /// Show, check and start the configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+/// The `--json` of commands that print.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct JsonArg {
+    /// Print JSON: one object, or one per line for lists
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `ask`.
+#[derive(Debug, Args)]
+pub struct AskArgs {
+    /// The question
+    pub prompt: String,
+    /// Use this adapter instead of the live one, with a weight (default 1); repeatable
+    #[arg(long, value_name = "ID[:WEIGHT]", conflicts_with = "no_adapter")]
+    pub adapter: Vec<WeightedAdapter>,
+    /// Use the base alone
+    #[arg(long)]
+    pub no_adapter: bool,
+    /// Longest answer in tokens
+    #[arg(long, value_name = "N")]
+    pub max_tokens: Option<String>,
+    /// Seed of the sampler, or "random"
+    #[arg(long, value_name = "N")]
+    pub seed: Option<String>,
+    /// How to print.
+    #[command(flatten)]
+    pub json: JsonArg,
+}
+
+/// An adapter and how much it counts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WeightedAdapter {
+    /// The adapter.
+    pub id: AdapterId,
+    /// Factor of its output.
+    pub weight: f64,
+}
+
+impl FromStr for WeightedAdapter {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (id, weight) = match text.split_once(':') {
+            Some((id, weight)) => (id, weight.parse().unwrap_or(f64::NAN)),
+            None => (text, 1.0),
+        };
+        if !(weight > 0.0 && weight <= MAX_ADAPTER_WEIGHT) {
+            return Err(format!(
+                "the weight must be a number above 0, up to {MAX_ADAPTER_WEIGHT}: write ID:WEIGHT, as in rust:0.5"
+            ));
+        }
+        let id = id.parse().map_err(|error: crate::domain::InvalidAdapterId| error.to_string())?;
+        Ok(Self { id, weight })
+    }
+}
+
+/// Where a training job starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum FromArg {
+    /// From the live adapter of the domain
+    Continue,
+    /// From zero, on all examples of the domain
+    Fresh,
+}
+
+/// Arguments of `train`.
+#[derive(Debug, Args)]
+pub struct TrainArgs {
+    /// Store the marks of this file first (as `feedback import` does), then train
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub data: Option<PathBuf>,
+    /// Train this domain
+    #[arg(long, value_name = "D")]
+    pub domain: Option<String>,
+    /// Where to start [default: lora.training.from]
+    #[arg(long, value_enum)]
+    pub from: Option<FromArg>,
+    /// Name of the job and of its adapter
+    #[arg(long, value_name = "N")]
+    pub name: Option<AdapterId>,
+    /// Higher goes first
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
+    pub priority: i64,
+    /// Run the queue here until it is empty, if no other process does
+    #[arg(long)]
+    pub wait: bool,
+    /// How to print.
+    #[command(flatten)]
+    pub json: JsonArg,
+}
+
+/// What `jobs` can do.
+#[derive(Debug, Subcommand)]
+pub enum JobsCommand {
+    /// List all jobs, newest first
+    List(JsonArg),
+    /// Show one job
+    Show {
+        /// Its number
+        #[arg(value_name = "ID")]
+        id: i64,
+        /// How to print.
+        #[command(flatten)]
+        json: JsonArg,
+    },
+    /// Cancel a job that is queued or running; its marks stay
+    Cancel {
+        /// Its number
+        #[arg(value_name = "ID")]
+        id: i64,
+        /// How to print.
+        #[command(flatten)]
+        json: JsonArg,
+    },
+}
+
+/// What `adapters` can do.
+#[derive(Debug, Subcommand)]
+pub enum AdaptersCommand {
+    /// List all adapters, newest first
+    List(JsonArg),
+    /// Show one adapter
+    Show(AdapterArg),
+    /// Take a live adapter out: the base answers
+    Unload(AdapterArg),
+    /// Delete an adapter that is not live and no parent of another
+    Delete(AdapterArg),
+}
+
+/// One adapter.
+#[derive(Debug, Args)]
+pub struct AdapterArg {
+    /// Its id
+    #[arg(value_name = "ID")]
+    pub id: AdapterId,
+    /// How to print.
+    #[command(flatten)]
+    pub json: JsonArg,
+}
+
+/// What `feedback` can do.
+#[derive(Debug, Subcommand)]
+pub enum FeedbackCommand {
+    /// List the marks, newest first
+    List {
+        /// Only this domain
+        #[arg(long, value_name = "D")]
+        domain: Option<String>,
+        /// Only those waiting for a correction
+        #[arg(long)]
+        pending: bool,
+        /// How to print.
+        #[command(flatten)]
+        json: JsonArg,
+    },
+    /// Store one mark
+    Add(FeedbackAddArgs),
+    /// Store the marks of a JSONL file ("-": stdin); all of them or, if one is wrong, none
+    Import {
+        /// The file
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Put all of them into this domain
+        #[arg(long, value_name = "D")]
+        domain: Option<String>,
+        /// How to print.
+        #[command(flatten)]
+        json: JsonArg,
+    },
+    /// Write all marks to a JSONL file ("-": stdout)
+    Export {
+        /// The file
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Only this domain
+        #[arg(long, value_name = "D")]
+        domain: Option<String>,
+        /// How to print.
+        #[command(flatten)]
+        json: JsonArg,
+    },
+    /// Count the marks of each domain
+    Stats(JsonArg),
+}
+
+/// Arguments of `feedback add`.
+#[derive(Debug, Args)]
+pub struct FeedbackAddArgs {
+    /// The question that was asked
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: String,
+    /// The answer that was given
+    #[arg(long, value_name = "TEXT")]
+    pub response: String,
+    /// good, medium, critical or fix
+    #[arg(long)]
+    pub mark: Mark,
+    /// What to say about it
+    #[arg(long, value_name = "TEXT")]
+    pub note: Option<String>,
+    /// The better answer
+    #[arg(long, value_name = "TEXT", required_if_eq("mark", "fix"))]
+    pub fix: Option<String>,
+    /// The domain that learns from it
+    #[arg(long, value_name = "D")]
+    pub domain: Option<String>,
+    /// How to print.
+    #[command(flatten)]
+    pub json: JsonArg,
+}
+
+/// What `config` can do.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Show what is in force and where each value comes from
+    Show(JsonArg),
+    /// Check the configuration; exit code 2 when something is wrong
+    Check(JsonArg),
+    /// Write the commented defaults to config.toml in the data directory
+    Init(JsonArg),
+    /// Print the path of config.toml in the data directory
+    Path(JsonArg),
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn adapters_may_have_a_weight() {
+        let parse = |text: &str| text.parse::<WeightedAdapter>();
+        assert_eq!(parse("rust").unwrap().weight, 1.0);
+        assert_eq!(parse("rust:0.5").unwrap().weight, 0.5);
+        for bad in ["rust:0", "rust:-1", "rust:", "rust:x", "rust:nan", "rust:11", "../rust", ":1"] {
+            assert!(parse(bad).is_err(), "{bad:?} must be refused");
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! `shammah feedback list | add | import | export | stats`.
+//!
+//! `add` and `import` only store: whoever runs the queue looks at the threshold.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use serde_json::json;
+
+use super::args::{FeedbackAddArgs, FeedbackCommand, GlobalArgs};
+use super::context::Session;
+use super::exit::{Exit, UsageError};
+use super::feedback_file::{self, weight_of};
+use super::output::{self, Table};
+use crate::domain::{DEFAULT_DOMAIN, Mark, Message};
+use crate::store::{BufferStatus, FeedbackFilter, FeedbackRow, NewFeedback, Store};
+use crate::text::{printable_line, shortened};
+
+/// Stands for stdin or stdout.
+const STANDARD_STREAM: &str = "-";
+/// Characters of a question or note in a table.
+const SHOWN_TEXT: usize = 40;
+
+/// Runs the command.
+///
+/// # Errors
+/// A wrong file or value, or a store that cannot be read or written.
+pub fn run(command: &FeedbackCommand, global: &GlobalArgs) -> Result<Exit> {
+    let session = Session::open(global, Vec::new())?;
+    match command {
+        FeedbackCommand::List { domain, pending, json } => {
+            list(&session.store, domain.clone(), *pending, json.json)?;
+        }
+        FeedbackCommand::Add(args) => add(&session, args)?,
+        FeedbackCommand::Import { file, domain, json } => {
+            import(&session, file, domain.as_deref(), json.json)?;
+        }
+        FeedbackCommand::Export { file, domain, json } => {
+            export(&session.store, file, domain.clone(), json.json)?;
+        }
+        FeedbackCommand::Stats(json) => stats(&session.store, json.json)?,
+    }
+    Ok(Exit::Done)
+}
+
+fn list(store: &Store, domain: Option<String>, pending: bool, as_json: bool) -> Result<()> {
+    let filter = FeedbackFilter { domain, unconsumed: pending, archived: false };
+    let mut rows = store.list_feedback(&filter)?;
+    rows.retain(|row| !pending || row.waits_for_correction());
+    if as_json {
+        return rows.iter().try_for_each(output::json).map_err(Into::into);
+    }
+    let mut table = Table::new(&["ID", "MARK", "WEIGHT", "DOMAIN", "STATE", "QUESTION", "NOTE"]);
+    for row in &rows {
+        let short = |text: &str| shortened(&printable_line(text), SHOWN_TEXT);
+        table.row(&[
+            row.id.to_string(),
+            row.mark.to_string(),
+            row.weight.to_string(),
+            row.domain.clone(),
+            state_of(row),
+            short(row.question()),
+            short(row.note.as_deref().unwrap_or("-")),
+        ]);
+    }
+    Ok(table.print()?)
+}
+
+/// What will become of a mark, or became of it.
+fn state_of(row: &FeedbackRow) -> String {
+    match (row.consumed_by, row.in_job) {
+        (Some(job), _) => format!("learned in job {job}"),
+        (None, Some(job)) => format!("in job {job}"),
+        (None, None) if row.waits_for_correction() => "waiting for a correction".to_owned(),
+        (None, None) if row.heldout => "held out".to_owned(),
+        (None, None) => "new".to_owned(),
+    }
+}
+
+fn add(session: &Session, args: &FeedbackAddArgs) -> Result<()> {
+    let empty = |text: &str| text.trim().is_empty();
+    if empty(&args.prompt) || empty(&args.response) {
+        let message = "--prompt and --response must not be empty: a mark judges an answer to a question";
+        return Err(UsageError(message.to_owned()).into());
+    }
+    let row = session.store.add_feedback(&NewFeedback {
+        messages: vec![Message::user(&args.prompt)],
+        response: args.response.clone(),
+        mark: args.mark,
+        weight: weight_of(args.mark, &session.loaded.config.feedback),
+        note: args.note.clone(),
+        fix: args.fix.clone(),
+        domain: args.domain.clone().unwrap_or_else(|| DEFAULT_DOMAIN.to_owned()),
+        adapter: None,
+    })?;
+    if args.json.json {
+        return Ok(output::json(&row)?);
+    }
+    let note = row.note.as_ref().map(|note| format!(", note: {note}")).unwrap_or_default();
+    let waits = if row.waits_for_correction() { ", waiting for a correction" } else { "" };
+    output::line(&format!("stored mark {}: {}, weight {}{note}{waits}", row.id, row.mark, row.weight))?;
+    Ok(output::line(&session.store.buffer_status(&row.domain)?.to_string())?)
+}
+
+fn import(session: &Session, file: &Path, domain: Option<&str>, as_json: bool) -> Result<()> {
+    let ids = import_file(session, file, domain)?.into_iter().map(|(id, _)| id).collect::<Vec<_>>();
+    if as_json {
+        return Ok(output::json(&json!({"imported": ids.len(), "ids": ids}))?);
+    }
+    Ok(output::line(&format!("stored {} marks from {}", ids.len(), file.display()))?)
+}
+
+/// Stores the marks of a file, all or none, and returns their ids and domains.
+///
+/// # Errors
+/// A line that is no mark, or a store that cannot be written.
+pub(super) fn import_file(
+    session: &Session,
+    file: &Path,
+    domain: Option<&str>,
+) -> Result<Vec<(i64, String)>> {
+    let weights = &session.loaded.config.feedback;
+    let rows = if file == Path::new(STANDARD_STREAM) {
+        feedback_file::read(io::stdin().lock(), "stdin", weights, domain)?
+    } else {
+        let opened = fs_err::File::open(file)?;
+        feedback_file::read(io::BufReader::new(opened), &file.display().to_string(), weights, domain)?
+    };
+    let ids = session.store.add_all_feedback(&rows)?;
+    Ok(ids.into_iter().zip(rows.into_iter().map(|row| row.domain)).collect())
+}
+
+fn export(store: &Store, file: &Path, domain: Option<String>, as_json: bool) -> Result<()> {
+    let filter = FeedbackFilter { domain, unconsumed: false, archived: true };
+    let rows = store.list_feedback(&filter)?;
+    if file == Path::new(STANDARD_STREAM) {
+        return feedback_file::write(io::stdout().lock(), &rows).map_err(Into::into);
+    }
+    write_whole(file, |out| feedback_file::write(out, &rows))
+        .with_context(|| format!("cannot write {}: nothing was exported", file.display()))?;
+    if as_json {
+        return Ok(output::json(&json!({"exported": rows.len(), "path": file}))?);
+    }
+    Ok(output::line(&format!("wrote {} marks to {}", rows.len(), file.display()))?)
+}
+
+/// Writes a file that is either whole or, after an error, as it was.
+fn write_whole(file: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    let folder = match file.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
+    fill(&mut io::BufWriter::new(temporary.as_file_mut()))?;
+    temporary.as_file().sync_all()?;
+    temporary.persist(file)?;
+    Ok(())
+}
+
+/// The marks of one domain, counted.
+#[derive(Debug, Default, Serialize)]
+struct DomainStats {
+    domain: String,
+    marks: usize,
+    good: usize,
+    medium: usize,
+    critical: usize,
+    fix: usize,
+    learned: usize,
+    archived: usize,
+    #[serde(flatten)]
+    buffer: BufferStatus,
+}
+
+fn stats(store: &Store, as_json: bool) -> Result<()> {
+    let all = FeedbackFilter { domain: None, unconsumed: false, archived: true };
+    let mut domains: BTreeMap<String, DomainStats> = BTreeMap::new();
+    for row in store.list_feedback(&all)? {
+        let stats = domains.entry(row.domain.clone()).or_default();
+        stats.count(&row);
+    }
+    for (domain, stats) in &mut domains {
+        stats.domain.clone_from(domain);
+        stats.buffer = store.buffer_status(domain)?;
+    }
+    if as_json {
+        return domains.values().try_for_each(output::json).map_err(Into::into);
+    }
+    let mut table = Table::new(&[
+        "DOMAIN", "MARKS", "GOOD", "MEDIUM", "CRITICAL", "FIX", "LEARNED", "NEW", "HELD OUT", "WAITING",
+        "IN TRAINING", "WEIGHTED",
+    ]);
+    for stats in domains.values() {
+        table.row(&stats.cells());
+    }
+    Ok(table.print()?)
+}
+
+impl DomainStats {
+    fn count(&mut self, row: &FeedbackRow) {
+        self.marks += 1;
+        self.learned += usize::from(row.consumed_by.is_some());
+        self.archived += usize::from(row.archived);
+        match row.mark {
+            Mark::Good => self.good += 1,
+            Mark::Medium => self.medium += 1,
+            Mark::Critical => self.critical += 1,
+            Mark::Fix => self.fix += 1,
+        }
+    }
+
+    fn cells(&self) -> Vec<String> {
+        let buffer = &self.buffer;
+        let counts = [
+            self.marks,
+            self.good,
+            self.medium,
+            self.critical,
+            self.fix,
+            self.learned,
+            buffer.trainable_unconsumed,
+            buffer.heldout,
+            buffer.waiting_for_correction,
+            buffer.in_training,
+        ];
+        let mut cells = vec![self.domain.clone()];
+        cells.extend(counts.iter().map(ToString::to_string));
+        cells.push(format!("{:.1}", buffer.weighted));
+        cells
+    }
+}

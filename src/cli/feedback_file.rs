@@ -1,0 +1,232 @@
+//! Marks as JSONL: one object per line, as `feedback export` writes and `feedback import` reads them.
+
+use std::io::{self, BufRead, Read, Write};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::config::FeedbackSection;
+use crate::domain::{AdapterId, DEFAULT_DOMAIN, Mark, Message, Role};
+use crate::store::{FeedbackRow, NewFeedback};
+
+/// Longest line that is read, in bytes: several times the longest conversation that fits a context.
+const MAX_LINE_BYTES: u64 = 16 << 20;
+/// Most marks in one file: they are held in memory and stored in one transaction.
+const MAX_ROWS: usize = 100_000;
+
+/// Why a file of marks cannot be read. Nothing of it was stored.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// The file cannot be read.
+    #[error("cannot read {name}: {source}")]
+    Io {
+        /// The file.
+        name: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A line is no mark.
+    #[error("{name}:{line}: {problem}; nothing was stored")]
+    Line {
+        /// The file.
+        name: String,
+        /// Counted from 1.
+        line: usize,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+    /// The file has no line.
+    #[error("{name} has no marks: each line must be a JSON object with messages, response and mark")]
+    Empty {
+        /// The file.
+        name: String,
+    },
+}
+
+/// A line of a file. What an export or a list has besides, a mark gets anew.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    messages: Vec<Message>,
+    response: String,
+    mark: Mark,
+    weight: Option<f64>,
+    note: Option<String>,
+    fix: Option<String>,
+    domain: Option<String>,
+    adapter: Option<AdapterId>,
+    #[serde(rename = "id")]
+    _id: Option<Value>,
+    #[serde(rename = "created_at")]
+    _created_at: Option<Value>,
+    #[serde(rename = "consumed_by")]
+    _consumed_by: Option<Value>,
+    #[serde(rename = "in_job")]
+    _in_job: Option<Value>,
+    #[serde(rename = "heldout")]
+    _heldout: Option<Value>,
+    #[serde(rename = "archived")]
+    _archived: Option<Value>,
+}
+
+/// A line as it is exported: the fields that scripts rely on.
+#[derive(Debug, Serialize)]
+struct ExportedLine<'a> {
+    id: i64,
+    messages: &'a [Message],
+    response: &'a str,
+    mark: Mark,
+    weight: f64,
+    note: Option<&'a str>,
+    fix: Option<&'a str>,
+    domain: &'a str,
+    adapter: Option<&'a AdapterId>,
+    created_at: String,
+    consumed_by: Option<i64>,
+}
+
+/// Returns the configured weight of a mark.
+pub fn weight_of(mark: Mark, weights: &FeedbackSection) -> f64 {
+    match mark {
+        Mark::Good => weights.weight_good,
+        Mark::Medium => weights.weight_medium,
+        Mark::Critical => weights.weight_critical,
+        Mark::Fix => weights.weight_fix,
+    }
+}
+
+/// Reads marks; a given domain wins over that of the lines, a line's weight over the configured one.
+///
+/// # Errors
+/// The first line that is no mark, by its number.
+pub fn read(
+    mut input: impl BufRead,
+    name: &str,
+    weights: &FeedbackSection,
+    domain: Option<&str>,
+) -> Result<Vec<NewFeedback>, FileError> {
+    let mut rows = Vec::new();
+    let mut number = 0;
+    loop {
+        number += 1;
+        let wrong = |problem: String| FileError::Line { name: name.to_owned(), line: number, problem };
+        let mut text = Vec::new();
+        let taken = input.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut text);
+        let bytes = taken.map_err(|source| FileError::Io { name: name.to_owned(), source })?;
+        if bytes == 0 {
+            break;
+        }
+        if bytes as u64 == MAX_LINE_BYTES {
+            return Err(wrong(format!("the line is longer than {MAX_LINE_BYTES} bytes")));
+        }
+        if text.iter().all(u8::is_ascii_whitespace) {
+            continue;
+        }
+        if rows.len() == MAX_ROWS {
+            return Err(wrong(format!("more than {MAX_ROWS} marks: split the file")));
+        }
+        rows.push(parse(&text, weights, domain).map_err(wrong)?);
+    }
+    if rows.is_empty() { Err(FileError::Empty { name: name.to_owned() }) } else { Ok(rows) }
+}
+
+fn parse(text: &[u8], weights: &FeedbackSection, domain: Option<&str>) -> Result<NewFeedback, String> {
+    let line: Line = serde_json::from_slice(text).map_err(|error| {
+        format!("{error}: a mark has messages [{{role, content}}], response and mark (good, medium, critical or fix)")
+    })?;
+    let empty = |text: &str| text.trim().is_empty();
+    if line.messages.last().is_none_or(|message| message.role != Role::User) {
+        return Err("messages must end with one of role \"user\": the question that was answered".to_owned());
+    }
+    if line.mark == Mark::Good && line.fix.is_none() && empty(&line.response) {
+        return Err("response is empty: a mark judges an answer".to_owned());
+    }
+    if line.mark == Mark::Fix && line.fix.as_deref().is_none_or(empty) {
+        return Err("mark is \"fix\" and there is no better answer: put it into \"fix\"".to_owned());
+    }
+    let weight = line.weight.unwrap_or_else(|| weight_of(line.mark, weights));
+    if !(weight.is_finite() && weight > 0.0) {
+        return Err(format!("weight is {weight}: it must be a number above 0"));
+    }
+    Ok(NewFeedback {
+        messages: line.messages,
+        response: line.response,
+        mark: line.mark,
+        weight,
+        note: line.note,
+        fix: line.fix,
+        domain: domain.map(str::to_owned).or(line.domain).unwrap_or_else(|| DEFAULT_DOMAIN.to_owned()),
+        adapter: line.adapter,
+    })
+}
+
+/// Writes marks, one per line.
+///
+/// # Errors
+/// When the output cannot be written.
+pub fn write(mut out: impl Write, rows: &[FeedbackRow]) -> io::Result<()> {
+    for row in rows {
+        let line = ExportedLine {
+            id: row.id,
+            messages: &row.messages,
+            response: &row.response,
+            mark: row.mark,
+            weight: row.weight,
+            note: row.note.as_deref(),
+            fix: row.fix.as_deref(),
+            domain: &row.domain,
+            adapter: row.adapter.as_ref(),
+            created_at: row.created_at.to_rfc3339_opts(chrono::SecondsFormat::Millis, true),
+            consumed_by: row.consumed_by,
+        };
+        serde_json::to_writer(&mut out, &line)?;
+        out.write_all(b"\n")?;
+    }
+    out.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    fn read_text(text: &str) -> Result<Vec<NewFeedback>, FileError> {
+        read(text.as_bytes(), "marks.jsonl", &Config::defaults().unwrap().feedback, None)
+    }
+
+    const QUESTION: &str = r#""messages":[{"role":"user","content":"q"}],"response":"a""#;
+
+    #[test]
+    fn weights_come_from_the_mark_unless_given() {
+        let text = format!(
+            "{{{QUESTION},\"mark\":\"good\"}}\n\n{{{QUESTION},\"mark\":\"critical\",\"fix\":\"b\"}}\n{{{QUESTION},\"mark\":\"medium\",\"weight\":2.5}}"
+        );
+        let rows = read_text(&text).unwrap();
+        let weights: Vec<f64> = rows.iter().map(|row| row.weight).collect();
+        assert_eq!(weights, [1.0, 10.0, 2.5]);
+        assert!(rows.iter().all(|row| row.domain == DEFAULT_DOMAIN));
+    }
+
+    #[test]
+    fn each_mistake_names_its_line() {
+        for (line, part) in [
+            ("{".to_owned(), "EOF"),
+            (format!("{{{QUESTION}}}"), "missing field `mark`"),
+            (format!("{{{QUESTION},\"mark\":\"bad\"}}"), "unknown variant `bad`"),
+            (format!("{{{QUESTION},\"mark\":\"good\",\"colour\":1}}"), "unknown field `colour`"),
+            (format!("{{{QUESTION},\"mark\":\"fix\"}}"), "put it into \"fix\""),
+            (format!("{{{QUESTION},\"mark\":\"good\",\"weight\":0}}"), "above 0"),
+            (r#"{"messages":[],"response":"a","mark":"good"}"#.to_owned(), "must end with"),
+            (r#"{"messages":[{"role":"user","content":"q"}],"response":" ","mark":"good"}"#.to_owned(), "empty"),
+            (format!("{{{QUESTION},\"mark\":\"good\",\"adapter\":\"../x\"}}"), "invalid adapter id"),
+        ] {
+            let text = format!("{{{QUESTION},\"mark\":\"good\"}}\n{line}\n");
+            let message = read_text(&text).unwrap_err().to_string();
+            assert!(message.starts_with("marks.jsonl:2: "), "{message}");
+            assert!(message.contains(part), "{message} should contain {part}");
+            assert!(message.ends_with("nothing was stored"), "{message}");
+        }
+        assert!(matches!(read_text("\n\n"), Err(FileError::Empty { .. })));
+        assert!(read_text("\u{0}\u{1}").is_err());
+    }
+}

@@ -1,0 +1,102 @@
+//! `shammah jobs list | show | cancel`.
+
+use anyhow::Result;
+
+use super::args::{GlobalArgs, JobsCommand};
+use super::context::Session;
+use super::exit::Exit;
+use super::output::{self, Table, or_dash};
+use crate::store::JobRow;
+
+/// Runs the command.
+///
+/// # Errors
+/// No such job, one that is over already, or a store that cannot be read or written.
+pub fn run(command: &JobsCommand, global: &GlobalArgs) -> Result<Exit> {
+    let store = Session::open(global, Vec::new())?.store;
+    match command {
+        JobsCommand::List(args) => list(&store.jobs()?, args.json)?,
+        JobsCommand::Show { id, json } => show(&store.job(*id)?, json.json)?,
+        JobsCommand::Cancel { id, json } => {
+            let job = store.request_cancel(*id)?;
+            match json.json {
+                true => output::json(&job)?,
+                false => output::line(&cancelled(&job))?,
+            }
+        }
+    }
+    Ok(Exit::Done)
+}
+
+fn list(jobs: &[JobRow], as_json: bool) -> Result<()> {
+    if as_json {
+        return jobs.iter().try_for_each(output::json).map_err(Into::into);
+    }
+    let mut table =
+        Table::new(&["ID", "NAME", "DOMAIN", "STATE", "EXAMPLES", "STEP", "LOSS", "HELD OUT", "CREATED"]);
+    for job in jobs {
+        table.row(&[
+            job.id.to_string(),
+            job.name.to_string(),
+            job.domain.clone(),
+            job.state.to_string(),
+            job.examples.to_string(),
+            step_of(job),
+            loss_text(job.loss),
+            heldout_text(job),
+            output::time(job.created_at),
+        ]);
+    }
+    Ok(table.print()?)
+}
+
+fn show(job: &JobRow, as_json: bool) -> Result<()> {
+    if as_json {
+        return Ok(output::json(job)?);
+    }
+    output::fields(&[
+        ("id", job.id.to_string()),
+        ("name", job.name.to_string()),
+        ("domain", job.domain.clone()),
+        ("state", job.state.to_string()),
+        ("attempts", job.attempts.to_string()),
+        ("from", job.from.to_string()),
+        ("parent", or_dash(job.parent.as_ref())),
+        ("examples", job.examples.to_string()),
+        ("step", step_of(job)),
+        ("loss", loss_text(job.loss)),
+        ("held-out loss", heldout_text(job)),
+        ("adapter", or_dash(job.adapter.as_ref())),
+        ("error", or_dash(job.error.as_ref())),
+        ("created", output::time(job.created_at)),
+        ("started", or_dash(job.started_at.map(output::time))),
+        ("finished", or_dash(job.finished_at.map(output::time))),
+    ])?;
+    Ok(())
+}
+
+fn cancelled(job: &JobRow) -> String {
+    if job.state.is_final() {
+        format!("job {} is {}; its marks are back in the buffer", job.id, job.state)
+    } else {
+        format!("asked job {} to stop; its marks return to the buffer when it did", job.id)
+    }
+}
+
+fn step_of(job: &JobRow) -> String {
+    match job.total_steps {
+        0 => "-".to_owned(),
+        total => format!("{}/{total}", job.step),
+    }
+}
+
+fn loss_text(loss: Option<f64>) -> String {
+    or_dash(loss.map(|loss| format!("{loss:.4}")))
+}
+
+fn heldout_text(job: &JobRow) -> String {
+    match (job.heldout_before, job.heldout_after) {
+        (Some(before), Some(after)) => format!("{before:.2} → {after:.2}"),
+        _ => "-".to_owned(),
+    }
+}

@@ -1,0 +1,46 @@
+//! The command line: reads it, calls what it names, turns errors into messages and exit codes.
+//!
+//! stdout carries results only (with `--json` JSON and nothing else), stderr everything else.
+
+mod adapters;
+mod args;
+mod config_command;
+mod context;
+mod exit;
+mod feedback;
+mod feedback_file;
+mod jobs;
+mod output;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+pub use args::Cli;
+use args::Command;
+use exit::Exit;
+
+/// Runs what the command line asks for, says what went wrong, and returns the exit code.
+pub fn main(cli: Cli) -> ExitCode {
+    let exit = match run(&cli) {
+        Ok(exit) => exit,
+        Err(error) => {
+            if !exit::is_silent(&error) {
+                output::complain(&format!("shammah: {error:#}"));
+            }
+            exit::exit_of(&error)
+        }
+    };
+    exit.into()
+}
+
+fn run(cli: &Cli) -> Result<Exit> {
+    let global = &cli.global;
+    match &cli.command {
+        Some(Command::Jobs(command)) => jobs::run(command, global),
+        Some(Command::Adapters(command)) => adapters::run(command, global),
+        Some(Command::Feedback(command)) => feedback::run(command, global),
+        Some(Command::Config(command)) => config_command::run(command, global),
+        None => Ok(Exit::Done),
+    }
+}

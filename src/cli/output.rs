@@ -1,0 +1,131 @@
+//! What goes to stdout: text made harmless for a terminal, aligned tables, JSON.
+
+use std::io::{self, Write};
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::Serialize;
+use unicode_width::UnicodeWidthStr;
+
+use crate::text::{printable, printable_line};
+
+/// Spaces between two columns.
+const GAP: usize = 2;
+
+/// Writes a line, control characters removed.
+///
+/// # Errors
+/// When stdout cannot be written.
+pub fn line(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(printable(text).as_bytes())?;
+    out.write_all(b"\n")?;
+    out.flush()
+}
+
+/// Writes a part of a line at once, control characters removed.
+///
+/// # Errors
+/// When stdout cannot be written.
+pub fn piece(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(printable(text).as_bytes())?;
+    out.flush()
+}
+
+/// Writes one JSON object on one line.
+///
+/// # Errors
+/// When stdout cannot be written.
+pub fn json<T: Serialize>(value: &T) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(&serde_json::to_vec(value)?)?;
+    out.write_all(b"\n")?;
+    out.flush()
+}
+
+/// Writes a line to stderr, control characters removed. A closed stderr is no reason to fail.
+pub fn complain(text: &str) {
+    let _ = writeln!(io::stderr().lock(), "{}", printable(text));
+}
+
+/// Rows under headings, in aligned columns.
+#[derive(Debug)]
+pub struct Table {
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// Starts a table.
+    pub fn new(headings: &[&str]) -> Self {
+        Self { rows: vec![headings.iter().map(|&heading| heading.to_owned()).collect()] }
+    }
+
+    /// Adds a row; each cell becomes one line.
+    pub fn row(&mut self, cells: &[String]) {
+        self.rows.push(cells.iter().map(|cell| printable_line(cell)).collect());
+    }
+
+    /// Lays the rows out; the last column is not padded.
+    pub fn render(&self) -> String {
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
+        let width = |column: usize| {
+            let cells = self.rows.iter().filter_map(|row| row.get(column));
+            cells.map(|cell| cell.width()).max().unwrap_or(0)
+        };
+        let widths: Vec<usize> = (0..columns).map(width).collect();
+        let lines = self.rows.iter().map(|row| {
+            let mut line = String::new();
+            for (cell, &width) in row.iter().zip(&widths) {
+                line.push_str(cell);
+                line.push_str(&" ".repeat(width - cell.width() + GAP));
+            }
+            line.trim_end().to_owned()
+        });
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
+    /// Writes the table.
+    ///
+    /// # Errors
+    /// When stdout cannot be written.
+    pub fn print(&self) -> io::Result<()> {
+        line(&self.render())
+    }
+}
+
+/// Writes "name: value" pairs below each other.
+///
+/// # Errors
+/// When stdout cannot be written.
+pub fn fields(pairs: &[(&str, String)]) -> io::Result<()> {
+    let width = pairs.iter().map(|(name, _)| name.width()).max().unwrap_or(0);
+    for (name, value) in pairs {
+        let pad = " ".repeat(width - name.width());
+        line(&format!("{name}{pad}  {value}"))?;
+    }
+    Ok(())
+}
+
+/// Shows a time to the second, in UTC.
+pub fn time(time: DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(SecondsFormat::Secs, true)
+}
+
+/// Shows a value that may be missing.
+pub fn or_dash<T: ToString>(value: Option<T>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_aligned_by_width_and_stay_one_line() {
+        let mut table = Table::new(&["ID", "QUESTION", "MARK"]);
+        table.row(&["1".to_owned(), "日本\nx\u{1b}[2J".to_owned(), "good".to_owned()]);
+        table.row(&["12".to_owned(), "hello".to_owned(), "fix".to_owned()]);
+        let expected = "ID  QUESTION  MARK\n1   日本 x    good\n12  hello     fix";
+        assert_eq!(table.render(), expected);
+    }
+}
