@@ -18,7 +18,9 @@ pub enum DeviceError {
         feature: &'static str,
     },
     /// It is built in, but this machine does not have it, or its driver refuses.
-    #[error("device \"{device}\" cannot be opened: {reason}: use --device cpu, or check its driver")]
+    #[error(
+        "device \"{device}\" cannot be opened: {reason}: use --device cpu, or check its driver"
+    )]
     Absent {
         /// What was asked for.
         device: DeviceChoice,
@@ -55,11 +57,18 @@ fn best() -> Opened {
     for attempt in [cuda(0), metal()] {
         match attempt {
             Ok(device) => return Opened { device, fallback: None },
-            Err(DeviceError::NotBuilt { device, .. }) => reasons.push(format!("{device} is not built in")),
-            Err(DeviceError::Absent { device, reason }) => reasons.push(format!("{device}: {reason}")),
+            Err(DeviceError::NotBuilt { device, .. }) => {
+                reasons.push(format!("{device} is not built in"))
+            }
+            Err(DeviceError::Absent { device, reason }) => {
+                reasons.push(format!("{device}: {reason}"))
+            }
         }
     }
-    Opened { device: Device::Cpu, fallback: Some(format!("computing on the CPU: {}", reasons.join(", "))) }
+    Opened {
+        device: Device::Cpu,
+        fallback: Some(format!("computing on the CPU: {}", reasons.join(", "))),
+    }
 }
 
 fn cuda(ordinal: usize) -> Result<Device, DeviceError> {

@@ -8,6 +8,7 @@ pub mod engine;
 pub mod eval;
 pub mod lora;
 pub mod logging;
+pub mod lora;
 pub mod messages;
 pub mod models;
 pub mod store;

@@ -21,7 +21,10 @@ pub fn run(command: &AdaptersCommand, global: &GlobalArgs) -> Result<Exit> {
         AdaptersCommand::Show(args) => show(store, &store.adapter(&args.id)?, args.json.json)?,
         AdaptersCommand::Unload(args) => {
             let row = store.unload(&args.id)?;
-            let text = format!("adapter {} is no longer live in domain {}: the base answers", row.id, row.domain);
+            let text = format!(
+                "adapter {} is no longer live in domain {}: the base answers",
+                row.id, row.domain
+            );
             say(&row, &text, args.json.json)?;
         }
         AdaptersCommand::Delete(args) => {

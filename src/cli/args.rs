@@ -314,7 +314,8 @@ mod tests {
         let parse = |text: &str| text.parse::<WeightedAdapter>();
         assert_eq!(parse("rust").unwrap().weight, 1.0);
         assert_eq!(parse("rust:0.5").unwrap().weight, 0.5);
-        for bad in ["rust:0", "rust:-1", "rust:", "rust:x", "rust:nan", "rust:11", "../rust", ":1"] {
+        for bad in ["rust:0", "rust:-1", "rust:", "rust:x", "rust:nan", "rust:11", "../rust", ":1"]
+        {
             assert!(parse(bad).is_err(), "{bad:?} must be refused");
         }
     }

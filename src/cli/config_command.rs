@@ -54,15 +54,16 @@ fn show(loaded: &Loaded, as_json: bool) -> Result<()> {
 
 fn check(loaded: &Loaded, as_json: bool) -> Result<()> {
     let keys = loaded.origins.len();
-    let is_default = |origin: &&crate::config::Origin| {
-        matches!(origin, crate::config::Origin::Default { .. })
-    };
+    let is_default =
+        |origin: &&crate::config::Origin| matches!(origin, crate::config::Origin::Default { .. });
     let defaults = loaded.origins.values().filter(is_default).count();
     if as_json {
         return Ok(output::json(&json!({"valid": true, "keys": keys, "defaults": defaults}))?);
     }
     let changed = keys - defaults;
-    Ok(output::line(&format!("the configuration is valid: {keys} keys, {changed} of them changed"))?)
+    Ok(output::line(&format!(
+        "the configuration is valid: {keys} keys, {changed} of them changed"
+    ))?)
 }
 
 fn init(home: &Path, as_json: bool) -> Result<()> {
@@ -71,7 +72,8 @@ fn init(home: &Path, as_json: bool) -> Result<()> {
     let file = OpenOptions::new().write(true).create_new(true).open(&path);
     let mut file = match file {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-            let message = format!("{} exists already: edit it, or move it away first", path.display());
+            let message =
+                format!("{} exists already: edit it, or move it away first", path.display());
             return Err(UsageError(message).into());
         }
         other => other?,

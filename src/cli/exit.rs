@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use crate::config::ConfigError;
 use crate::device::DeviceError;
+use crate::text::printable_line;
 
 /// How the program ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +68,19 @@ pub fn is_silent(error: &anyhow::Error) -> bool {
     exit_of(error) == Exit::Done
 }
 
+/// Returns the error and its causes on one line; a cause that is quoted already is not said again.
+pub fn message(error: &anyhow::Error) -> String {
+    let mut message = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if message.is_empty() {
+            message = cause;
+        } else if !message.contains(&cause) {
+            message = format!("{message}: {cause}");
+        }
+    }
+    printable_line(message.trim_end())
+}
+
 fn reader_left(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::BrokenPipe
 }
@@ -87,6 +101,17 @@ mod tests {
         assert_eq!(exit_of(&other.unwrap_err()), Exit::Failed);
         let pipe = anyhow::Error::from(io::Error::from(io::ErrorKind::BrokenPipe));
         assert!(is_silent(&pipe));
+    }
+
+    #[test]
+    fn causes_are_said_once_and_on_one_line() {
+        let inner = anyhow::anyhow!("disk full");
+        assert_eq!(
+            message(&inner.context("cannot write x: disk full")),
+            "cannot write x: disk full"
+        );
+        let inner = anyhow::anyhow!("disk\nfull");
+        assert_eq!(message(&inner.context("cannot write x")), "cannot write x: disk full");
     }
 
     #[test]

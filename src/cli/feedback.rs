@@ -83,7 +83,8 @@ fn state_of(row: &FeedbackRow) -> String {
 fn add(session: &Session, args: &FeedbackAddArgs) -> Result<()> {
     let empty = |text: &str| text.trim().is_empty();
     if empty(&args.prompt) || empty(&args.response) {
-        let message = "--prompt and --response must not be empty: a mark judges an answer to a question";
+        let message =
+            "--prompt and --response must not be empty: a mark judges an answer to a question";
         return Err(UsageError(message.to_owned()).into());
     }
     let row = session.store.add_feedback(&NewFeedback {
@@ -101,7 +102,10 @@ fn add(session: &Session, args: &FeedbackAddArgs) -> Result<()> {
     }
     let note = row.note.as_ref().map(|note| format!(", note: {note}")).unwrap_or_default();
     let waits = if row.waits_for_correction() { ", waiting for a correction" } else { "" };
-    output::line(&format!("stored mark {}: {}, weight {}{note}{waits}", row.id, row.mark, row.weight))?;
+    output::line(&format!(
+        "stored mark {}: {}, weight {}{note}{waits}",
+        row.id, row.mark, row.weight
+    ))?;
     Ok(output::line(&session.store.buffer_status(&row.domain)?.to_string())?)
 }
 
@@ -127,7 +131,12 @@ pub(super) fn import_file(
         feedback_file::read(io::stdin().lock(), "stdin", weights, domain)?
     } else {
         let opened = fs_err::File::open(file)?;
-        feedback_file::read(io::BufReader::new(opened), &file.display().to_string(), weights, domain)?
+        feedback_file::read(
+            io::BufReader::new(opened),
+            &file.display().to_string(),
+            weights,
+            domain,
+        )?
     };
     let ids = session.store.add_all_feedback(&rows)?;
     Ok(ids.into_iter().zip(rows.into_iter().map(|row| row.domain)).collect())
@@ -190,8 +199,18 @@ fn stats(store: &Store, as_json: bool) -> Result<()> {
         return domains.values().try_for_each(output::json).map_err(Into::into);
     }
     let mut table = Table::new(&[
-        "DOMAIN", "MARKS", "GOOD", "MEDIUM", "CRITICAL", "FIX", "LEARNED", "NEW", "HELD OUT", "WAITING",
-        "IN TRAINING", "WEIGHTED",
+        "DOMAIN",
+        "MARKS",
+        "GOOD",
+        "MEDIUM",
+        "CRITICAL",
+        "FIX",
+        "LEARNED",
+        "NEW",
+        "HELD OUT",
+        "WAITING",
+        "IN TRAINING",
+        "WEIGHTED",
     ]);
     for stats in domains.values() {
         table.row(&stats.cells());

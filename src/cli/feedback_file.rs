@@ -36,7 +36,9 @@ pub enum FileError {
         problem: String,
     },
     /// The file has no line.
-    #[error("{name} has no marks: each line must be a JSON object with messages, response and mark")]
+    #[error(
+        "{name} has no marks: each line must be a JSON object with messages, response and mark"
+    )]
     Empty {
         /// The file.
         name: String,
@@ -109,7 +111,8 @@ pub fn read(
     let mut number = 0;
     loop {
         number += 1;
-        let wrong = |problem: String| FileError::Line { name: name.to_owned(), line: number, problem };
+        let wrong =
+            |problem: String| FileError::Line { name: name.to_owned(), line: number, problem };
         let mut text = Vec::new();
         let taken = input.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut text);
         let bytes = taken.map_err(|source| FileError::Io { name: name.to_owned(), source })?;
@@ -130,13 +133,18 @@ pub fn read(
     if rows.is_empty() { Err(FileError::Empty { name: name.to_owned() }) } else { Ok(rows) }
 }
 
-fn parse(text: &[u8], weights: &FeedbackSection, domain: Option<&str>) -> Result<NewFeedback, String> {
+fn parse(
+    text: &[u8],
+    weights: &FeedbackSection,
+    domain: Option<&str>,
+) -> Result<NewFeedback, String> {
     let line: Line = serde_json::from_slice(text).map_err(|error| {
         format!("{error}: a mark has messages [{{role, content}}], response and mark (good, medium, critical or fix)")
     })?;
     let empty = |text: &str| text.trim().is_empty();
     if line.messages.last().is_none_or(|message| message.role != Role::User) {
-        return Err("messages must end with one of role \"user\": the question that was answered".to_owned());
+        return Err("messages must end with one of role \"user\": the question that was answered"
+            .to_owned());
     }
     if line.mark == Mark::Good && line.fix.is_none() && empty(&line.response) {
         return Err("response is empty: a mark judges an answer".to_owned());
@@ -155,7 +163,10 @@ fn parse(text: &[u8], weights: &FeedbackSection, domain: Option<&str>) -> Result
         weight,
         note: line.note,
         fix: line.fix,
-        domain: domain.map(str::to_owned).or(line.domain).unwrap_or_else(|| DEFAULT_DOMAIN.to_owned()),
+        domain: domain
+            .map(str::to_owned)
+            .or(line.domain)
+            .unwrap_or_else(|| DEFAULT_DOMAIN.to_owned()),
         adapter: line.adapter,
     })
 }
@@ -217,8 +228,15 @@ mod tests {
             (format!("{{{QUESTION},\"mark\":\"fix\"}}"), "put it into \"fix\""),
             (format!("{{{QUESTION},\"mark\":\"good\",\"weight\":0}}"), "above 0"),
             (r#"{"messages":[],"response":"a","mark":"good"}"#.to_owned(), "must end with"),
-            (r#"{"messages":[{"role":"user","content":"q"}],"response":" ","mark":"good"}"#.to_owned(), "empty"),
-            (format!("{{{QUESTION},\"mark\":\"good\",\"adapter\":\"../x\"}}"), "invalid adapter id"),
+            (
+                r#"{"messages":[{"role":"user","content":"q"}],"response":" ","mark":"good"}"#
+                    .to_owned(),
+                "empty",
+            ),
+            (
+                format!("{{{QUESTION},\"mark\":\"good\",\"adapter\":\"../x\"}}"),
+                "invalid adapter id",
+            ),
         ] {
             let text = format!("{{{QUESTION},\"mark\":\"good\"}}\n{line}\n");
             let message = read_text(&text).unwrap_err().to_string();

@@ -32,8 +32,9 @@ fn list(jobs: &[JobRow], as_json: bool) -> Result<()> {
     if as_json {
         return jobs.iter().try_for_each(output::json).map_err(Into::into);
     }
-    let mut table =
-        Table::new(&["ID", "NAME", "DOMAIN", "STATE", "EXAMPLES", "STEP", "LOSS", "HELD OUT", "CREATED"]);
+    let mut table = Table::new(&[
+        "ID", "NAME", "DOMAIN", "STATE", "EXAMPLES", "STEP", "LOSS", "HELD OUT", "CREATED",
+    ]);
     for job in jobs {
         table.row(&[
             job.id.to_string(),

@@ -26,7 +26,7 @@ pub fn main(cli: Cli) -> ExitCode {
         Ok(exit) => exit,
         Err(error) => {
             if !exit::is_silent(&error) {
-                output::complain(&format!("shammah: {error:#}"));
+                output::complain(&format!("shammah: {}", exit::message(&error)));
             }
             exit::exit_of(&error)
         }
@@ -41,6 +41,6 @@ fn run(cli: &Cli) -> Result<Exit> {
         Some(Command::Adapters(command)) => adapters::run(command, global),
         Some(Command::Feedback(command)) => feedback::run(command, global),
         Some(Command::Config(command)) => config_command::run(command, global),
-        None => Ok(Exit::Done),
+        None => Err(exit::UsageError("give a command: see shammah --help".to_owned()).into()),
     }
 }

@@ -48,7 +48,7 @@ impl Layer {
     pub(super) fn from_file(path: &Path) -> Result<Option<Self>, ConfigError> {
         let unreadable = |source| ConfigError::Unreadable { source };
         match fs::metadata(path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if is_absent(&error) => return Ok(None),
             Err(error) => return Err(unreadable(error)),
             Ok(found) if found.is_file() && found.len() > MAX_FILE_BYTES => {
                 return Err(ConfigError::TooBig {
@@ -159,6 +159,11 @@ impl Layer {
             }),
         }
     }
+}
+
+/// Whether an error means that there is no such file; below a file there is none either.
+fn is_absent(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory)
 }
 
 /// Whether a table is looked into: it is a section, or a wrong one that has keys to name.
