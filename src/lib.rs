@@ -6,7 +6,6 @@ pub mod device;
 pub mod domain;
 pub mod engine;
 pub mod eval;
-pub mod lora;
 pub mod logging;
 pub mod lora;
 pub mod messages;
