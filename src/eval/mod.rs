@@ -1,15 +1,9 @@
-//! The gate: what decides whether an adapter may go live.
+//! Evaluation: what is measured of an adapter, and the gate that decides whether it may go live.
 
-/// Proof that the gate let an adapter pass; nothing else can make one.
-#[derive(Debug)]
-pub struct Promotion {
-    _private: (),
-}
+mod gate;
+mod general;
+pub(crate) mod measure;
 
-impl Promotion {
-    /// Makes the proof without a gate, for the tests of the store.
-    #[cfg(test)]
-    pub(crate) fn for_tests() -> Self {
-        Self { _private: () }
-    }
-}
+pub use gate::{Comparison, GateConfig, GateReport, Promotion, Verdict, gate};
+pub use general::GeneralSet;
+pub use measure::{ItemLoss, Measurements};

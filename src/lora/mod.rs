@@ -1,6 +1,19 @@
 //! LoRA: adapters, their training, and the losses and optimiser of it.
 
+mod adapter;
+mod checkpoint;
+pub mod dataset;
+mod error;
+mod job;
 pub mod loss;
 mod optimizer;
+pub mod params;
+mod trainable;
+pub mod trainer;
 
+pub use adapter::{AdapterSet, CONFIG_FILE, Factors, LoraAdapter, LoraConfig, WEIGHTS_FILE, save};
+pub use error::{JobError, LoraError};
+pub use job::{JobEvent, JobInput, TRAINING_FILE, TrainingRecord, run_job};
 pub use optimizer::{AdamW, AdamWConfig, Moments, clip_gradients, warmup_cosine};
+pub use params::{SizeDefaults, TrainingParams, Weighting, size_defaults};
+pub use trainable::TrainableLora;

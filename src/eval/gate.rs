@@ -1,0 +1,200 @@
+//! The gate: no adapter goes live unmeasured.
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use serde::{Deserialize, Serialize};
+
+use super::{ItemLoss, Measurements};
+
+/// Losses closer than this, in nats per token, count as a tie.
+const TIE: f64 = 1e-3;
+/// The bootstrap draws the same samples for the same numbers: a verdict can be repeated.
+const BOOTSTRAP_SEED: u64 = 0x5EED;
+
+/// When an adapter may pass.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct GateConfig {
+    /// Ceiling of KL(base ‖ adapter) on general prompts, nats per token.
+    pub max_kl: f64,
+    /// Confidence of the bootstrap interval.
+    pub confidence: f64,
+    /// Draws of the bootstrap.
+    pub bootstrap_samples: usize,
+}
+
+/// Old against new on the same items.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Comparison {
+    /// Items with a lower loss.
+    pub better: usize,
+    /// Items with a higher loss.
+    pub worse: usize,
+    /// Items without a difference.
+    pub equal: usize,
+    /// Mean loss before, nats per token.
+    pub before: f64,
+    /// Mean loss after.
+    pub after: f64,
+    /// Bootstrap interval of the mean change (after − before).
+    pub interval: (f64, f64),
+}
+
+/// What the gate saw and why it decided so.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GateReport {
+    /// The new examples.
+    pub trained: Comparison,
+    /// The examples that training never saw, if there are any.
+    pub heldout: Option<Comparison>,
+    /// The general prompts.
+    pub general: Option<Comparison>,
+    /// KL(base ‖ adapter) on the general prompts, nats per token.
+    pub kl: f64,
+    /// Its ceiling.
+    pub max_kl: f64,
+    /// Whether the adapter passed.
+    pub promoted: bool,
+    /// Why not, in words for the user; empty if it passed.
+    pub reasons: Vec<String>,
+}
+
+/// Proof that the gate let an adapter pass; nothing else can make one.
+///
+/// ```compile_fail
+/// let forged = shammah::eval::Promotion { _private: () };
+/// ```
+///
+/// It cannot be read from data either:
+///
+/// ```compile_fail
+/// let forged: shammah::eval::Promotion = serde_json::from_str("{}").unwrap();
+/// ```
+#[derive(Debug)]
+pub struct Promotion {
+    _private: (),
+}
+
+impl Promotion {
+    /// Makes the proof without a gate, for the tests of the store.
+    #[cfg(test)]
+    pub(crate) fn for_tests() -> Self {
+        Self { _private: () }
+    }
+}
+
+/// The gate's decision.
+#[derive(Debug)]
+pub enum Verdict {
+    /// The adapter may go live.
+    Promote(Promotion),
+    /// It may not; the reasons are in words for the user.
+    Reject {
+        /// Why.
+        reasons: Vec<String>,
+    },
+}
+
+/// Judges measurements.
+///
+/// An adapter passes if the trained items improve, the held-out items are not worse beyond the
+/// interval, and the divergence from the base stays under its ceiling.
+pub fn gate(m: &Measurements, config: &GateConfig) -> (GateReport, Verdict) {
+    let compare = |items: &[ItemLoss]| (!items.is_empty()).then(|| Comparison::of(items, config));
+    let trained = Comparison::of(&m.trained, config);
+    let heldout = compare(&m.heldout);
+    let general = compare(&m.general);
+    let mut reasons = Vec::new();
+    if !all_finite(m) {
+        reasons.push("a measured loss is no number".to_owned());
+    }
+    if !(trained.after < trained.before - TIE && trained.better > trained.worse) {
+        reasons.push(format!("it did not learn the new examples ({trained})"));
+    }
+    if let Some(heldout) = heldout.filter(|h| h.interval.0 > 0.0) {
+        reasons.push(format!("it got worse on held-out examples ({heldout})"));
+    }
+    if m.kl.is_nan() || m.kl > config.max_kl {
+        reasons.push(format!(
+            "it changes answers to unrelated questions (KL {:.3} above {:.3})",
+            m.kl, config.max_kl
+        ));
+    }
+    let report = GateReport {
+        trained,
+        heldout,
+        general,
+        kl: m.kl,
+        max_kl: config.max_kl,
+        promoted: reasons.is_empty(),
+        reasons: reasons.clone(),
+    };
+    let verdict = match reasons.is_empty() {
+        true => Verdict::Promote(Promotion { _private: () }),
+        false => Verdict::Reject { reasons },
+    };
+    (report, verdict)
+}
+
+fn all_finite(m: &Measurements) -> bool {
+    let items = m.trained.iter().chain(&m.heldout).chain(&m.general);
+    items.flat_map(|i| [i.before, i.after]).chain([m.kl]).all(f64::is_finite)
+}
+
+impl Comparison {
+    /// Compares pairs of losses; of no pairs, everything is 0.
+    pub fn of(items: &[ItemLoss], config: &GateConfig) -> Self {
+        let n = items.len().max(1) as f64;
+        let change = |i: &ItemLoss| i.after - i.before;
+        let better = items.iter().filter(|i| change(i) < -TIE).count();
+        let worse = items.iter().filter(|i| change(i) > TIE).count();
+        let changes: Vec<f64> = items.iter().map(change).collect();
+        Self {
+            better,
+            worse,
+            equal: items.len() - better - worse,
+            before: items.iter().map(|i| i.before).sum::<f64>() / n,
+            after: items.iter().map(|i| i.after).sum::<f64>() / n,
+            interval: bootstrap(&changes, config),
+        }
+    }
+}
+
+/// Percentile bootstrap interval of the mean (Efron 1979).
+fn bootstrap(values: &[f64], config: &GateConfig) -> (f64, f64) {
+    if values.is_empty() {
+        return (0.0, 0.0);
+    }
+    let mut rng = StdRng::seed_from_u64(BOOTSTRAP_SEED);
+    let samples = config.bootstrap_samples.max(1);
+    let mut means: Vec<f64> = (0..samples)
+        .map(|_| {
+            let sum: f64 = values.iter().map(|_| values[rng.random_range(0..values.len())]).sum();
+            sum / values.len() as f64
+        })
+        .collect();
+    means.sort_unstable_by(f64::total_cmp);
+    let tail = (1.0 - config.confidence) / 2.0;
+    let at = |share: f64| means[((samples - 1) as f64 * share).round() as usize];
+    (at(tail), at(1.0 - tail))
+}
+
+impl std::fmt::Display for Comparison {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} better, {} worse", self.better, self.worse)?;
+        if self.equal > 0 {
+            write!(f, ", {} equal", self.equal)?;
+        }
+        write!(f, " (loss {:.2} → {:.2})", self.before, self.after)
+    }
+}
+
+impl std::fmt::Display for GateReport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "trained: {}; ", self.trained)?;
+        match &self.heldout {
+            Some(heldout) => write!(f, "held-out: {heldout}; ")?,
+            None => write!(f, "held-out: none yet; ")?,
+        }
+        write!(f, "KL to the base {:.3} (at most {:.3})", self.kl, self.max_kl)
+    }
+}

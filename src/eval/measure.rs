@@ -1,0 +1,71 @@
+//! What is measured of an adapter; numbers only, no judgement.
+
+use serde::{Deserialize, Serialize};
+
+use crate::lora::dataset::Sequence;
+use crate::lora::loss::{cross_entropy, kl_from_base};
+use crate::lora::trainer::answer_hidden;
+use crate::models::{Adapt, LoadedModel, ModelError, NoAdapter};
+
+/// Mean loss per answer token of one item, in nats.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ItemLoss {
+    /// Row id of the mark, or the item's number in a fixed set.
+    pub id: i64,
+    /// With what was live before.
+    pub before: f64,
+    /// With the new adapter.
+    pub after: f64,
+}
+
+/// Everything the gate looks at.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Measurements {
+    /// The new examples: did it learn what it was told?
+    pub trained: Vec<ItemLoss>,
+    /// Examples that training never saw.
+    pub heldout: Vec<ItemLoss>,
+    /// The fixed general prompts, base against new adapter.
+    pub general: Vec<ItemLoss>,
+    /// Mean over the general prompts' answer positions of KL(base ‖ adapter), nats per token.
+    pub kl: f64,
+    /// Loss of the last step, nats per token, anchor included.
+    pub final_loss: f64,
+    /// Optimiser steps.
+    pub steps: usize,
+    /// Examples trained on, without replayed ones.
+    pub examples: usize,
+}
+
+/// The general prompts, measured.
+pub(crate) struct General {
+    pub items: Vec<ItemLoss>,
+    pub kl: f64,
+}
+
+/// Measures loss and divergence from the base on general prompts.
+pub(crate) fn general(
+    model: &LoadedModel,
+    sequences: &[Sequence],
+    adapter: &dyn Adapt,
+) -> Result<General, ModelError> {
+    let decoder = &model.decoder;
+    let (mut items, mut kl_sum, mut tokens) = (Vec::new(), 0.0, 0);
+    for sequence in sequences {
+        let logits = |adapt: &dyn Adapt| {
+            let (hidden, targets) = answer_hidden(decoder, &[sequence], adapt)?;
+            Ok::<_, ModelError>((decoder.logits(&hidden)?, targets))
+        };
+        let (base, targets) = logits(&NoAdapter)?;
+        let (adapted, _) = logits(adapter)?;
+        let weights = vec![1.0 / targets.len() as f32; targets.len()];
+        let loss = |logits| -> Result<f64, ModelError> {
+            Ok(f64::from(cross_entropy(logits, &targets, &weights)?.to_scalar::<f32>()?))
+        };
+        items.push(ItemLoss { id: sequence.id, before: loss(&base)?, after: loss(&adapted)? });
+        kl_sum += f64::from(kl_from_base(&base, &adapted)?.to_scalar::<f32>()?);
+        tokens += targets.len();
+    }
+    let kl = if tokens == 0 { 0.0 } else { kl_sum / tokens as f64 };
+    Ok(General { items, kl })
+}

@@ -1,0 +1,127 @@
+//! From marked answers to token sequences with an answer-only mask and normalised weights.
+
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use rand::{Rng, distr::weighted::WeightedIndex};
+
+use super::params::Weighting;
+use crate::domain::TrainExample;
+use crate::models::{ModelError, Tokenizer};
+
+/// One example as the trainer sees it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sequence {
+    /// Row id of the mark.
+    pub id: i64,
+    /// The conversation in the model's template, answer and end of turn included.
+    pub ids: Vec<u32>,
+    /// Index of the answer's first token; only tokens from here on are targets.
+    pub answer_start: usize,
+    /// The mark's weight as stored.
+    pub weight: f64,
+}
+
+impl Sequence {
+    /// Returns the number of tokens that are learned.
+    pub fn answer_tokens(&self) -> usize {
+        self.ids.len() - self.answer_start
+    }
+}
+
+/// Sequences, and what is to be told of examples that could not be taken whole.
+#[derive(Debug, Default)]
+pub struct Dataset {
+    /// The sequences, in the order of the examples.
+    pub sequences: Vec<Sequence>,
+    /// One line per example that was cut or skipped.
+    pub notes: Vec<String>,
+}
+
+/// Encodes examples for a context of `context_length` tokens.
+///
+/// A conversation that is too long loses its oldest messages; an answer that alone is too long, or
+/// empty, is skipped. Both are noted.
+///
+/// # Errors
+/// What the chat template refuses.
+pub fn encode(
+    examples: &[TrainExample],
+    tokenizer: &Tokenizer,
+    context_length: usize,
+) -> Result<Dataset, ModelError> {
+    let mut dataset = Dataset::default();
+    for example in examples {
+        let id = example.id;
+        if example.target.trim().is_empty() {
+            dataset.notes.push(format!("example {id} has an empty answer and was skipped"));
+            continue;
+        }
+        match fit(example, tokenizer, context_length)? {
+            Some((cut, ids, answer_start)) => {
+                if cut > 0 {
+                    dataset.notes.push(format!(
+                        "example {id} is longer than {context_length} tokens: its first {cut} messages were cut"
+                    ));
+                }
+                dataset.sequences.push(Sequence { id, ids, answer_start, weight: example.weight });
+            }
+            None => dataset.notes.push(format!(
+                "example {id} was skipped: its answer does not fit in {context_length} tokens"
+            )),
+        }
+    }
+    Ok(dataset)
+}
+
+/// Cuts messages from the left until the sequence fits; returns how many, the ids, and the answer's start.
+fn fit(
+    example: &TrainExample,
+    tokenizer: &Tokenizer,
+    context_length: usize,
+) -> Result<Option<(usize, Vec<u32>, usize)>, ModelError> {
+    for cut in 0..example.messages.len() {
+        let (ids, start) = tokenizer.encode_answer(&example.messages[cut..], &example.target)?;
+        if ids.len() <= context_length {
+            return Ok(Some((cut, ids, start)));
+        }
+    }
+    Ok(None)
+}
+
+/// Returns weights with mean 1 in which no example has more than a share of `max_share` (at least 2/n).
+///
+/// What a capped example loses, the others share in proportion to their weights.
+pub fn normalised_weights(weights: &[f64], max_share: f64) -> Vec<f64> {
+    let n = weights.len() as f64;
+    let cap = max_share.max(2.0 / n).min(1.0);
+    let mut capped = vec![false; weights.len()];
+    loop {
+        let free: f64 = weights.iter().zip(&capped).filter(|(_, c)| !**c).map(|(w, _)| w).sum();
+        let left = 1.0 - cap * capped.iter().filter(|c| **c).count() as f64;
+        let share = |w: f64| if free > 0.0 { w / free * left } else { 0.0 };
+        let over = (0..weights.len()).find(|&i| !capped[i] && share(weights[i]) > cap + 1e-12);
+        match over {
+            Some(i) => capped[i] = true,
+            None => {
+                let result = weights.iter().zip(&capped);
+                return result.map(|(&w, &c)| n * if c { cap } else { share(w) }).collect();
+            }
+        }
+    }
+}
+
+/// Returns which examples the epoch shows, in order.
+///
+/// `Loss` shows each once; `Sampling` draws as many with replacement, in proportion to `weights`.
+pub fn epoch_order(weights: &[f64], weighting: Weighting, seed: u64, epoch: usize) -> Vec<usize> {
+    let mut rng = StdRng::seed_from_u64(seed.wrapping_add(epoch as u64).wrapping_mul(0x9E37_79B9));
+    match (weighting, WeightedIndex::new(weights)) {
+        (Weighting::Sampling, Ok(draw)) => (0..weights.len()).map(|_| rng.sample(&draw)).collect(),
+        _ => {
+            let mut order: Vec<usize> = (0..weights.len()).collect();
+            order.shuffle(&mut rng);
+            order
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! What can go wrong with adapters and their training.
+
+use std::path::PathBuf;
+
+use crate::models::ModelError;
+
+/// An error of an adapter's files.
+#[derive(Debug, thiserror::Error)]
+pub enum LoraError {
+    /// A file could not be read or written; the text names it.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    /// A file is there but is no adapter for this model.
+    #[error("adapter {path}: {problem}; {remedy}")]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+        /// What the user can do.
+        remedy: String,
+    },
+    /// A tensor operation failed.
+    #[error("tensor operation failed: {0}")]
+    Tensor(#[from] candle_core::Error),
+}
+
+/// Why a training job failed.
+#[derive(Debug, thiserror::Error)]
+pub enum JobError {
+    /// The model could not be loaded or run.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// An adapter could not be read or written.
+    #[error(transparent)]
+    Lora(#[from] LoraError),
+    /// A file could not be read or written; the text names it.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    /// A tensor operation failed.
+    #[error("tensor operation failed: {0}")]
+    Tensor(#[from] candle_core::Error),
+    /// The job's input cannot be trained on.
+    #[error("{0}")]
+    Input(String),
+    /// The loss is no number any more.
+    #[error(
+        "the loss became {loss} at step {step} (examples {examples:?}); lower lora.training.learning_rate"
+    )]
+    Diverged {
+        /// The step, from 1.
+        step: usize,
+        /// The loss.
+        loss: f64,
+        /// Ids of the step's examples.
+        examples: Vec<i64>,
+    },
+    /// A tensor that should learn gets no gradient: a defect, never the user's fault.
+    #[error("no gradient reaches {0}; this is a defect of shammah, please report it")]
+    NoGradient(String),
+    /// The job was cancelled; its checkpoint is written.
+    #[error("cancelled")]
+    Cancelled,
+}

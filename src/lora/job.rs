@@ -1,0 +1,263 @@
+//! A whole training job: load, measure, train, measure again, write the adapter.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::dataset::{Sequence, encode};
+use super::trainer::{self, TrainingData};
+use super::{
+    AdamW, AdamWConfig, JobError, LoraAdapter, TrainableLora, TrainingParams, adapter, checkpoint,
+};
+use crate::domain::TrainExample;
+use crate::eval::{GeneralSet, ItemLoss, Measurements, measure};
+use crate::models::{self, Adapt, LoadedModel, ModelSource, NoAdapter, hex};
+
+/// What is kept beside an adapter, ours, not PEFT's.
+pub const TRAINING_FILE: &str = "training.json";
+/// Largest part of a context that one example may fill; longer ones cost memory no mark is worth.
+const MAX_TRAINING_TOKENS: usize = 2048;
+
+/// Everything a job computes from; a snapshot, nothing is read from a database.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JobInput {
+    /// The base model.
+    pub model: ModelSource,
+    /// Its content hash when the job was enqueued; another model fails the job.
+    pub base_hash: String,
+    /// Where hashes of weight files are cached.
+    pub hash_cache: Option<PathBuf>,
+    /// Hyper-parameters.
+    pub params: TrainingParams,
+    /// What is new.
+    pub train: Vec<TrainExample>,
+    /// Learned before, shown again so that it is not forgotten.
+    pub replay: Vec<TrainExample>,
+    /// Never trained on; measures.
+    pub heldout: Vec<TrainExample>,
+    /// The adapter to go on from.
+    pub parent: Option<PathBuf>,
+    /// The adapter that is live, which the new one must beat.
+    pub baseline: Option<PathBuf>,
+}
+
+/// What a job reports while it runs.
+#[derive(Debug, Clone, PartialEq)]
+pub enum JobEvent {
+    /// An optimiser step was done.
+    Step(trainer::Progress),
+    /// A checkpoint was written after so many steps.
+    Checkpointed {
+        /// Steps done.
+        step: usize,
+    },
+    /// Training is over, measuring has begun.
+    Evaluating,
+    /// Something the user should know, such as an example that was cut.
+    Note(String),
+}
+
+/// `training.json`: where an adapter comes from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainingRecord {
+    /// Name of the base model.
+    pub base: String,
+    /// Content hash of the base model.
+    pub base_hash: String,
+    /// Ids of the new examples.
+    pub examples: Vec<i64>,
+    /// Ids of the replayed examples.
+    pub replay: Vec<i64>,
+    /// Ids of the held-out examples.
+    pub heldout: Vec<i64>,
+    /// Every hyper-parameter, the seed among them.
+    pub params: TrainingParams,
+    /// What was measured before and after.
+    pub measurements: Measurements,
+}
+
+/// Runs a job and writes the adapter into `out_dir`, which exists and is empty.
+///
+/// A checkpoint of the same input in `checkpoint_dir` is taken up. `cancelled` is asked after every
+/// step; then a checkpoint is written and the job ends with [`JobError::Cancelled`].
+///
+/// # Errors
+/// Whatever keeps the job from its end; the adapter is complete only if there is none.
+pub fn run_job(
+    input: &JobInput,
+    checkpoint_dir: &Path,
+    out_dir: &Path,
+    events: &mut dyn FnMut(JobEvent),
+    cancelled: &dyn Fn() -> bool,
+) -> Result<Measurements, JobError> {
+    let device = Device::Cpu;
+    let model = models::load(&input.model, &device, input.hash_cache.as_deref())?;
+    if model.base_hash != input.base_hash {
+        return Err(JobError::Input(format!(
+            "{} changed since the job was enqueued; enqueue it again with /train",
+            model.name
+        )));
+    }
+    let sets = Sets::encode(input, &model, events)?;
+    let baseline = load_adapter(input.baseline.as_deref(), &model)?;
+    let before: &dyn Adapt = baseline.as_ref().map_or(&NoAdapter, |a| a as &dyn Adapt);
+    let trained_before = trainer::evaluate(&model.decoder, &sets.new, before)?;
+    let heldout_before = trainer::evaluate(&model.decoder, &sets.heldout, before)?;
+
+    let (lora, final_loss, steps) = train(input, &model, &sets, checkpoint_dir, events, cancelled)?;
+    events(JobEvent::Evaluating);
+    let after = lora.publish()?;
+    let general = measure::general(&model, &sets.general, &after)?;
+    let measurements = Measurements {
+        trained: pair(
+            &sets.new,
+            trained_before,
+            &trainer::evaluate(&model.decoder, &sets.new, &after)?,
+        ),
+        heldout: pair(
+            &sets.heldout,
+            heldout_before,
+            &trainer::evaluate(&model.decoder, &sets.heldout, &after)?,
+        ),
+        general: general.items,
+        kl: general.kl,
+        final_loss,
+        steps,
+        examples: sets.new.len(),
+    };
+    write(input, &model, &lora, &after, &measurements, out_dir)?;
+    checkpoint::remove(checkpoint_dir)?;
+    Ok(measurements)
+}
+
+/// The job's data as token sequences.
+struct Sets {
+    new: Vec<Sequence>,
+    /// New and replayed ones together.
+    train: Vec<Sequence>,
+    heldout: Vec<Sequence>,
+    anchors: Vec<Sequence>,
+    general: Vec<Sequence>,
+}
+
+impl Sets {
+    fn encode(
+        input: &JobInput,
+        model: &LoadedModel,
+        events: &mut dyn FnMut(JobEvent),
+    ) -> Result<Self, JobError> {
+        let limit = model.context_length.min(MAX_TRAINING_TOKENS);
+        let mut take = |examples: &[TrainExample]| -> Result<Vec<Sequence>, JobError> {
+            let dataset = encode(examples, &model.tokenizer, limit)?;
+            dataset.notes.into_iter().for_each(|note| events(JobEvent::Note(note)));
+            Ok(dataset.sequences)
+        };
+        let new = take(&input.train)?;
+        if new.is_empty() {
+            return Err(JobError::Input(
+                "no example has an answer to learn; give one with /fix or /good".into(),
+            ));
+        }
+        let mut train = new.clone();
+        train.extend(take(&input.replay)?);
+        let prompts = GeneralSet::for_model(&input.model);
+        Ok(Self {
+            new,
+            train,
+            heldout: take(&input.heldout)?,
+            anchors: take(&prompts.anchors()?)?,
+            general: take(&prompts.gate()?)?,
+        })
+    }
+}
+
+fn load_adapter(dir: Option<&Path>, model: &LoadedModel) -> Result<Option<LoraAdapter>, JobError> {
+    let load = |dir| LoraAdapter::load(dir, model.decoder.config(), model.decoder.device());
+    Ok(dir.map(load).transpose()?)
+}
+
+fn train(
+    input: &JobInput,
+    model: &LoadedModel,
+    sets: &Sets,
+    checkpoint_dir: &Path,
+    events: &mut dyn FnMut(JobEvent),
+    cancelled: &dyn Fn() -> bool,
+) -> Result<(TrainableLora, f64, usize), JobError> {
+    let params = &input.params;
+    let (decoder, device) = (&model.decoder, model.decoder.device());
+    let lora = match load_adapter(input.parent.as_deref(), model)? {
+        Some(parent) => TrainableLora::from_adapter(&parent, params.dropout)?,
+        None => TrainableLora::fresh(decoder.config(), params, device)?,
+    };
+    let fingerprint = fingerprint(input)?;
+    let config = AdamWConfig { weight_decay: params.weight_decay, ..AdamWConfig::default() };
+    let mut optimizer =
+        match checkpoint::restore(checkpoint_dir, &lora, config, &fingerprint, device)? {
+            Some(optimizer) => {
+                let step = optimizer.step_count();
+                events(JobEvent::Note(format!("goes on from the checkpoint of step {step}")));
+                optimizer
+            }
+            None => AdamW::new(lora.vars().into_iter().map(|(_, var)| var).collect(), config)?,
+        };
+    let wanted = if params.anchor > 0.0 { sets.anchors.clone() } else { Vec::new() };
+    let anchors = trainer::anchors(decoder, wanted)?;
+    let data = TrainingData {
+        train: &sets.train,
+        weights: trainer::loss_weights(&sets.train, params),
+        anchors: &anchors,
+    };
+    let mut after_step = |progress: trainer::Progress, optimizer: &AdamW| {
+        events(JobEvent::Step(progress));
+        let stop = cancelled();
+        let due = progress.step % params.checkpoint_every_steps.max(1) == 0;
+        if stop || due || progress.step == progress.total_steps {
+            checkpoint::save(checkpoint_dir, &lora, optimizer, &fingerprint)?;
+            events(JobEvent::Checkpointed { step: progress.step });
+        }
+        if stop { Err(JobError::Cancelled) } else { Ok(()) }
+    };
+    let loss = trainer::train(decoder, &lora, &data, params, &mut optimizer, &mut after_step)?;
+    let steps = optimizer.step_count();
+    Ok((lora, loss, steps))
+}
+
+/// Names a job's input, so that a checkpoint of another one is never taken up.
+fn fingerprint(input: &JobInput) -> Result<String, JobError> {
+    let json = serde_json::to_vec(input)
+        .map_err(|e| JobError::Input(format!("the job cannot be serialised: {e}")))?;
+    Ok(hex(&Sha256::digest(json)))
+}
+
+fn pair(sequences: &[Sequence], before: Vec<f64>, after: &[f64]) -> Vec<ItemLoss> {
+    let items = sequences.iter().zip(before).zip(after);
+    items.map(|((s, before), &after)| ItemLoss { id: s.id, before, after }).collect()
+}
+
+fn write(
+    input: &JobInput,
+    model: &LoadedModel,
+    lora: &TrainableLora,
+    after: &LoraAdapter,
+    measurements: &Measurements,
+    out_dir: &Path,
+) -> Result<(), JobError> {
+    adapter::save(out_dir, lora.config(), input.params.dropout, &model.name, after.sites())?;
+    let ids = |examples: &[TrainExample]| examples.iter().map(|e| e.id).collect();
+    let record = TrainingRecord {
+        base: model.name.clone(),
+        base_hash: model.base_hash.clone(),
+        examples: ids(&input.train),
+        replay: ids(&input.replay),
+        heldout: ids(&input.heldout),
+        params: input.params.clone(),
+        measurements: measurements.clone(),
+    };
+    let json = serde_json::to_string_pretty(&record)
+        .map_err(|e| JobError::Input(format!("training.json cannot be serialised: {e}")))?;
+    fs_err::write(out_dir.join(TRAINING_FILE), json + "\n")?;
+    Ok(())
+}

@@ -1,0 +1,80 @@
+//! The hyper-parameters of a job, every one resolved, and what is decided by the model's size.
+
+use serde::{Deserialize, Serialize};
+
+/// How an example's weight enters training; it enters once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Weighting {
+    /// It scales the example's loss.
+    Loss,
+    /// It makes the example be drawn more often.
+    Sampling,
+}
+
+/// Everything that decides what a job computes, besides its data. Stored with the adapter.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainingParams {
+    /// Rank of the factors.
+    pub rank: usize,
+    /// Scale: the output counts `alpha / rank` times.
+    pub alpha: f64,
+    /// Probability that an adapter's input is zeroed.
+    pub dropout: f64,
+    /// Names of the adapted projections.
+    pub target_modules: Vec<String>,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Examples per step.
+    pub batch_size: usize,
+    /// Passes over the examples, if that is `min_steps` at least.
+    pub epochs: usize,
+    /// Steps at least.
+    pub min_steps: usize,
+    /// How weights enter.
+    pub weighting: Weighting,
+    /// Share of the steps that warm up.
+    pub warmup_ratio: f64,
+    /// Seed of first values, order and dropout.
+    pub seed: u64,
+    /// Norm to which gradients are clipped; 0 switches it off.
+    pub max_grad_norm: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Weight of the KL divergence from the base on anchor prompts.
+    pub anchor: f64,
+    /// Anchor prompts per step.
+    pub anchor_prompts: usize,
+    /// Largest share of an epoch's weight that one example may have, a fraction.
+    pub max_share: f64,
+    /// Steps between checkpoints.
+    pub checkpoint_every_steps: usize,
+}
+
+/// Defaults that go by the model's size.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SizeDefaults {
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Steps at least.
+    pub min_steps: usize,
+    /// Weight of the anchor.
+    pub anchor: f64,
+}
+
+/// Below this many parameters a model needs far larger steps (docs/LOG.md has the sweep).
+const TINY: usize = 50_000_000;
+/// From this many parameters on, learning.md's sweep on 0.5 B holds.
+const SMALL: usize = 400_000_000;
+
+/// Returns the defaults for a model of so many parameters.
+pub fn size_defaults(parameters: usize) -> SizeDefaults {
+    if parameters < TINY {
+        SizeDefaults { learning_rate: 3e-3, min_steps: 100, anchor: 1.0 }
+    } else if parameters < SMALL {
+        SizeDefaults { learning_rate: 5e-4, min_steps: 60, anchor: 0.5 }
+    } else {
+        SizeDefaults { learning_rate: 2e-4, min_steps: 30, anchor: 0.1 }
+    }
+}

@@ -1,0 +1,260 @@
+//! The trainer: `batches`, `loss`, `step`, `evaluate`, `train`. It prints nothing and knows no clock.
+
+use candle_core::Tensor;
+
+use super::dataset::{Sequence, epoch_order, normalised_weights};
+use super::loss::{cross_entropy, kl_from_base};
+use super::params::Weighting;
+use super::{AdamW, JobError, TrainableLora, TrainingParams, clip_gradients, warmup_cosine};
+use crate::models::{Adapt, Decoder, ModelError, NoAdapter};
+
+/// What one step trains on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Batch {
+    /// The epoch, from 1.
+    pub epoch: usize,
+    /// Indices into the training set.
+    pub items: Vec<usize>,
+    /// Indices into the anchors.
+    pub anchors: Vec<usize>,
+}
+
+/// A training set and what keeps the model where it was.
+pub struct TrainingData<'a> {
+    /// What is learned.
+    pub train: &'a [Sequence],
+    /// Per example, its factor on the loss.
+    pub weights: Vec<f64>,
+    /// Prompts with the base's hidden states at their answers, `[tokens, hidden]`.
+    pub anchors: &'a [Anchor],
+}
+
+/// A conversation on which the model shall stay as it was.
+pub struct Anchor {
+    /// The conversation with its answer.
+    pub sequence: Sequence,
+    /// The base's hidden states that predict the answer's tokens; small, unlike its logits.
+    pub base_hidden: Tensor,
+}
+
+/// How far training is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Progress {
+    /// The epoch, from 1.
+    pub epoch: usize,
+    /// Epochs in all.
+    pub epochs: usize,
+    /// Steps done.
+    pub step: usize,
+    /// Steps in all.
+    pub total_steps: usize,
+    /// The step's loss, anchor included: nats per answer token.
+    pub loss: f64,
+}
+
+/// Prepares the weights of a training set: for the loss, or all 1 where sampling already counts them.
+pub fn loss_weights(train: &[Sequence], params: &TrainingParams) -> Vec<f64> {
+    let weights: Vec<f64> = train.iter().map(|s| s.weight).collect();
+    match params.weighting {
+        Weighting::Loss => normalised_weights(&weights, params.max_share),
+        Weighting::Sampling => vec![1.0; train.len()],
+    }
+}
+
+/// Lays out every batch of a job; the same input gives the same batches.
+pub fn batches(train: &[Sequence], anchors: usize, params: &TrainingParams) -> Vec<Batch> {
+    let raw: Vec<f64> = train.iter().map(|s| s.weight).collect();
+    let weights = normalised_weights(&raw, params.max_share);
+    let batch_size = params.batch_size.max(1);
+    let per_epoch = train.len().div_ceil(batch_size).max(1);
+    let epochs = params.epochs.max(params.min_steps.div_ceil(per_epoch)).max(1);
+    let per_step = params.anchor_prompts.min(anchors);
+    let mut next_anchor = 0;
+    let mut all = Vec::with_capacity(epochs * per_epoch);
+    for epoch in 0..epochs {
+        let order = epoch_order(&weights, params.weighting, params.seed, epoch);
+        for items in order.chunks(batch_size) {
+            // In turn, so that all anchors hold equally often.
+            let anchors = (0..per_step).map(|i| (next_anchor + i) % anchors).collect();
+            next_anchor += per_step;
+            all.push(Batch { epoch: epoch + 1, items: items.to_vec(), anchors });
+        }
+    }
+    all
+}
+
+/// Returns the hidden states `[tokens, hidden]` that predict the answers' tokens of all sequences,
+/// one sequence after the other, and those tokens.
+///
+/// Rows are padded on the right, where causal attention never looks.
+///
+/// # Errors
+/// Token ids beyond the vocabulary, a failed tensor operation.
+pub fn answer_hidden(
+    decoder: &Decoder,
+    sequences: &[&Sequence],
+    adapt: &dyn Adapt,
+) -> Result<(Tensor, Vec<u32>), ModelError> {
+    let seq = sequences.iter().map(|s| s.ids.len()).max().unwrap_or(1).saturating_sub(1);
+    let (mut ids, mut positions, mut targets) = (Vec::new(), Vec::new(), Vec::new());
+    for (row, sequence) in sequences.iter().enumerate() {
+        let inputs = &sequence.ids[..sequence.ids.len() - 1];
+        ids.extend_from_slice(inputs);
+        ids.resize((row + 1) * seq, 0);
+        for at in sequence.answer_start..sequence.ids.len() {
+            positions.push((row * seq + at - 1) as u32);
+            targets.push(sequence.ids[at]);
+        }
+    }
+    let device = decoder.device();
+    let ids = Tensor::from_vec(ids, (sequences.len(), seq), device)?;
+    let hidden = decoder.hidden(&ids, None, adapt)?.flatten(0, 1)?;
+    let positions = Tensor::new(positions, device)?;
+    Ok((hidden.index_select(&positions, 0)?, targets))
+}
+
+/// The loss of a batch: Σᵢ ŵᵢ Σₜ CEᵢₜ / Σᵢ nᵢ, plus the anchors' mean KL per token times its weight.
+///
+/// # Errors
+/// A failed tensor operation.
+pub fn loss(
+    decoder: &Decoder,
+    lora: &TrainableLora,
+    data: &TrainingData<'_>,
+    batch: &Batch,
+    anchor_weight: f64,
+) -> Result<Tensor, ModelError> {
+    let items: Vec<&Sequence> = batch.items.iter().map(|&i| &data.train[i]).collect();
+    let (hidden, targets) = answer_hidden(decoder, &items, lora)?;
+    let tokens = targets.len() as f64;
+    let weights: Vec<f32> = batch
+        .items
+        .iter()
+        .flat_map(|&i| {
+            let weight = (data.weights[i] / tokens) as f32;
+            std::iter::repeat_n(weight, data.train[i].answer_tokens())
+        })
+        .collect();
+    let loss = cross_entropy(&decoder.logits(&hidden)?, &targets, &weights)?;
+    if batch.anchors.is_empty() || anchor_weight == 0.0 {
+        return Ok(loss);
+    }
+    let anchors: Vec<&Anchor> = batch.anchors.iter().map(|&i| &data.anchors[i]).collect();
+    let sequences: Vec<&Sequence> = anchors.iter().map(|a| &a.sequence).collect();
+    let (hidden, targets) = answer_hidden(decoder, &sequences, lora)?;
+    let base: Vec<&Tensor> = anchors.iter().map(|a| &a.base_hidden).collect();
+    let base = decoder.logits(&Tensor::cat(&base, 0)?)?;
+    let kl = kl_from_base(&base, &decoder.logits(&hidden)?)?;
+    Ok((loss + (kl * (anchor_weight / targets.len() as f64))?)?)
+}
+
+/// One optimiser step; returns the gradients' norm before clipping.
+///
+/// `check_gradients` (after the first step of a job) makes sure that every tensor really learns:
+/// candle skips operations without a backward silently.
+///
+/// # Errors
+/// A loss that is no number, a tensor without gradient.
+pub fn step(
+    loss: &Tensor,
+    lora: &TrainableLora,
+    optimizer: &mut AdamW,
+    learning_rate: f64,
+    max_grad_norm: f64,
+    check_gradients: bool,
+) -> Result<f64, JobError> {
+    let store = loss.backward()?;
+    let mut gradients = Vec::new();
+    for (name, var) in lora.vars() {
+        let gradient = store.get(&var).ok_or_else(|| JobError::NoGradient(name.clone()))?.detach();
+        if check_gradients && !learns(&name, &gradient)? {
+            return Err(JobError::NoGradient(name));
+        }
+        gradients.push(gradient);
+    }
+    drop(store);
+    let limit = if max_grad_norm > 0.0 { max_grad_norm } else { f64::INFINITY };
+    let norm = clip_gradients(&mut gradients, limit)?;
+    if !norm.is_finite() {
+        return Err(JobError::Input(
+            "the gradient is no number any more; lower lora.training.learning_rate".into(),
+        ));
+    }
+    optimizer.step(&gradients, learning_rate)?;
+    Ok(norm)
+}
+
+/// A's gradient is zero while B is all zero; everything else must move.
+fn learns(name: &str, gradient: &Tensor) -> Result<bool, JobError> {
+    let magnitude = gradient.abs()?.max_all()?.to_scalar::<f32>()?;
+    Ok(magnitude.is_finite() && (magnitude > 0.0 || name.ends_with("lora_A")))
+}
+
+/// Mean loss per answer token of each sequence, in nats.
+///
+/// # Errors
+/// A failed tensor operation.
+pub fn evaluate(
+    decoder: &Decoder,
+    sequences: &[Sequence],
+    adapt: &dyn Adapt,
+) -> Result<Vec<f64>, ModelError> {
+    sequences
+        .iter()
+        .map(|sequence| {
+            let (hidden, targets) = answer_hidden(decoder, &[sequence], adapt)?;
+            let weights = vec![1.0 / targets.len() as f32; targets.len()];
+            let loss = cross_entropy(&decoder.logits(&hidden)?, &targets, &weights)?;
+            Ok(f64::from(loss.to_scalar::<f32>()?))
+        })
+        .collect()
+}
+
+/// Runs all batches from where the optimiser stands. `after_step` is told of every step, with the
+/// optimiser to checkpoint; what it returns as an error ends the run.
+///
+/// # Errors
+/// Divergence, missing gradients, cancellation, a failed tensor operation.
+pub fn train(
+    decoder: &Decoder,
+    lora: &TrainableLora,
+    data: &TrainingData<'_>,
+    params: &TrainingParams,
+    optimizer: &mut AdamW,
+    after_step: &mut dyn FnMut(Progress, &AdamW) -> Result<(), JobError>,
+) -> Result<f64, JobError> {
+    let plan = batches(data.train, data.anchors.len(), params);
+    let total_steps = plan.len();
+    let epochs = plan.last().map_or(0, |b| b.epoch);
+    let warmup = (params.warmup_ratio * total_steps as f64).round() as usize;
+    let mut last = f64::NAN;
+    for (index, batch) in plan.iter().enumerate().skip(optimizer.step_count()) {
+        lora.seed_step(params.seed, index);
+        let loss = loss(decoder, lora, data, batch, params.anchor)?;
+        last = f64::from(loss.to_scalar::<f32>()?);
+        if !last.is_finite() {
+            let examples = batch.items.iter().map(|&i| data.train[i].id).collect();
+            return Err(JobError::Diverged { step: index + 1, loss: last, examples });
+        }
+        let rate = params.learning_rate * warmup_cosine(index, warmup, total_steps);
+        step(&loss, lora, optimizer, rate, params.max_grad_norm, index == 0)?;
+        let progress =
+            Progress { epoch: batch.epoch, epochs, step: index + 1, total_steps, loss: last };
+        after_step(progress, optimizer)?;
+    }
+    Ok(last)
+}
+
+/// Prepares anchors: the base's hidden states at their answers.
+///
+/// # Errors
+/// A failed tensor operation.
+pub fn anchors(decoder: &Decoder, sequences: Vec<Sequence>) -> Result<Vec<Anchor>, ModelError> {
+    sequences
+        .into_iter()
+        .map(|sequence| {
+            let (hidden, _) = answer_hidden(decoder, &[&sequence], &NoAdapter)?;
+            Ok(Anchor { sequence, base_hidden: hidden.detach() })
+        })
+        .collect()
+}
