@@ -6,7 +6,9 @@ use serde_json::json;
 use super::args::{AdaptersCommand, GlobalArgs};
 use super::context::Session;
 use super::exit::Exit;
+use super::model;
 use super::output::{self, Table, or_dash};
+use crate::domain::DEFAULT_DOMAIN;
 use crate::store::{AdapterRow, Store};
 
 /// Runs the command.
@@ -19,6 +21,14 @@ pub fn run(command: &AdaptersCommand, global: &GlobalArgs) -> Result<Exit> {
     match command {
         AdaptersCommand::List(args) => list(&store.adapters()?, args.json)?,
         AdaptersCommand::Show(args) => show(store, &store.adapter(&args.id)?, args.json.json)?,
+        AdaptersCommand::Load(args) => {
+            let row = store.set_live(&args.id, &model::base_hash(&session)?)?;
+            let text = format!("adapter {} is live in domain {}", row.id, row.domain);
+            say(&row, &text, args.json.json)?;
+        }
+        AdaptersCommand::Rollback { domain, json } => {
+            rollback(&session, domain.as_deref().unwrap_or(DEFAULT_DOMAIN), json.json)?;
+        }
         AdaptersCommand::Unload(args) => {
             let row = store.unload(&args.id)?;
             let text = format!(
@@ -37,6 +47,18 @@ pub fn run(command: &AdaptersCommand, global: &GlobalArgs) -> Result<Exit> {
         }
     }
     Ok(Exit::Done)
+}
+
+fn rollback(session: &Session, domain: &str, as_json: bool) -> Result<()> {
+    let base = model::base_hash(session)?;
+    let from = session.store.live(&base, domain)?.map(|row| row.id);
+    let to = session.store.rollback(&base, domain)?;
+    if as_json {
+        return Ok(output::json(&json!({"domain": domain, "from": from, "to": to}))?);
+    }
+    let back_to = to.map_or_else(|| "the base".to_owned(), |id| format!("adapter {id}"));
+    let from = or_dash(from);
+    Ok(output::line(&format!("rolled back from adapter {from} to {back_to} in domain {domain}"))?)
 }
 
 fn say(row: &AdapterRow, text: &str, as_json: bool) -> std::io::Result<()> {

@@ -197,8 +197,19 @@ pub enum AdaptersCommand {
     List(JsonArg),
     /// Show one adapter
     Show(AdapterArg),
+    /// Make an adapter live in its domain
+    Load(AdapterArg),
     /// Take a live adapter out: the base answers
     Unload(AdapterArg),
+    /// Go back to the parent of the live adapter, or to the base
+    Rollback {
+        /// The domain
+        #[arg(long, value_name = "D")]
+        domain: Option<String>,
+        /// How to print.
+        #[command(flatten)]
+        json: JsonArg,
+    },
     /// Delete an adapter that is not live and no parent of another
     Delete(AdapterArg),
 }

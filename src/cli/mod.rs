@@ -10,6 +10,7 @@ mod exit;
 mod feedback;
 mod feedback_file;
 mod jobs;
+mod model;
 mod output;
 
 use std::process::ExitCode;

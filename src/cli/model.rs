@@ -1,0 +1,55 @@
+//! The model of the configuration: its hash, and the model itself on its device.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use super::context::Session;
+use crate::device::{self, Opened};
+use crate::models::{self, LoadedModel, ModelSource};
+
+/// Hashes of models' files, so that gigabytes are hashed once; in the data directory.
+const HASH_CACHE: &str = "model_hashes.json";
+
+/// Returns the content hash of the configured model without loading it.
+///
+/// # Errors
+/// Missing or unreadable files.
+pub fn base_hash(session: &Session) -> Result<String> {
+    let (source, cache) = source_and_cache(session)?;
+    Ok(models::base_hash(&source, Some(&cache))?)
+}
+
+/// Loads the configured model on the configured device, with the configured number of threads.
+///
+/// # Errors
+/// A device that is not there, or files that are no model.
+pub fn load(session: &Session) -> Result<LoadedModel> {
+    let config = &session.loaded.config.model;
+    let Opened { device, fallback } = device::open(config.device)?;
+    if let Some(reason) = fallback {
+        tracing::info!("device \"auto\": {reason}");
+    }
+    use_threads(config.threads)?;
+    let (source, cache) = source_and_cache(session)?;
+    let mut model = models::load(&source, &device, Some(&cache))?;
+    if config.context_length > 0 {
+        model.context_length = model.context_length.min(config.context_length);
+    }
+    Ok(model)
+}
+
+fn source_and_cache(session: &Session) -> Result<(ModelSource, PathBuf)> {
+    let source = session.loaded.config.model.source.parse()?;
+    Ok((source, session.home.root().join(HASH_CACHE)))
+}
+
+/// Sizes the pool that computes; 0 leaves it at one thread per core.
+fn use_threads(threads: usize) -> Result<()> {
+    if threads == 0 {
+        return Ok(());
+    }
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+    pool.build_global()
+        .with_context(|| format!("cannot start {threads} threads: lower model.threads"))
+}
