@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use super::child_process::{self, Channel, EXIT_PARENT_GONE};
 use super::codec::{self, CodecError};
 use super::protocol::{Event, JobRequest, ParentCommand, Request};
+use super::training::Training;
 
 /// How often the worker says that it lives.
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
@@ -81,6 +82,11 @@ pub enum JobFailure {
     Cancelled,
     /// It cannot be done; the message names the reason and the remedy.
     Failed(String),
+}
+
+/// Runs the product's worker, which trains adapters; the whole of the hidden sub-command.
+pub fn main() -> ExitCode {
+    main_with(Training)
 }
 
 /// Runs the worker with `job` and returns the process's exit code.

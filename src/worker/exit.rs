@@ -4,9 +4,11 @@ use std::fmt;
 
 use rustix::process::Signal;
 
+use crate::eval::Measurements;
+
 /// How a worker ended. [`Display`](fmt::Display) says it in the user's words.
 #[derive(Debug, Clone, PartialEq)]
-pub enum WorkerExit<O> {
+pub enum WorkerExit<O = Measurements> {
     /// The job is done and its directory is published.
     Finished(Box<O>),
     /// The job says that it cannot be done, and why.

@@ -4,19 +4,21 @@
 //! hang takes down the job and never the chat. [`parent`] is the side of the program, [`child`] that of the hidden
 //! sub-command `worker`; between them go the frames of [`codec`] with the messages of [`protocol`].
 //!
-//! The machinery knows nothing of training: a [`child::Job`] says what goes in and what comes out.
+//! The machinery knows nothing of training: a [`child::Job`] says what goes in and what comes out. The product's job is
+//! in `training.rs`.
 
 pub mod child;
 pub mod codec;
 pub mod exit;
-pub mod outcome;
 pub mod parent;
 pub mod protocol;
 
 mod child_process;
 mod monitor;
 mod outbox;
+mod outcome;
 mod stderr_log;
+mod training;
 mod verdict;
 
 pub use exit::WorkerExit;

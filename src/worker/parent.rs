@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use super::exit::WorkerExit;
 use super::monitor;
 use super::protocol::{JobRequest, Limits};
+use crate::eval::Measurements;
 
 /// The sub-command that makes the program a worker.
 pub const WORKER_COMMAND: &str = "worker";
@@ -71,7 +72,7 @@ impl WorkerConfig {
 /// What a worker's owner hears. [`WorkerEvent::Ended`] comes exactly once and last; a channel that closes without it
 /// tells that the monitor itself fell, and its worker with it.
 #[derive(Debug, Clone, PartialEq)]
-pub enum WorkerEvent<O> {
+pub enum WorkerEvent<O = Measurements> {
     /// The process runs.
     Started {
         /// Its process id.

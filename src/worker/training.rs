@@ -1,0 +1,60 @@
+//! The product's one job: training an adapter and measuring it.
+
+use std::fmt::Display;
+
+use super::child::{Job, JobFailure, Report};
+use super::outcome::Unfinished;
+use super::protocol::JobRequest;
+use crate::eval::Measurements;
+use crate::lora::{self, JobError, JobEvent, JobInput};
+
+/// Trains an adapter; its directory appears at the request's `out_dir` when it is whole.
+pub struct Training;
+
+impl Job for Training {
+    type Input = JobInput;
+    type Output = Measurements;
+
+    fn run(
+        &self,
+        request: &JobRequest<JobInput>,
+        report: &mut dyn FnMut(Report),
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Measurements, JobFailure> {
+        let unfinished = Unfinished::begin(&request.out_dir).map_err(failed)?;
+        let trained = lora::run_job(
+            &request.input,
+            &request.checkpoint_dir,
+            unfinished.directory(),
+            &mut |event| report(event.into()),
+            cancelled,
+        );
+        let measurements = trained.map_err(|error| match error {
+            JobError::Cancelled => JobFailure::Cancelled,
+            error => failed(error),
+        })?;
+        unfinished.finish().map_err(failed)?;
+        Ok(measurements)
+    }
+}
+
+fn failed(error: impl Display) -> JobFailure {
+    JobFailure::Failed(error.to_string())
+}
+
+impl From<JobEvent> for Report {
+    fn from(event: JobEvent) -> Self {
+        match event {
+            JobEvent::Step(done) => Report::Step {
+                epoch: done.epoch,
+                epochs: done.epochs,
+                step: done.step,
+                total_steps: done.total_steps,
+                loss: done.loss,
+            },
+            JobEvent::Checkpointed { step } => Report::Checkpointed { step },
+            JobEvent::Evaluating => Report::Evaluating,
+            JobEvent::Note(text) => Report::Note(text),
+        }
+    }
+}
