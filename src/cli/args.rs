@@ -71,6 +71,9 @@ pub enum Command {
     /// Show, check and start the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Train for the program that started this one
+    #[command(hide = true)]
+    Worker,
 }
 
 /// The `--json` of commands that print.

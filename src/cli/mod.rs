@@ -21,8 +21,14 @@ pub use args::Cli;
 use args::Command;
 use exit::Exit;
 
+use crate::worker::child;
+
 /// Runs what the command line asks for, says what went wrong, and returns the exit code.
 pub fn main(cli: Cli) -> ExitCode {
+    if matches!(cli.command, Some(Command::Worker)) {
+        // Neither configuration nor log: its parent gives it everything, and stdout belongs to its frames.
+        return child::main();
+    }
     let exit = match run(&cli) {
         Ok(exit) => exit,
         Err(error) => {
@@ -42,6 +48,8 @@ fn run(cli: &Cli) -> Result<Exit> {
         Some(Command::Adapters(command)) => adapters::run(command, global),
         Some(Command::Feedback(command)) => feedback::run(command, global),
         Some(Command::Config(command)) => config_command::run(command, global),
-        None => Err(exit::UsageError("give a command: see shammah --help".to_owned()).into()),
+        Some(Command::Worker) | None => {
+            Err(exit::UsageError("give a command: see shammah --help".to_owned()).into())
+        }
     }
 }

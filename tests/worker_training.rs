@@ -1,0 +1,168 @@
+//! Real jobs in the real worker: trained, cancelled, killed and taken up again.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may fall")]
+
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use shammah::domain::{Message, TrainExample};
+use shammah::lora::{JobInput, TrainingParams, Weighting};
+use shammah::models::{self, ModelSource};
+use shammah::worker::protocol::Limits;
+use shammah::worker::{JobRequest, WorkerConfig, WorkerEvent, WorkerExit, WorkerHandle};
+use tokio::sync::mpsc;
+
+/// No job of these tests may take longer.
+const BOUND: Duration = Duration::from_secs(120);
+
+/// Steps of a whole job; enough to strike it in the middle.
+const STEPS: usize = 40;
+
+const EVENTS: usize = 64;
+
+fn input() -> JobInput {
+    let example = |id: i64| TrainExample {
+        id,
+        messages: vec![Message::user(format!("What is the build server called? ({id})"))],
+        target: "It is called Basalt.".to_owned(),
+        weight: 3.0,
+    };
+    JobInput {
+        model: ModelSource::Builtin,
+        base_hash: models::base_hash(&ModelSource::Builtin, None).unwrap(),
+        hash_cache: None,
+        params: TrainingParams {
+            rank: 4,
+            alpha: 8.0,
+            dropout: 0.0,
+            target_modules: vec!["q_proj".to_owned(), "v_proj".to_owned()],
+            learning_rate: 1e-3,
+            batch_size: 2,
+            epochs: 1,
+            min_steps: STEPS,
+            weighting: Weighting::Loss,
+            warmup_ratio: 0.1,
+            seed: 7,
+            max_grad_norm: 1.0,
+            weight_decay: 0.0,
+            anchor: 0.0,
+            anchor_prompts: 0,
+            max_share: 1.0,
+            checkpoint_every_steps: 5,
+        },
+        train: (1..=4).map(example).collect(),
+        replay: Vec::new(),
+        heldout: vec![example(5)],
+        parent: None,
+        baseline: None,
+    }
+}
+
+fn start(home: &Path) -> (WorkerHandle, mpsc::Receiver<WorkerEvent>) {
+    let limits = Limits { nice: 5, threads: 1, memory_bytes: 0 };
+    let mut config = WorkerConfig::new(env!("CARGO_BIN_EXE_shammah").into(), limits);
+    config.log_path = Some(home.join("job-1.log"));
+    let request = JobRequest {
+        checkpoint_dir: home.join("job-1"),
+        out_dir: home.join("job-1").join("outcome"),
+        input: input(),
+    };
+    let (to, events) = mpsc::channel(EVENTS);
+    (WorkerHandle::spawn(config, request, to), events)
+}
+
+/// Runs a worker to its end; `strike` sees every event and may do something about it.
+fn run(
+    home: &Path,
+    mut strike: impl FnMut(&WorkerHandle, &WorkerEvent),
+) -> (Vec<usize>, WorkerExit) {
+    let (handle, mut events) = start(home);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let mut steps = Vec::new();
+    loop {
+        let next = async { tokio::time::timeout(BOUND, events.recv()).await };
+        let event = runtime.block_on(next).expect("an event within the bound").expect("an end");
+        strike(&handle, &event);
+        match event {
+            WorkerEvent::Progress { step, .. } => steps.push(step),
+            WorkerEvent::Ended(exit) => return (steps, exit),
+            _ => {}
+        }
+    }
+}
+
+fn assert_finished(home: &Path, exit: &WorkerExit) {
+    let WorkerExit::Finished(measured) = exit else { panic!("{exit:?}: {exit}") };
+    assert_eq!((measured.steps, measured.examples, measured.heldout.len()), (STEPS, 4, 1));
+    let learned = measured.trained.iter().all(|item| item.after < item.before);
+    assert!(learned, "what was trained got likelier: {:?}", measured.trained);
+    let outcome = home.join("job-1").join("outcome");
+    for file in ["adapter_model.safetensors", "adapter_config.json", "training.json"] {
+        assert!(outcome.join(file).is_file(), "{file} is published");
+    }
+}
+
+#[test]
+fn a_job_is_trained_measured_and_published() {
+    let home = tempfile::tempdir().unwrap();
+    let mut evaluating = false;
+    let (steps, exit) =
+        run(home.path(), |_, event| evaluating |= *event == WorkerEvent::Evaluating);
+    assert_finished(home.path(), &exit);
+    assert!(evaluating && steps.last() == Some(&STEPS), "{steps:?}");
+}
+
+#[test]
+fn a_killed_worker_is_taken_up_from_its_checkpoint() {
+    let home = tempfile::tempdir().unwrap();
+    let mut pid = None;
+    let mut saved = 0;
+    let (_, exit) = run(home.path(), |_, event| match event {
+        WorkerEvent::Started { pid: told } => pid = Pid::from_raw(*told as i32),
+        WorkerEvent::Checkpointed { step } if *step < STEPS => {
+            saved = *step;
+            // Gone already if it was quick: then the exit below says so.
+            let _ = kill_process(pid.unwrap(), Signal::KILL);
+        }
+        _ => {}
+    });
+    assert_eq!(exit, WorkerExit::Signal(9));
+    assert!(!home.path().join("job-1/outcome").exists(), "nothing half is published");
+    let (steps, exit) = run(home.path(), |_, _| {});
+    assert!(steps[0] > saved && saved > 0, "goes on after step {saved}: {steps:?}");
+    assert_finished(home.path(), &exit);
+}
+
+#[test]
+fn a_cancelled_worker_leaves_a_checkpoint() {
+    let home = tempfile::tempdir().unwrap();
+    let mut saved = None;
+    let (_, exit) = run(home.path(), |handle, event| match event {
+        WorkerEvent::Progress { .. } => handle.cancel(),
+        WorkerEvent::Checkpointed { step } => saved = Some(*step),
+        _ => {}
+    });
+    assert_eq!(exit, WorkerExit::Cancelled);
+    let (steps, exit) = run(home.path(), |_, _| {});
+    assert!(steps[0] > saved.expect("a checkpoint"), "goes on after step {saved:?}: {steps:?}");
+    assert_finished(home.path(), &exit);
+}
+
+#[test]
+fn a_changed_base_fails_the_job_in_words() {
+    let home = tempfile::tempdir().unwrap();
+    let limits = Limits { nice: 5, threads: 1, memory_bytes: 0 };
+    let config = WorkerConfig::new(env!("CARGO_BIN_EXE_shammah").into(), limits);
+    let request = JobRequest {
+        checkpoint_dir: home.path().join("job"),
+        out_dir: home.path().join("outcome"),
+        input: JobInput { base_hash: "0".repeat(64), ..input() },
+    };
+    let (to, mut events) = mpsc::channel::<WorkerEvent>(EVENTS);
+    let _handle = WorkerHandle::spawn(config, request, to);
+    let last = std::iter::from_fn(|| events.blocking_recv()).last();
+    let Some(WorkerEvent::Ended(WorkerExit::Failed(reason))) = last else { panic!("{last:?}") };
+    assert!(reason.contains("changed since the job was enqueued"), "{reason}");
+    assert!(!home.path().join("outcome").exists());
+}
