@@ -2,6 +2,8 @@
 
 use candle_core::Error as TensorError;
 
+use crate::models::ModelError;
+
 /// Why a generation failed. A cancelled one is no failure: it ends with
 /// [`FinishReason::Cancelled`](super::FinishReason::Cancelled).
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +44,9 @@ pub enum EngineError {
         /// NaN or an infinity.
         value: f32,
     },
+    /// The conversation could not be rendered, or the model could not compute.
+    #[error(transparent)]
+    Model(#[from] ModelError),
     /// A tensor operation failed.
     #[error("a tensor operation of the generation failed: {0}")]
     Tensor(#[from] TensorError),

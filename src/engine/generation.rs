@@ -72,7 +72,7 @@ pub trait TokenModel {
     fn advance(&self, ids: &[u32], cache: &mut Self::Cache) -> Result<Tensor, EngineError>;
 
     /// Returns the bytes of a token's text, none for a special token.
-    fn token_bytes(&self, id: u32) -> Vec<u8>;
+    fn token_bytes(&self, id: u32) -> &[u8];
 
     /// Tells whether a token ends the answer.
     fn is_stop(&self, id: u32) -> bool;
@@ -202,7 +202,7 @@ impl<M: TokenModel> Generation<'_, M> {
             if self.model.is_stop(token) {
                 break FinishReason::Stop;
             }
-            match hand_out(stream.push(&self.model.token_bytes(token)), generated) {
+            match hand_out(stream.push(self.model.token_bytes(token)), generated) {
                 (true, _) => return Ok(FinishReason::Stop),
                 (_, ControlFlow::Break(())) => return Ok(FinishReason::Cancelled),
                 _ => {}

@@ -9,6 +9,17 @@ use super::*;
 
 const STOP: u32 = 256;
 
+/// Every byte at its own index: the texts of the tokens.
+const BYTES: [u8; 256] = {
+    let mut bytes = [0; 256];
+    let mut at = 0;
+    while at < 256 {
+        bytes[at] = at as u8;
+        at += 1;
+    }
+    bytes
+};
+
 /// What a [`FakeModel`] has seen: the tokens themselves stand for keys and values.
 #[derive(Debug)]
 struct FakeCache {
@@ -32,10 +43,13 @@ impl CacheStore for FakeCache {
     }
 }
 
+/// From all tokens so far to logits.
+type Logits = dyn Fn(&[u32]) -> Vec<f32>;
+
 /// A model whose tokens are bytes and whose logits are a function of all tokens in the cache.
 struct FakeModel {
     context_length: usize,
-    logits: Box<dyn Fn(&[u32]) -> Vec<f32>>,
+    logits: Box<Logits>,
     cancel: AtomicBool,
     /// Sets `cancel` while the forward of this number runs.
     cancel_in: Option<usize>,
@@ -99,8 +113,8 @@ impl TokenModel for FakeModel {
         assert!(cache.capacity <= self.context_length, "no memory beyond the context");
         Ok(Tensor::new((self.logits)(&cache.tokens), &Device::Cpu)?)
     }
-    fn token_bytes(&self, id: u32) -> Vec<u8> {
-        u8::try_from(id).map(|byte| vec![byte]).unwrap_or_default()
+    fn token_bytes(&self, id: u32) -> &[u8] {
+        u8::try_from(id).map_or(&[], |byte| std::slice::from_ref(&BYTES[usize::from(byte)]))
     }
     fn is_stop(&self, id: u32) -> bool {
         id == STOP
@@ -197,6 +211,22 @@ fn cancelling_takes_effect_within_one_token() {
     let (generated, pieces) = answer(&model, &Sampling::greedy(1000), &[1]);
     assert_eq!(generated.finish_reason, FinishReason::Cancelled);
     assert_eq!((pieces.len(), model.forwards.get()), (3, 4), "nothing after the running forward");
+
+    // Cancelled while the third piece is shown: there is no fourth forward.
+    let model = FakeModel::hashing();
+    let sampling = Sampling::greedy(1000);
+    let generation =
+        Generation { model: &model, sampling: &sampling, cancel: &model.cancel, clock: None };
+    let mut pieces = 0;
+    let generated = generation
+        .run(key(), &[1], &mut PrefixCache::default(), &mut |_| {
+            pieces += 1;
+            model.cancel.store(pieces == 3, Ordering::Relaxed);
+            ControlFlow::Continue(())
+        })
+        .expect("generated");
+    assert_eq!(generated.finish_reason, FinishReason::Cancelled);
+    assert_eq!((pieces, model.forwards.get()), (3, 3));
 }
 
 #[test]
@@ -332,7 +362,7 @@ proptest! {
         turns in prop::collection::vec((0usize..3, 0usize..40, prop::collection::vec(0u32..4, 1..30), any::<bool>()), 1..12),
     ) {
         let mut sessions = PrefixCache::default();
-        let mut chats = vec![vec![1u32; 10], vec![1u32; 10], vec![2u32; 3]];
+        let mut chats = [vec![1u32; 10], vec![1u32; 10], vec![2u32; 3]];
         for (chat, keep, message, cancelled) in turns {
             let chat = &mut chats[chat];
             chat.truncate(keep.max(1));

@@ -27,13 +27,9 @@ pub struct CacheKey {
 impl CacheKey {
     /// Makes the key of a base model with adapters given as digest and weight.
     pub fn new<'a>(base_hash: &str, adapters: impl IntoIterator<Item = (&'a str, f64)>) -> Self {
-        let adapters = adapters.into_iter();
-        Self {
-            base_hash: base_hash.to_owned(),
-            adapters: adapters
-                .map(|(digest, weight)| (digest.to_owned(), weight.to_bits()))
-                .collect(),
-        }
+        let part = |(digest, weight): (&str, f64)| (digest.to_owned(), weight.to_bits());
+        let adapters = adapters.into_iter().map(part).collect();
+        Self { base_hash: base_hash.to_owned(), adapters }
     }
 }
 

@@ -99,8 +99,11 @@ impl Sampler {
         };
         let mut kept = if (1..logits.len()).contains(&self.top_k) {
             let mut kept = weigh(likeliest(logits, self.top_k));
-            let mass: f64 = kept.iter().map(|candidate| candidate.weight).sum();
-            kept.truncate(nucleus(&kept, self.top_p * mass).unwrap_or(kept.len()));
+            // At 1 nothing goes, not even weights too small to move the sum.
+            if self.top_p < 1.0 {
+                let mass: f64 = kept.iter().map(|candidate| candidate.weight).sum();
+                kept.truncate(nucleus(&kept, self.top_p * mass).unwrap_or(kept.len()));
+            }
             kept
         } else if self.top_p < 1.0 {
             let mass: f64 = logits.iter().map(|&logit| weight(logit)).sum();

@@ -141,6 +141,12 @@ fn a_tiny_temperature_is_nearly_greedy_and_never_nan() {
 }
 
 #[test]
+fn a_top_p_of_one_keeps_all_of_top_k_however_unlikely() {
+    let logits: Vec<f32> = (0..9).map(|n| -20.0 * n as f32).collect();
+    assert_eq!(kept(&settings(0.5, 8, 1.0, 0.0), &logits).len(), 8);
+}
+
+#[test]
 fn logits_that_are_not_finite_are_an_error() {
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         for sampling in [Sampling::greedy(1), settings(0.8, 2, 0.9, 0.1)] {

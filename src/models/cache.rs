@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::ModelConfig;
 
-/// The attention cache of one sequence, in buffers that are allocated once.
+/// The attention cache of one sequence, in buffers that are appended to in place.
 ///
 /// It is not `Clone`: a cloned tensor shares its storage, and two sequences appending to one buffer
 /// would corrupt each other.
@@ -45,6 +45,29 @@ impl KvCache {
     /// Forgets all tokens from position `len` on; a longer `len` changes nothing.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
+    }
+
+    /// Grows to `capacity` tokens, keeping those held; a smaller `capacity` changes nothing.
+    ///
+    /// # Errors
+    /// No memory on the device; the cache is then as it was.
+    pub fn reserve(&mut self, capacity: usize) -> Result<()> {
+        if capacity <= self.capacity {
+            return Ok(());
+        }
+        let grow = |held: &Tensor| -> Result<Tensor> {
+            let (batch, heads, _, head_dim) = held.dims4()?;
+            let shape = (batch, heads, capacity, head_dim);
+            let grown = Tensor::zeros(shape, held.dtype(), held.device())?;
+            if self.len > 0 {
+                grown.slice_set(&held.narrow(2, 0, self.len)?.contiguous()?, 2, 0)?;
+            }
+            Ok(grown)
+        };
+        let grown = self.layers.iter().map(|(k, v)| Ok((grow(k)?, grow(v)?)));
+        self.layers = grown.collect::<Result<_>>()?;
+        self.capacity = capacity;
+        Ok(())
     }
 
     /// Writes keys and values `[1, kv_heads, seq, head_dim]` behind those held and returns all of
