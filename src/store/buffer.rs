@@ -1,5 +1,6 @@
 //! The training buffer of a domain: what is in it, when it is full, when it is enough for a job.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use rusqlite::{Connection, named_params};
@@ -135,37 +136,43 @@ pub(super) fn rows_of_domain(
     domain: &str,
     archived: bool,
 ) -> Result<Vec<FeedbackRow>, StoreError> {
-    let sql = "SELECT f.*, c.job_id AS consumed_by, r.job_id AS in_job
+    let sql = "SELECT f.*, c.job_id AS consumed_by, r.job_id AS in_job,
+                      m.feedback_id IS NOT NULL AS measured
                FROM feedback f
                LEFT JOIN consumed c ON c.feedback_id = f.id
                LEFT JOIN reserved r ON r.feedback_id = f.id
+               LEFT JOIN measured m ON m.feedback_id = f.id
                WHERE f.domain = :domain AND f.forgotten = 0 AND f.archived <= :archived
                ORDER BY f.id";
     let mut statement = db.prepare_cached(sql)?;
     let mut cursor = statement.query(named_params! {":domain": domain, ":archived": archived})?;
-    let mut rows = Vec::new();
+    let (mut rows, mut measured) = (Vec::new(), HashSet::new());
     while let Some(row) = cursor.next()? {
-        rows.push(read_row(row)?);
+        let mark = read_row(row)?;
+        if row.get("measured")? {
+            measured.insert(mark.id);
+        }
+        rows.push(mark);
     }
-    let held = held_out(&candidates(&rows), had_jobs(db, domain)?);
+    let held = held_out(&candidates(&rows, &measured), had_jobs(db, domain)?);
     for row in &mut rows {
         row.heldout = held.contains(&row.id);
     }
     Ok(rows)
 }
 
-fn candidates(rows: &[FeedbackRow]) -> Vec<Candidate<'_>> {
-    rows.iter().filter(|row| !row.archived && row.target().is_some()).map(candidate).collect()
-}
-
-fn candidate(row: &FeedbackRow) -> Candidate<'_> {
-    Candidate {
-        id: row.id,
-        weight: row.weight,
-        question: row.question(),
-        target: row.target().unwrap_or_default(),
-        taken: row.consumed_by.is_some() || row.in_job.is_some(),
-    }
+fn candidates<'a>(rows: &'a [FeedbackRow], measured: &HashSet<i64>) -> Vec<Candidate<'a>> {
+    let candidate = |row: &'a FeedbackRow| {
+        Some(Candidate {
+            id: row.id,
+            weight: row.weight,
+            question: row.question(),
+            target: row.target()?,
+            taken: row.consumed_by.is_some() || row.in_job.is_some(),
+            measured: measured.contains(&row.id),
+        })
+    };
+    rows.iter().filter(|row| !row.archived).filter_map(candidate).collect()
 }
 
 /// Whether a job of this domain has reached the gate.

@@ -141,8 +141,10 @@ pub enum StoreError {
     /// A mark that cannot be stored.
     #[error("feedback not stored: {0}")]
     InvalidFeedback(String),
-    /// A mark that was already learned cannot be changed.
-    #[error("feedback {feedback} was learned in job {job}: mark the answer again instead")]
+    /// A mark that was already learned cannot be changed, nor learned again.
+    #[error(
+        "feedback {feedback} was learned in job {job} and stays as it is: mark the answer again, or /forget {feedback}"
+    )]
     AlreadyLearned {
         /// The mark.
         feedback: i64,
@@ -150,7 +152,9 @@ pub enum StoreError {
         job: i64,
     },
     /// A mark that is being learned cannot be changed.
-    #[error("feedback {feedback} is being learned in job {job}: mark the answer again instead")]
+    #[error(
+        "feedback {feedback} is in job {job} and stays as it is: mark the answer again, or /forget {feedback}"
+    )]
     InTraining {
         /// The mark.
         feedback: i64,

@@ -191,13 +191,7 @@ impl Store {
     pub fn update_feedback(&self, id: i64, edit: &FeedbackEdit) -> Result<FeedbackRow, StoreError> {
         edit.weight.map_or(Ok(()), check_weight)?;
         self.write(|db| {
-            let row = one(db, id)?;
-            if let Some(job) = row.consumed_by {
-                return Err(StoreError::AlreadyLearned { feedback: id, job });
-            }
-            if let Some(job) = row.in_job {
-                return Err(StoreError::InTraining { feedback: id, job });
-            }
+            check_untouched(&one(db, id)?)?;
             db.prepare_cached(
                 "UPDATE feedback SET mark = coalesce(:mark, mark), weight = coalesce(:weight, weight),
                      note = coalesce(:note, note), fix = coalesce(:fix, fix) WHERE id = :id",
@@ -210,6 +204,20 @@ impl Store {
                 ":fix": edit.fix,
             })?;
             one(db, id)
+        })
+    }
+
+    /// Takes back a mark that no job has learned or is about to, and returns it.
+    ///
+    /// # Errors
+    /// When it was learned or is in a job, when there is none with this id, or the database cannot
+    /// be written.
+    pub fn undo_feedback(&self, id: i64) -> Result<FeedbackRow, StoreError> {
+        self.write(|db| {
+            let row = one(db, id)?;
+            check_untouched(&row)?;
+            erase(db, id)?;
+            Ok(row)
         })
     }
 
@@ -311,6 +319,16 @@ fn check(new: &NewFeedback) -> Result<(), StoreError> {
         return invalid("a domain is a word of 1 to 64 bytes");
     }
     check_weight(new.weight)
+}
+
+/// Refuses a mark that a job has learned or is about to.
+fn check_untouched(row: &FeedbackRow) -> Result<(), StoreError> {
+    let feedback = row.id;
+    match (row.consumed_by, row.in_job) {
+        (Some(job), _) => Err(StoreError::AlreadyLearned { feedback, job }),
+        (None, Some(job)) => Err(StoreError::InTraining { feedback, job }),
+        (None, None) => Ok(()),
+    }
 }
 
 fn check_weight(weight: f64) -> Result<(), StoreError> {

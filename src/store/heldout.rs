@@ -15,8 +15,6 @@ pub const INSISTENT_WEIGHT: f64 = 10.0;
 /// So many marks are trained on in a domain's first job before one is held out: the default of
 /// `auto_train_threshold`.
 pub const FIRST_JOB_MINIMUM: usize = 10;
-/// So many marks are trained on in a later job before one is held out: a job needs one.
-pub const LATER_JOB_MINIMUM: usize = 1;
 /// Similar targets share at least this part of their words (Jaccard index). The answers of two
 /// marks that teach the same thing nearly agree; "… of France is Paris" and "… of Spain is Madrid"
 /// share half.
@@ -38,6 +36,9 @@ pub struct Candidate<'a> {
     pub target: &'a str,
     /// Whether a job has learned it or is about to: too late to hold it out.
     pub taken: bool,
+    /// Whether a job that reached the gate was measured on it: it stays held out, so that the
+    /// measure does not change and nothing is measured that was learned.
+    pub measured: bool,
 }
 
 /// Returns the ids of the marks that are held out of the next job of a domain.
@@ -48,23 +49,21 @@ pub fn held_out(candidates: &[Candidate<'_>], earlier_jobs: bool) -> BTreeSet<i6
     let words = Words::of_all(candidates);
     let mut order: Vec<usize> =
         (0..candidates.len()).filter(|&i| may_be_held_out(&candidates[i])).collect();
-    order.sort_by(|&a, &b| {
-        let key = |i: usize| (draw(candidates[i].id), candidates[i].id);
-        key(a).partial_cmp(&key(b)).unwrap_or(Ordering::Equal)
-    });
+    order.sort_by_key(|&i| (mix(candidates[i].id as u64), candidates[i].id));
     let free = candidates.iter().filter(|c| !c.taken).count();
-    let minimum = if earlier_jobs { LATER_JOB_MINIMUM } else { FIRST_JOB_MINIMUM };
-    let most = free.saturating_sub(minimum);
+    let most = if earlier_jobs { free } else { free.saturating_sub(FIRST_JOB_MINIMUM) };
     let mut held = BTreeSet::new();
     for &index in &order {
-        let drawn = draw(candidates[index].id) < SHARE;
-        let needed = earlier_jobs && held.is_empty();
-        if held.len() >= most || !(drawn || needed) {
-            break;
+        let Candidate { id, measured, .. } = candidates[index];
+        let drawn = measured || draw(id) < SHARE;
+        if held.len() < most && drawn && has_similar(index, candidates, &words, &held) {
+            held.insert(id);
         }
-        if has_similar(index, candidates, &words, &held) {
-            held.insert(candidates[index].id);
-        }
+    }
+    if earlier_jobs && held.is_empty() && free > 1 {
+        // Nobody was drawn: whoever was nearest to it, but not the only one to learn from.
+        let nearest = order.iter().find(|&&i| has_similar(i, candidates, &words, &held));
+        held.extend(nearest.map(|&i| candidates[i].id));
     }
     held
 }
@@ -194,11 +193,12 @@ mod tests {
     ];
 
     prop_compose! {
-        fn marks()(rows in prop::collection::vec((0..4usize, 0..4usize, 0..4usize, any::<bool>()), 0..40))
+        fn marks()(rows in prop::collection::vec((0..4usize, 0..4usize, 0..4usize, any::<bool>(), any::<bool>()), 0..40))
             -> Vec<Candidate<'static>> {
             let weights = [1.0, 3.0, 10.0, 12.0];
-            rows.iter().enumerate().map(|(i, &(q, t, w, taken))| Candidate {
-                id: i as i64 + 1, weight: weights[w], question: QUESTIONS[q], target: TARGETS[t], taken,
+            rows.iter().enumerate().map(|(i, &(q, t, w, taken, measured))| Candidate {
+                id: i as i64 + 1, weight: weights[w], question: QUESTIONS[q], target: TARGETS[t],
+                taken, measured,
             }).collect()
         }
     }
@@ -231,9 +231,16 @@ mod tests {
         }
 
         #[test]
-        fn a_job_keeps_an_example(m in marks()) {
-            let free = m.iter().filter(|c| !c.taken).count();
-            prop_assert!(held_out(&m, true).len() < free.max(1));
+        fn what_was_measured_stays_held_out(m in marks()) {
+            let held = held_out(&m, true);
+            let next: Vec<_> =
+                m.iter().map(|c| Candidate { measured: held.contains(&c.id), ..*c }).collect();
+            let learned: Vec<_> = next
+                .iter()
+                .map(|c| Candidate { taken: !held.contains(&c.id), ..*c })
+                .collect();
+            prop_assert_eq!(held_out(&next, true), held.clone());
+            prop_assert_eq!(held_out(&learned, true), held, "also when all others were learned");
         }
     }
 
@@ -244,6 +251,7 @@ mod tests {
             question: QUESTIONS[0],
             target: TARGETS[0],
             taken: false,
+            measured: false,
         };
         (1..=count).map(one).collect()
     }
@@ -262,6 +270,15 @@ mod tests {
     }
 
     #[test]
+    fn the_only_mark_is_held_out_only_when_it_is_drawn() {
+        for id in 1..200 {
+            let learned = Candidate { id: 1000, taken: true, ..alike(1)[0] };
+            let held = held_out(&[Candidate { id, ..alike(1)[0] }, learned], true);
+            assert_eq!(held.contains(&id), draw(id) < SHARE, "mark {id}");
+        }
+    }
+
+    #[test]
     fn ten_marks_are_enough_for_the_first_job() {
         assert!(held_out(&alike(10), false).is_empty());
         assert!(!held_out(&alike(60), false).is_empty());
@@ -269,8 +286,14 @@ mod tests {
 
     #[test]
     fn the_same_answer_to_another_question_is_not_similar() {
-        let one =
-            |id, question, target| Candidate { id, weight: 1.0, question, target, taken: false };
+        let one = |id, question, target| Candidate {
+            id,
+            weight: 1.0,
+            question,
+            target,
+            taken: false,
+            measured: false,
+        };
         let similar = |a, b| {
             let words = Words::of_all(&[a, b]);
             words[0].similar_to(&words[1])

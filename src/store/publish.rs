@@ -45,11 +45,15 @@ pub(super) struct Published {
 }
 
 impl Published {
-    /// Moves a prepared directory to its adapter's place, durably.
+    /// Moves a prepared directory to its adapter's place, durably; one that is there stays.
     ///
     /// Called inside the transaction that makes the row: another process that cleans up waits.
     pub(super) fn publish(from: &Path, home: &Home, id: &AdapterId) -> Result<Self, StoreError> {
         let to = home.adapter(id);
+        if from == to {
+            sync_directory(&home.adapters())?;
+            return Ok(Self { from: to.clone(), to });
+        }
         // A directory without a row is the remainder of a process that died here before.
         discard(home, &to)?;
         std::fs::rename(from, &to).map_err(|e| StoreError::io("publish", &to, e))?;
@@ -64,6 +68,9 @@ impl Published {
 
     /// Moves the directory back. When that fails too, it has no row and the next start removes it.
     pub(super) fn take_back(self) {
+        if self.from == self.to {
+            return;
+        }
         if let Err(error) = std::fs::rename(&self.to, &self.from) {
             tracing::warn!(%error, path = %self.to.display(), "unpublished adapter stays until the next start");
         }

@@ -112,6 +112,12 @@ CREATE VIEW reserved AS
     FROM job_feedback jf JOIN jobs j ON j.id = jf.job_id
     WHERE jf.role = 'new' AND j.state IN ('queued', 'running', 'evaluating');
 
+-- Which marks the gate has measured a job on.
+CREATE VIEW measured AS
+    SELECT DISTINCT jf.feedback_id
+    FROM job_feedback jf JOIN jobs j ON j.id = jf.job_id
+    WHERE jf.role = 'heldout' AND j.state IN ('succeeded', 'rejected');
+
 -- In how many answers an adapter was used.
 CREATE VIEW used_in AS
     SELECT json_extract(a.value, '$.id') AS adapter, count(*) AS answers

@@ -1,0 +1,283 @@
+//! The queue, and what becomes of a job's examples.
+
+use std::time::Duration;
+
+use super::*;
+
+fn states(f: &Fixture, job: i64) -> Vec<String> {
+    f.store
+        .events(job)
+        .unwrap()
+        .into_iter()
+        .filter(|e| e.adapter.is_none())
+        .map(|e| e.kind)
+        .collect()
+}
+
+#[test]
+fn a_job_learns_a_snapshot_of_what_there_was() {
+    let f = fixture();
+    let before = f.add(3);
+    let first = f.store.enqueue_job(&job()).unwrap();
+    let after = f.add(2);
+    assert_eq!(f.ids(first.id, ExampleRole::New), before);
+    assert_eq!(first.examples, 3);
+    let second = f.store.enqueue_job(&job()).unwrap();
+    assert_eq!(f.ids(second.id, ExampleRole::New), after, "what waits in a job is not taken twice");
+    let status = f.store.buffer_status(DEFAULT_DOMAIN).unwrap();
+    assert_eq!((status.examples, status.in_training), (0, 5));
+}
+
+#[test]
+fn examples_are_consumed_when_a_job_succeeds() {
+    let f = fixture();
+    let ids = f.add(3);
+    let job = f.measured_job(&job());
+    f.succeed(&job);
+    for id in ids {
+        assert_eq!(f.store.feedback(id).unwrap().consumed_by, Some(job.id));
+    }
+    let done = f.store.job(job.id).unwrap();
+    assert_eq!((done.state, done.adapter), (JobState::Succeeded, Some(job.name)));
+    assert_eq!(
+        (done.loss, done.heldout_before, done.heldout_after),
+        (Some(0.5), Some(2.0), Some(1.5))
+    );
+    assert!(done.finished_at.is_some());
+    assert_eq!(states(&f, job.id), ["queued", "running", "evaluating", "succeeded"]);
+    assert_eq!(f.store.buffer_status(DEFAULT_DOMAIN).unwrap(), BufferStatus::default());
+}
+
+#[test]
+fn examples_return_when_a_job_fails_is_rejected_or_cancelled() {
+    let ends: [fn(&Fixture, i64); 3] = [
+        |f, job| drop(f.store.finish_failed(job, "out of memory").unwrap()),
+        |f, job| drop(f.store.finish_rejected(job, &["worse".to_owned()], &metrics()).unwrap()),
+        |f, job| drop(f.store.finish_cancelled(job).unwrap()),
+    ];
+    for end in ends {
+        let f = fixture();
+        f.add(3);
+        let job = f.measured_job(&job());
+        end(&f, job.id);
+        assert_eq!(f.store.buffer_status(DEFAULT_DOMAIN).unwrap().examples, 3);
+        assert!(f.store.job(job.id).unwrap().error.is_some());
+        assert!(f.store.adapters().unwrap().is_empty());
+    }
+}
+
+#[test]
+fn learned_examples_are_replayed_and_a_fresh_job_takes_all() {
+    let f = fixture();
+    let old = f.add(6);
+    let first = f.measured_job(&job());
+    f.succeed(&first);
+    let new = f.add(2);
+    let next = f.store.enqueue_job(&NewJob { replay_limit: 4, ..job() }).unwrap();
+    assert_eq!(f.ids(next.id, ExampleRole::New), new);
+    let replay = f.ids(next.id, ExampleRole::Replay);
+    assert!(replay.len() == 4 && replay.iter().all(|id| old.contains(id)), "{replay:?}");
+    f.store.request_cancel(next.id).unwrap();
+    let fresh = NewJob { from: StartFrom::Fresh, replay_limit: 0, ..job() };
+    let fresh = f.store.enqueue_job(&fresh).unwrap();
+    assert_eq!(f.ids(fresh.id, ExampleRole::Replay), old);
+}
+
+#[test]
+fn held_out_marks_are_measured_and_not_learned() {
+    let f = fixture();
+    for n in 0..40 {
+        f.store.add_feedback(&alike(n)).unwrap();
+    }
+    let status = f.store.buffer_status(DEFAULT_DOMAIN).unwrap();
+    assert!(status.heldout > 0 && status.trainable_unconsumed + status.heldout == 40);
+    let listed = f.store.list_feedback(&FeedbackFilter::default()).unwrap();
+    let held: Vec<i64> = listed.iter().filter(|r| r.heldout).map(|r| r.id).collect();
+    let job = f.measured_job(&job());
+    assert_eq!(f.ids(job.id, ExampleRole::Heldout), held);
+    assert!(f.ids(job.id, ExampleRole::New).iter().all(|id| !held.contains(id)));
+    f.succeed(&job);
+    let status = f.store.buffer_status(DEFAULT_DOMAIN).unwrap();
+    assert_eq!((status.examples, status.heldout), (held.len(), held.len()), "still held out");
+    let error = f.store.enqueue_job(&super::job()).unwrap_err().to_string();
+    assert!(error.contains(&format!("{} held out", held.len())), "{error}");
+}
+
+#[test]
+fn ten_alike_marks_start_the_first_job() {
+    let f = fixture();
+    for n in 0..10 {
+        assert!(!f.store.should_train(DEFAULT_DOMAIN, 10).unwrap());
+        f.store.add_feedback(&alike(n)).unwrap();
+    }
+    let job = f.store.enqueue_if_due(&job(), 10).unwrap().unwrap();
+    assert_eq!(job.examples, 10);
+    assert_eq!(f.store.enqueue_if_due(&super::job(), 10).unwrap(), None);
+}
+
+#[test]
+fn after_a_rejected_job_the_next_waits_for_new_marks() {
+    let f = fixture();
+    f.add(4);
+    let job = f.measured_job(&job());
+    f.add(1);
+    f.store.finish_rejected(job.id, &["worse".to_owned()], &metrics()).unwrap();
+    assert!(!f.store.should_train(DEFAULT_DOMAIN, 4).unwrap(), "one new mark of four");
+    f.add(2);
+    assert!(!f.store.should_train(DEFAULT_DOMAIN, 4).unwrap());
+    f.add(1);
+    assert!(f.store.should_train(DEFAULT_DOMAIN, 4).unwrap());
+    let next = f.store.enqueue_if_due(&super::job(), 4).unwrap().unwrap();
+    assert_eq!(next.examples, 8, "the old ones are learned too");
+}
+
+#[test]
+fn a_failed_job_is_not_tried_for_ever() {
+    let f = fixture();
+    f.add(3);
+    let job = f.measured_job(&job());
+    f.store.finish_failed(job.id, "no memory").unwrap();
+    assert!(!f.store.should_train(DEFAULT_DOMAIN, 3).unwrap());
+    f.add(1);
+    assert!(f.store.should_train(DEFAULT_DOMAIN, 3).unwrap());
+    assert!(f.store.enqueue_job(&super::job()).is_ok(), "who asks gets it at once");
+}
+
+#[test]
+fn a_job_with_nothing_to_learn_is_refused_with_the_reason() {
+    let f = fixture();
+    f.store.add_feedback(&mark(Mark::Critical, 1)).unwrap();
+    let error = f.store.enqueue_job(&job()).unwrap_err().to_string();
+    assert!(error.contains("1 waiting for a correction") && error.contains("/fix"), "{error}");
+    assert!(f.store.jobs().unwrap().is_empty());
+}
+
+#[test]
+fn one_job_is_active() {
+    let f = fixture();
+    f.add(1);
+    let first = f.measured_job(&job());
+    f.add(1);
+    let second = f.store.enqueue_job(&job()).unwrap();
+    assert_eq!(f.store.claim_next().unwrap(), None);
+    let forced =
+        f.store.connection.execute("UPDATE jobs SET state = 'running' WHERE id = ?1", [second.id]);
+    assert!(forced.unwrap_err().to_string().contains("UNIQUE"), "the schema refuses a second");
+    f.store.finish_failed(first.id, "x").unwrap();
+    assert_eq!(f.store.claim_next().unwrap().map(|j| j.id), Some(second.id));
+}
+
+#[test]
+fn urgent_jobs_go_first_and_equal_ones_in_order() {
+    let f = fixture();
+    let ids: Vec<i64> = [0, 5, 0, 5]
+        .into_iter()
+        .map(|priority| {
+            f.add(1);
+            f.store.enqueue_job(&NewJob { priority, ..job() }).unwrap().id
+        })
+        .collect();
+    let mut order = Vec::new();
+    while let Some(job) = f.store.claim_next().unwrap() {
+        order.push(job.id);
+        f.store.finish_failed(job.id, "x").unwrap();
+    }
+    assert_eq!(order, [ids[1], ids[3], ids[0], ids[2]]);
+}
+
+#[test]
+fn a_dead_worker_is_retried_with_back_off_until_it_is_enough() {
+    let f = fixture();
+    f.add(1);
+    let job = f.store.enqueue_job(&job()).unwrap();
+    f.store.claim_next().unwrap().unwrap();
+    let back = f.store.requeue_or_fail(job.id, 2, Duration::from_secs(60), "signal 9").unwrap();
+    assert_eq!((back.state, back.attempts), (JobState::Queued, 1));
+    assert_eq!(back.error.as_deref(), Some("signal 9"));
+    assert_eq!(f.store.claim_next().unwrap(), None, "not before its time");
+    let due = f.store.next_due().unwrap().unwrap();
+    assert_eq!(back.not_before, Some(due));
+    let again = f.store.claim_next_at(due).unwrap().unwrap();
+    assert_eq!((again.attempts, again.not_before), (2, None));
+    let over = f.store.requeue_or_fail(job.id, 2, Duration::ZERO, "signal 9").unwrap();
+    assert_eq!((over.state, over.error.as_deref()), (JobState::Failed, Some("signal 9")));
+    assert_eq!(f.store.buffer_status(DEFAULT_DOMAIN).unwrap().examples, 1);
+}
+
+#[test]
+fn a_job_left_at_shutdown_is_no_failed_attempt() {
+    let f = fixture();
+    f.add(1);
+    f.store.enqueue_job(&job()).unwrap();
+    let job = f.store.claim_next().unwrap().unwrap();
+    f.store.set_progress(job.id, &Progress { step: 7, total_steps: 30, loss: Some(1.5) }).unwrap();
+    let left = f.store.release_job(job.id).unwrap();
+    assert_eq!((left.state, left.attempts, left.step), (JobState::Queued, 0, 7));
+    assert_eq!(f.store.claim_next().unwrap().unwrap().attempts, 1);
+}
+
+#[test]
+fn cancelling_reaches_a_running_job_from_another_process() {
+    let f = fixture();
+    f.add(1);
+    let running = f.measured_job(&job());
+    f.add(1);
+    let queued = f.store.enqueue_job(&job()).unwrap();
+    let elsewhere = Store::open(&f.home).unwrap();
+    assert_eq!(elsewhere.request_cancel(queued.id).unwrap().state, JobState::Cancelled);
+    assert_eq!(elsewhere.request_cancel(running.id).unwrap().state, JobState::Evaluating);
+    let progress = Progress { step: 1, total_steps: 2, loss: None };
+    assert!(f.store.set_progress(running.id, &progress).unwrap());
+    f.store.finish_cancelled(running.id).unwrap();
+    let error = elsewhere.request_cancel(running.id).unwrap_err().to_string();
+    assert!(error.contains("is cancelled and cannot become cancelled: it has ended"), "{error}");
+}
+
+#[test]
+fn a_name_is_used_once() {
+    let f = fixture();
+    f.train("style");
+    f.add(1);
+    let taken = NewJob { name: Some(id("style")), ..job() };
+    assert!(matches!(f.store.enqueue_job(&taken), Err(StoreError::NameTaken(_))));
+    let made = f.store.enqueue_job(&job()).unwrap().name;
+    assert!(made.as_str().starts_with("lora_2") && made.as_str().len() == 25, "{made}");
+}
+
+#[test]
+fn a_job_can_be_limited_to_given_marks() {
+    let f = fixture();
+    let ids = f.add(4);
+    let only = Some(vec![ids[1], ids[2]]);
+    let job = f.store.enqueue_job(&NewJob { only, ..job() }).unwrap();
+    assert_eq!(f.ids(job.id, ExampleRole::New), ids[1..3]);
+}
+
+#[test]
+fn no_example_is_learned_twice() {
+    let f = fixture();
+    let id = f.add(1)[0];
+    let first = f.measured_job(&job());
+    // What no method does: the same example, new in a second job.
+    f.add(1);
+    let second = f.store.enqueue_job(&job()).unwrap();
+    f.store
+        .connection
+        .execute("INSERT INTO job_feedback VALUES (?1, ?2, 'new', 'x', 1.0)", (second.id, id))
+        .unwrap();
+    f.succeed(&first);
+    let second = f.store.claim_next().unwrap().unwrap();
+    f.store.set_evaluating(second.id).unwrap();
+    let adapter = f.new_adapter(&second);
+    let promotion = Promotion::for_tests();
+    let error = f.store.finish_succeeded(second.id, &adapter, &metrics(), &promotion).unwrap_err();
+    assert!(
+        matches!(error, StoreError::AlreadyLearned { feedback, job } if (feedback, job) == (id, first.id))
+    );
+    let forced = f
+        .store
+        .connection
+        .execute("UPDATE jobs SET state = 'succeeded' WHERE id = ?1", [second.id]);
+    assert!(forced.unwrap_err().to_string().contains("already learned"), "the schema refuses too");
+    assert!(adapter.dir.exists(), "a refused adapter stays where it was");
+}
