@@ -49,13 +49,11 @@ pub enum StoreError {
         path: PathBuf,
     },
     /// A file operation failed.
-    #[error("cannot {action} {path}: {source}; {}", remedy(.source))]
+    #[error("cannot {action}: {source}; {}", remedy(.source))]
     Io {
         /// What was being done, as an infinitive.
         action: &'static str,
-        /// To what.
-        path: PathBuf,
-        /// Why it failed.
+        /// Which file and why; from `fs_err`, so it names the path.
         source: io::Error,
     },
     /// An error of SQLite that no other variant describes.
@@ -245,9 +243,9 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Wraps a failed file operation; the message names `path` once.
-    pub(super) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
-        Self::Io { action, path: path.to_owned(), source }
+    /// Wraps a failed file operation whose `source` names the path.
+    pub(super) fn io(action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { action, source }
     }
 
     /// Gives an error of SQLite the database's path and, where it is a known case, its own words.

@@ -2,8 +2,11 @@
 
 use std::fs::{DirBuilder, TryLockError};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+
+use fs_err::os::unix::fs::OpenOptionsExt;
+use fs_err::{File, OpenOptions};
 
 use super::error::StoreError;
 use crate::domain::AdapterId;
@@ -11,7 +14,7 @@ use crate::domain::AdapterId;
 /// Permissions of every directory made here: for the owner alone.
 const DIRECTORY_MODE: u32 = 0o700;
 /// Permissions of every file made here: for the owner alone.
-pub(super) const FILE_MODE: u32 = 0o600;
+const FILE_MODE: u32 = 0o600;
 /// The bits that let the group or others write.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 /// Longest text of a lock file that is read back: a process id.
@@ -33,7 +36,7 @@ impl Home {
     /// cannot be made.
     pub fn open_or_create(path: impl AsRef<Path>) -> Result<Self, StoreError> {
         let root = std::path::absolute(path.as_ref())
-            .map_err(|e| StoreError::io("find the data directory", path.as_ref(), e))?;
+            .map_err(StoreError::io("find the data directory"))?;
         let home = Self { root };
         make_directory(&home.root)?;
         check_owner(&home.root)?;
@@ -104,14 +107,15 @@ impl Home {
     /// # Errors
     /// When the lock file cannot be opened or written.
     pub fn try_lock_queue(&self) -> Result<Option<QueueLock>, StoreError> {
-        let path = self.lock();
-        let mut file = open_lock_file(&path)?;
+        let mut file = open_private(&self.lock()).map_err(StoreError::io("lock the queue"))?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Ok(None),
-            Err(TryLockError::Error(source)) => return Err(StoreError::io("lock", &path, source)),
+            Err(TryLockError::Error(source)) => {
+                return Err(StoreError::io("lock the queue")(source));
+            }
         }
-        write_holder(&mut file).map_err(|e| StoreError::io("write", &path, e))?;
+        write_holder(&mut file).map_err(StoreError::io("lock the queue"))?;
         Ok(Some(QueueLock { _file: file }))
     }
 
@@ -120,7 +124,7 @@ impl Home {
     /// For messages only: between this answer and its use the holder may have gone.
     pub fn queue_holder(&self) -> Option<u32> {
         let mut text = String::new();
-        let file = std::fs::File::open(self.lock()).ok()?;
+        let file = File::open(self.lock()).ok()?;
         file.take(MAX_LOCK_TEXT).read_to_string(&mut text).ok()?;
         text.trim().parse().ok()
     }
@@ -132,22 +136,22 @@ impl Home {
 /// do not inherit it.
 #[derive(Debug)]
 pub struct QueueLock {
-    _file: std::fs::File,
+    _file: File,
 }
 
-fn open_lock_file(path: &Path) -> Result<std::fs::File, StoreError> {
-    std::fs::OpenOptions::new()
+/// Opens a file for reading and writing; one that is made here is the owner's alone.
+pub(super) fn open_private(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
         .mode(FILE_MODE)
         .open(path)
-        .map_err(|e| StoreError::io("open", path, e))
 }
 
 /// Leaves this process's id in the lock file, for the message of the process that comes too late.
-fn write_holder(file: &mut std::fs::File) -> io::Result<()> {
+fn write_holder(file: &mut File) -> io::Result<()> {
     file.set_len(0)?;
     file.rewind()?;
     writeln!(file, "{}", std::process::id())
@@ -160,13 +164,16 @@ pub(super) fn make_directory(path: &Path) -> Result<(), StoreError> {
         Err(_) if path.exists() && !path.is_dir() => {
             Err(StoreError::NotADirectory { path: path.to_owned() })
         }
-        Err(source) => Err(StoreError::io("create directory", path, source)),
+        Err(error) => {
+            // `fs_err` has no directories with a mode; this is how it words its errors.
+            let error = io::Error::new(error.kind(), format!("`{}`: {error}", path.display()));
+            Err(StoreError::io("create directory")(error))
+        }
     }
 }
 
 fn check_owner(path: &Path) -> Result<(), StoreError> {
-    let metadata =
-        std::fs::metadata(path).map_err(|e| StoreError::io("read directory", path, e))?;
+    let metadata = fs_err::metadata(path).map_err(StoreError::io("use the data directory"))?;
     let user = rustix::process::geteuid().as_raw();
     if metadata.uid() != user {
         return Err(StoreError::ForeignOwner {

@@ -1,7 +1,8 @@
 //! How an adapter's directory gets to its place, and out of it.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
+
+use fs_err::File;
 
 use super::error::StoreError;
 use super::home::{Home, make_directory};
@@ -21,11 +22,11 @@ pub(super) fn prepare(directory: &Path) -> Result<u64, StoreError> {
     for name in ADAPTER_FILES {
         let path = directory.join(name);
         let sync = || {
-            let file = File::open(&path)?;
+            let file = File::open(path)?;
             file.sync_all()?;
             file.metadata()
         };
-        bytes += sync().map_err(|e| StoreError::io("make durable", &path, e))?.len();
+        bytes += sync().map_err(StoreError::io("make the adapter durable"))?.len();
     }
     sync_directory(directory)?;
     Ok(bytes)
@@ -56,7 +57,7 @@ impl Published {
         }
         // A directory without a row is the remainder of a process that died here before.
         discard(home, &to)?;
-        std::fs::rename(from, &to).map_err(|e| StoreError::io("publish", &to, e))?;
+        fs_err::rename(from, &to).map_err(StoreError::io("publish the adapter"))?;
         let published = Self { from: from.to_owned(), to };
         let synced = sync_directory(&home.adapters());
         if let Err(error) = synced {
@@ -71,7 +72,7 @@ impl Published {
         if self.from == self.to {
             return;
         }
-        if let Err(error) = std::fs::rename(&self.to, &self.from) {
+        if let Err(error) = fs_err::rename(&self.to, &self.from) {
             tracing::warn!(%error, path = %self.to.display(), "unpublished adapter stays until the next start");
         }
     }
@@ -88,16 +89,16 @@ pub(super) fn discard(home: &Home, directory: &Path) -> Result<(), StoreError> {
     let grave = tempfile::Builder::new()
         .prefix(&name)
         .tempdir_in(&trash)
-        .map_err(|e| StoreError::io("write to", &trash, e))?;
-    std::fs::rename(directory, grave.path().join(&name))
-        .map_err(|e| StoreError::io("remove", directory, e))?;
+        .map_err(StoreError::io("remove the adapter"))?;
+    fs_err::rename(directory, grave.path().join(&name))
+        .map_err(StoreError::io("remove the adapter"))?;
     sync_directory(&home.adapters())?;
-    grave.close().map_err(|e| StoreError::io("empty", &trash, e))
+    grave.close().map_err(StoreError::io("empty the trash"))
 }
 
 /// Makes the names in a directory durable.
 pub(super) fn sync_directory(directory: &Path) -> Result<(), StoreError> {
     File::open(directory)
         .and_then(|d| d.sync_all())
-        .map_err(|e| StoreError::io("make durable", directory, e))
+        .map_err(StoreError::io("make the adapter durable"))
 }

@@ -67,8 +67,8 @@ impl Store {
     /// Removes what lies among the adapters without a row, the trash included.
     fn remove_strangers(&self, db: &rusqlite::Connection) -> Result<Vec<PathBuf>, StoreError> {
         let directory = self.home.adapters();
-        let list = || std::fs::read_dir(&directory)?.collect::<Result<Vec<_>, _>>();
-        let entries = list().map_err(|e| StoreError::io("read", &directory, e))?;
+        let list = || fs_err::read_dir(&directory)?.collect::<Result<Vec<_>, _>>();
+        let entries = list().map_err(StoreError::io("list the adapters"))?;
         let trash = self.home.trash();
         let mut removed = Vec::new();
         for path in entries.into_iter().map(|entry| entry.path()) {
@@ -83,7 +83,7 @@ impl Store {
             }
         }
         if trash.exists() {
-            std::fs::remove_dir_all(&trash).map_err(|e| StoreError::io("empty", &trash, e))?;
+            fs_err::remove_dir_all(&trash).map_err(StoreError::io("empty the trash"))?;
         }
         Ok(removed)
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 use super::error::StoreError;
-use super::home::FILE_MODE;
+use super::home::open_private;
 
 /// The steps from an empty database to the newest schema; `user_version` counts those applied.
 ///
@@ -22,7 +22,8 @@ pub const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
 
 /// Opens the database at `path`, creates it when it is missing, and migrates it.
 pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
-    create_private(path)?;
+    // Made before SQLite does it, so that the file and its log are the owner's alone.
+    open_private(path).map_err(StoreError::io("open the database"))?;
     let open = || -> Result<Connection, StoreError> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags)?;
@@ -31,20 +32,6 @@ pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
         Ok(connection)
     };
     open().map_err(|e| e.at(path))
-}
-
-/// Makes the file before SQLite does, so that it and its log are the owner's alone.
-fn create_private(path: &Path) -> Result<(), StoreError> {
-    use std::os::unix::fs::OpenOptionsExt;
-    std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(FILE_MODE)
-        .open(path)
-        .map(drop)
-        .map_err(|e| StoreError::io("open the database", path, e))
 }
 
 fn configure(connection: &Connection) -> Result<(), StoreError> {

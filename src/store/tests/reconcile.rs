@@ -114,7 +114,7 @@ fn an_adapter_that_cannot_be_moved_changes_nothing() {
     std::fs::remove_dir_all(f.home.adapters()).unwrap();
     let promotion = Promotion::for_tests();
     let error = f.store.finish_succeeded(job.id, &adapter, &metrics(), &promotion).unwrap_err();
-    assert!(error.to_string().contains("cannot publish"), "{error}");
+    assert!(error.to_string().contains("cannot publish the adapter"), "{error}");
     assert!(adapter.dir.exists() && f.store.adapters().unwrap().is_empty());
     assert_eq!(f.store.job(job.id).unwrap().state, JobState::Evaluating);
 }
