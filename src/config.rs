@@ -102,6 +102,31 @@ impl Config {
     }
 }
 
+impl LoraSection {
+    /// Changes some keys of `[lora]` and `[lora.training]` for one job; names are given without the section (`epochs`).
+    ///
+    /// # Errors
+    /// An unknown key, a value of the wrong type or out of range.
+    pub fn with_changes(
+        &self,
+        changes: &serde_json::Map<String, serde_json::Value>,
+    ) -> Result<Self, ConfigError> {
+        let drift = |error: serde_json::Error| ConfigError::Drift(error.to_string());
+        let mut layer = Layer::default();
+        let mut whole = serde_json::to_value(self).map_err(drift)?;
+        for (name, value) in changes {
+            let sections = ["lora.training", "lora"];
+            let keys = sections.map(|section| format!("{section}.{name}"));
+            let [training, lora] = &keys;
+            let key = if rules::rule_of(lora).is_some() { lora } else { training };
+            layer.add_json(key.clone(), value, Origin::Job)?;
+            let target = if key == lora { &mut whole } else { &mut whole["training"] };
+            target[name.as_str()] = value.clone();
+        }
+        serde_json::from_value(whole).map_err(drift)
+    }
+}
+
 fn required_file(path: &Path) -> Result<Layer, ConfigError> {
     Layer::from_file(path)?.ok_or_else(|| ConfigError::Missing { path: path.to_owned() })
 }

@@ -10,6 +10,7 @@ pub mod logging;
 pub mod lora;
 pub mod messages;
 pub mod models;
+pub mod plan;
 pub mod store;
 pub mod text;
 pub mod worker;

@@ -277,3 +277,30 @@ fn an_enormous_file_is_refused_unread() {
         Config::load(&LoadArgs { config_file: Some(path), ..LoadArgs::default() }).unwrap_err();
     assert!(matches!(error, ConfigError::TooBig { .. }), "{error}");
 }
+
+#[test]
+fn a_job_may_change_its_own_hyper_parameters() {
+    let lora = Config::defaults().unwrap().lora;
+    let changes = |text: &str| serde_json::from_str::<serde_json::Map<_, _>>(text).unwrap();
+    let changed = lora.with_changes(&changes(r#"{"epochs": 5, "rank": 4, "learning_rate": 1e-3}"#));
+    let changed = changed.unwrap();
+    assert_eq!((changed.training.epochs, changed.rank), (5, 4));
+    assert_eq!(changed.training.learning_rate, Auto::Value(1e-3));
+    assert_eq!(changed.training.batch_size, lora.training.batch_size);
+    for (text, message) in [
+        (
+            r#"{"epochs": 0}"#,
+            "the job's request: lora.training.epochs = 0 is not allowed: it must be a whole number from 1 to 1000",
+        ),
+        (
+            r#"{"epoch": 5}"#,
+            "the job's request: unknown key \"lora.training.epoch\": did you mean \"lora.training.epochs\"?",
+        ),
+        (
+            r#"{"training": {"epochs": 5}}"#,
+            "the job's request: unknown key \"lora.training.training\": [lora.training] has learning_rate, batch_size, epochs, min_steps, auto_train, auto_train_threshold, weighting, warmup_ratio, seed, timeout_minutes, max_grad_norm, weight_decay, from, replay, anchor, anchor_prompts, max_share_percent, checkpoint_every_steps",
+        ),
+    ] {
+        assert_eq!(lora.with_changes(&changes(text)).unwrap_err().to_string(), message);
+    }
+}

@@ -136,6 +136,16 @@ impl Layer {
         self.add(key, value, origin)
     }
 
+    /// Adds a value given as JSON.
+    pub(super) fn add_json(
+        &mut self,
+        key: String,
+        value: &serde_json::Value,
+        origin: Origin,
+    ) -> Result<(), ConfigError> {
+        self.add(key, plain_json(value), origin)
+    }
+
     fn add(&mut self, key: String, value: ValueKind, origin: Origin) -> Result<(), ConfigError> {
         let Some(rule) = rules::rule_of(&key) else {
             return Err(refuse_key(key, &value, origin));
@@ -227,6 +237,26 @@ fn plain(value: &DeValue<'_>) -> ValueKind {
                 .map(|(name, value)| {
                     (name.get_ref().to_string(), Value::new(None, plain(value.get_ref())))
                 })
+                .collect(),
+        ),
+    }
+}
+
+fn plain_json(value: &serde_json::Value) -> ValueKind {
+    match value {
+        serde_json::Value::Null => ValueKind::Nil,
+        serde_json::Value::Bool(truth) => ValueKind::Boolean(*truth),
+        serde_json::Value::Number(number) => match number.as_i64() {
+            Some(whole) => ValueKind::I64(whole),
+            None => ValueKind::Float(number.as_f64().unwrap_or(f64::NAN)),
+        },
+        serde_json::Value::String(text) => ValueKind::String(text.clone()),
+        serde_json::Value::Array(items) => {
+            ValueKind::Array(items.iter().map(|item| Value::new(None, plain_json(item))).collect())
+        }
+        serde_json::Value::Object(map) => ValueKind::Table(
+            map.iter()
+                .map(|(name, value)| (name.clone(), Value::new(None, plain_json(value))))
                 .collect(),
         ),
     }

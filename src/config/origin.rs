@@ -27,6 +27,8 @@ pub enum Origin {
     },
     /// `--set KEY=VALUE`.
     Set,
+    /// The request of one training job.
+    Job,
     /// Another flag.
     Flag {
         /// Its name, with the dashes.
@@ -52,6 +54,7 @@ impl fmt::Display for Origin {
             Origin::File { path, line } => write!(f, "{path}:{line}"),
             Origin::Env { name } => write!(f, "environment variable {name}"),
             Origin::Set => f.write_str("--set"),
+            Origin::Job => f.write_str("the job's request"),
             Origin::Flag { name } => f.write_str(name),
         }
     }

@@ -1,0 +1,174 @@
+//! From the configuration to a job, and from a job to what its worker computes.
+//!
+//! A job keeps the `[lora]` section as it was when it was enqueued: later changes of the configuration do not touch it.
+//! What is `"auto"` is resolved when it is claimed, because only then the model, and with it its size, is known.
+
+use crate::config::{Config, GenerationSection, LoraSection, StartFrom, Weighting};
+use crate::domain::AdapterId;
+use crate::engine::Sampling;
+use crate::lora::{self, TrainingParams};
+use crate::store::{self, JobRow, JobState, NewJob, Store, StoreError};
+
+/// Percent in one.
+const PERCENT: f64 = 100.0;
+
+/// Why a job cannot be enqueued or read back.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// Enough jobs wait already.
+    #[error(
+        "the queue is full: {limit} jobs wait (queue.max_queued): wait for one to end, or cancel one"
+    )]
+    QueueFull {
+        /// The limit.
+        limit: usize,
+    },
+    /// The hyper-parameters stored with a job are not those of this program.
+    #[error("job {job} cannot be run by this version: {source}; cancel it and enqueue a new one")]
+    Parameters {
+        /// The job.
+        job: i64,
+        /// What does not fit.
+        source: serde_json::Error,
+    },
+    /// The store refused.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What may be said about a job when it is asked for.
+#[derive(Debug, Clone, Default)]
+pub struct JobWish {
+    /// The name of the job and of its adapter; made up when missing.
+    pub name: Option<AdapterId>,
+    /// The domain that it learns.
+    pub domain: String,
+    /// Where it starts; the configuration's `lora.training.from` when missing.
+    pub from: Option<store::StartFrom>,
+    /// Higher goes first.
+    pub priority: i64,
+    /// Only these marks are new in it; all of the domain when missing.
+    pub only: Option<Vec<i64>>,
+}
+
+/// Makes a job from a wish and the configuration.
+///
+/// # Errors
+/// Only if a number of the configuration has no JSON.
+pub fn new_job(config: &Config, wish: JobWish) -> Result<NewJob, serde_json::Error> {
+    let training = &config.lora.training;
+    Ok(NewJob {
+        name: wish.name,
+        domain: wish.domain,
+        from: wish.from.unwrap_or_else(|| training.from.into()),
+        priority: wish.priority,
+        params: serde_json::to_value(&config.lora)?,
+        replay_limit: training.replay,
+        only: wish.only,
+    })
+}
+
+/// Puts a job into the queue, if it has room.
+///
+/// # Errors
+/// A full queue, nothing to learn, a taken name, or a store that cannot be written.
+pub fn enqueue(store: &Store, config: &Config, wish: JobWish) -> Result<JobRow, PlanError> {
+    let limit = config.queue.max_queued;
+    let queued = store.jobs()?.iter().filter(|job| job.state == JobState::Queued).count();
+    if queued >= limit {
+        return Err(PlanError::QueueFull { limit });
+    }
+    let job = new_job(config, wish).map_err(|source| PlanError::Parameters { job: 0, source })?;
+    Ok(store.enqueue_job(&job)?)
+}
+
+/// Returns the `[lora]` section that a job was enqueued with.
+///
+/// # Errors
+/// When another version of the program stored it.
+pub fn lora_section(job: &JobRow) -> Result<LoraSection, PlanError> {
+    serde_json::from_value(job.params.clone())
+        .map_err(|source| PlanError::Parameters { job: job.id, source })
+}
+
+/// Resolves what is `"auto"` for a model of this many parameters.
+pub fn training_params(lora: &LoraSection, parameters: usize) -> TrainingParams {
+    let training = &lora.training;
+    let by_size = lora::size_defaults(parameters);
+    TrainingParams {
+        rank: lora.rank,
+        alpha: lora.alpha,
+        dropout: lora.dropout,
+        target_modules: lora.target_modules.clone(),
+        learning_rate: training.learning_rate.resolve(|| by_size.learning_rate),
+        batch_size: training.batch_size,
+        epochs: training.epochs,
+        min_steps: training.min_steps.resolve(|| by_size.min_steps),
+        weighting: match training.weighting {
+            Weighting::Loss => lora::Weighting::Loss,
+            Weighting::Sampling => lora::Weighting::Sampling,
+        },
+        warmup_ratio: training.warmup_ratio,
+        seed: training.seed,
+        max_grad_norm: training.max_grad_norm,
+        weight_decay: training.weight_decay,
+        anchor: training.anchor.resolve(|| by_size.anchor),
+        anchor_prompts: training.anchor_prompts,
+        max_share: f64::from(training.max_share_percent) / PERCENT,
+        checkpoint_every_steps: training.checkpoint_every_steps,
+    }
+}
+
+impl From<StartFrom> for store::StartFrom {
+    fn from(from: StartFrom) -> Self {
+        match from {
+            StartFrom::Continue => Self::Continue,
+            StartFrom::Fresh => Self::Fresh,
+        }
+    }
+}
+
+/// Returns the settings of one answer.
+pub fn sampling(generation: &GenerationSection, seed: u64) -> Sampling {
+    Sampling {
+        temperature: generation.temperature,
+        top_k: generation.top_k,
+        top_p: generation.top_p,
+        min_p: generation.min_p,
+        repetition_penalty: generation.repetition_penalty as f32,
+        max_tokens: generation.max_tokens,
+        seed,
+        stop: generation.stop.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Auto;
+
+    #[test]
+    fn a_jobs_section_survives_the_database_and_auto_goes_by_size() {
+        let config = Config::defaults().unwrap();
+        let params = new_job(&config, JobWish::default()).unwrap().params;
+        let lora: LoraSection = serde_json::from_value(params).unwrap();
+        assert_eq!(lora, config.lora);
+
+        let (tiny, small) =
+            (training_params(&lora, 4_000_000), training_params(&lora, 500_000_000));
+        assert!(tiny.learning_rate > small.learning_rate);
+        assert_eq!(small.min_steps, 30);
+        assert_eq!(tiny.max_share, 0.3);
+        let mut fixed = lora;
+        fixed.training.learning_rate = Auto::Value(1e-3);
+        assert_eq!(training_params(&fixed, 4_000_000).learning_rate, 1e-3);
+    }
+
+    #[test]
+    fn the_wish_wins_over_the_configured_start() {
+        let config = Config::defaults().unwrap();
+        let start = |from| new_job(&config, JobWish { from, ..JobWish::default() }).unwrap().from;
+        assert_eq!(start(None), store::StartFrom::Continue);
+        assert_eq!(start(Some(store::StartFrom::Fresh)), store::StartFrom::Fresh);
+    }
+}
