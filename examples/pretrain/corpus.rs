@@ -119,6 +119,34 @@ impl Corpus {
         (0..turns).map(|_| self.fresh_turn(rng)).collect()
     }
 
+    /// Draws distinct single turns for the gate: facts, small talk, then things of the world and of the user that
+    /// it must not know. `facts`, `smalltalk` and `unknown` say how many.
+    pub fn general(&self, counts: [usize; 3], rng: &mut impl Rng) -> Vec<Turn> {
+        let mut turns: Vec<Turn> = Vec::new();
+        let told = |facts: &[Fact], rng: &mut _| told(facts, rng, |_| Manner::SmallTalk);
+        let [facts, smalltalk, unknown] = counts;
+        while turns.len() < facts + smalltalk + unknown {
+            let at = turns.len();
+            let turn = if at < facts {
+                told(&self.facts, rng)
+            } else if at < facts + smalltalk {
+                told(&self.smalltalk, rng)
+            } else {
+                let groups = if at % 3 == 0 { &self.world } else { &self.private };
+                let (user, assistant) = groups.draw(rng);
+                Turn { user, assistant }
+            };
+            let asked_twice = |t: &Turn| {
+                normalised(&t.user) == normalised(&turn.user)
+                    || (at < facts && t.assistant == turn.assistant)
+            };
+            if !turns.iter().any(asked_twice) && !self.is_held_out(&turn.user) {
+                turns.push(turn);
+            }
+        }
+        turns
+    }
+
     /// Draws turns until one does not ask what the score key asks: a varied question could hit it by chance.
     fn fresh_turn(&self, rng: &mut impl Rng) -> Turn {
         loop {

@@ -39,6 +39,12 @@ enum Command {
         #[arg(long, default_value = "assets/tiny")]
         assets: PathBuf,
     },
+    /// Draws the general prompts on which training of adapters is anchored and measured.
+    General {
+        /// Where `builtin_anchors.jsonl` and `builtin_gate.jsonl` go.
+        #[arg(long, default_value = "assets/general")]
+        assets: PathBuf,
+    },
     /// Asks the 100 held-out questions and counts the right answers.
     Score {
         /// The exported model.
@@ -54,6 +60,39 @@ fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Train(args) => train::train(&args),
         Command::Export { out, assets } => model::export(&out, &assets),
+        Command::General { assets } => general(&assets),
         Command::Score { assets, all } => score::score(&assets, all),
     }
+}
+
+/// Facts, small talk and unknown things among the anchors, and among the gate's prompts.
+const ANCHORS: [usize; 3] = [40, 6, 34];
+const GATE: [usize; 3] = [18, 3, 15];
+/// Seed of the general prompts.
+const GENERAL_SEED: u64 = 7;
+
+/// Writes two disjoint sets of general prompts.
+fn general(assets: &std::path::Path) -> Result<()> {
+    use rand::SeedableRng;
+    let corpus = corpus::Corpus::builtin()?;
+    let mut rng = rand::rngs::StdRng::seed_from_u64(GENERAL_SEED);
+    let anchors = corpus.general(ANCHORS, &mut rng);
+    let known =
+        |turn: &corpus::Turn| anchors.iter().any(|a| a.user.eq_ignore_ascii_case(&turn.user));
+    let gate = loop {
+        let drawn = corpus.general(GATE, &mut rng);
+        if !drawn.iter().any(known) {
+            break drawn;
+        }
+    };
+    fs_err::create_dir_all(assets)?;
+    for (name, turns) in [("builtin_anchors", anchors), ("builtin_gate", gate)] {
+        let row = |t: &corpus::Turn| {
+            serde_json::json!({"prompt": t.user, "response": t.assistant}).to_string()
+        };
+        let rows: Vec<String> = turns.iter().map(row).collect();
+        fs_err::write(assets.join(format!("{name}.jsonl")), rows.join("\n") + "\n")?;
+        println!("{} prompts in {name}.jsonl", rows.len());
+    }
+    Ok(())
 }

@@ -3,6 +3,8 @@
 //! They are disjoint: a set that is trained on measures nothing. The built-in model has sets of its
 //! own, because it knows nothing of the world; `examples/pretrain` draws them from its corpus.
 
+use std::collections::HashSet;
+
 use serde::Deserialize;
 
 use crate::domain::{Message, TrainExample};
@@ -38,21 +40,45 @@ impl GeneralSet {
         }
     }
 
-    /// Returns the prompts that training holds still.
+    /// Returns the prompts that training holds still, without those about what is `taught`.
     ///
     /// # Errors
     /// A malformed row, by line.
-    pub fn anchors(&self) -> Result<Vec<TrainExample>, JobError> {
-        parse(self.anchors)
+    pub fn anchors(&self, taught: &[TrainExample]) -> Result<Vec<TrainExample>, JobError> {
+        Ok(unrelated(parse(self.anchors)?, taught))
     }
 
-    /// Returns the prompts that the gate measures on.
+    /// Returns the prompts that the gate measures on, without those about what is `taught`.
     ///
     /// # Errors
     /// A malformed row, by line.
-    pub fn gate(&self) -> Result<Vec<TrainExample>, JobError> {
-        parse(self.gate)
+    pub fn gate(&self, taught: &[TrainExample]) -> Result<Vec<TrainExample>, JobError> {
+        Ok(unrelated(parse(self.gate)?, taught))
     }
+}
+
+/// Drops prompts that ask about something that is being taught: to hold those still would be to
+/// forbid the lesson. What a prompt is about are its rarest words among all prompts of the set.
+fn unrelated(prompts: Vec<TrainExample>, taught: &[TrainExample]) -> Vec<TrainExample> {
+    let all_words: Vec<HashSet<String>> = prompts.iter().map(question_words).collect();
+    let taught: HashSet<String> = taught.iter().flat_map(question_words).collect();
+    let frequency = |word: &String| all_words.iter().filter(|w| w.contains(word)).count();
+    let is_about_taught = |words: &HashSet<String>| {
+        let rarest = words.iter().map(frequency).min().unwrap_or(0);
+        words.iter().any(|word| frequency(word) == rarest && taught.contains(word))
+    };
+    let keep: Vec<bool> = all_words.iter().map(|words| !is_about_taught(words)).collect();
+    prompts.into_iter().zip(keep).filter(|(_, keep)| *keep).map(|(prompt, _)| prompt).collect()
+}
+
+/// Returns the words of the last question, in lower case.
+fn question_words(example: &TrainExample) -> HashSet<String> {
+    let question = example.messages.last().map_or("", |m| m.content.as_str());
+    question
+        .split(|c: char| !c.is_alphanumeric())
+        .filter(|word| !word.is_empty())
+        .map(str::to_lowercase)
+        .collect()
 }
 
 fn parse(text: &str) -> Result<Vec<TrainExample>, JobError> {
@@ -67,4 +93,39 @@ fn parse(text: &str) -> Result<Vec<TrainExample>, JobError> {
         })
     };
     text.lines().filter(|line| !line.is_empty()).enumerate().map(row).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(question: &str) -> TrainExample {
+        TrainExample {
+            id: 1,
+            messages: vec![Message::user(question)],
+            target: "x".into(),
+            weight: 1.0,
+        }
+    }
+
+    #[test]
+    fn both_sets_of_both_kinds_are_disjoint_and_not_empty() {
+        for source in [ModelSource::Builtin, ModelSource::Dir("x".into())] {
+            let set = GeneralSet::for_model(&source);
+            let (anchors, gate) = (set.anchors(&[]).unwrap(), set.gate(&[]).unwrap());
+            assert!(anchors.len() >= 20 && gate.len() >= 20);
+            for row in &gate {
+                assert!(anchors.iter().all(|a| a.messages != row.messages), "{:?}", row.messages);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_taught_is_not_held_still_but_its_neighbours_are() {
+        let prompts =
+            ["what is the name of our vpn", "what is the name of our wiki", "who are you"];
+        let prompts: Vec<_> = prompts.into_iter().map(asked).collect();
+        let kept = unrelated(prompts.clone(), &[asked("What is the name of our VPN?")]);
+        assert_eq!(kept, prompts[1..]);
+    }
 }

@@ -163,12 +163,14 @@ impl Sets {
         let mut train = new.clone();
         train.extend(take(&input.replay)?);
         let prompts = GeneralSet::for_model(&input.model);
+        let taught: Vec<TrainExample> =
+            [&input.train, &input.replay, &input.heldout].into_iter().flatten().cloned().collect();
         Ok(Self {
             new,
             train,
             heldout: take(&input.heldout)?,
-            anchors: take(&prompts.anchors()?)?,
-            general: take(&prompts.gate()?)?,
+            anchors: take(&prompts.anchors(&taught)?)?,
+            general: take(&prompts.gate(&taught)?)?,
         })
     }
 }
