@@ -25,8 +25,9 @@ pub struct Turn {
 /// **Reply:** [`Marked`] after the row is committed. **Errors:** `Store`; `Refused` when `replaces` names a mark that was
 /// trained on already or does not exist; `Closing`.
 ///
-/// Reaching the threshold makes the feedback actor send `ThresholdReached` to the training actor *after* this reply's
-/// row is committed; the console then sees [`JobNotice::Queued`](super::console::JobNotice::Queued).
+/// Reaching the threshold makes the feedback actor send `ThresholdReached` to the training actor after the row is
+/// committed and before this reply, so that a `WaitForJobs` sent next waits for that job too; the console then sees
+/// [`JobNotice::Queued`](super::console::JobNotice::Queued).
 #[derive(ActixMessage, Debug, Clone)]
 #[rtype(result = "Result<Marked, ActorError>")]
 pub struct AddMark {
