@@ -22,7 +22,9 @@ pub enum DbError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// Too many calls wait.
-    #[error("the database does not keep up ({DB_QUEUE} calls waiting): check the disk, then try again")]
+    #[error(
+        "the database does not keep up ({DB_QUEUE} calls waiting): check the disk, then try again"
+    )]
     Busy,
     /// The program is shutting down.
     #[error("the database is closed: shammah is shutting down")]
@@ -73,10 +75,7 @@ pub struct Db {
 impl Db {
     /// Takes over a store.
     pub fn new(store: Store) -> Self {
-        Self {
-            store: Arc::new(Mutex::new(Some(store))),
-            slots: Arc::new(Semaphore::new(DB_QUEUE)),
-        }
+        Self { store: Arc::new(Mutex::new(Some(store))), slots: Arc::new(Semaphore::new(DB_QUEUE)) }
     }
 
     /// Runs `work` on a blocking thread, after all calls made before.

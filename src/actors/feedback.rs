@@ -162,8 +162,7 @@ impl Handler<AddMark> for FeedbackActor {
         let weight = self.rules.weight(mark);
         self.store(turn.domain.clone(), move |store| match replaces {
             Some(id) => {
-                let edit =
-                    FeedbackEdit { mark: Some(mark), weight: Some(weight), note, fix: None };
+                let edit = FeedbackEdit { mark: Some(mark), weight: Some(weight), note, fix: None };
                 store.update_feedback(id, &edit)
             }
             None => store.add_feedback(&new_feedback(turn, mark, weight, note, None)),

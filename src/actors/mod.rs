@@ -13,3 +13,6 @@ pub mod supervisor;
 pub mod training;
 
 mod views;
+
+#[cfg(test)]
+mod test_kit;

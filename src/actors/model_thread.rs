@@ -18,9 +18,9 @@ use tokio::sync::watch;
 
 use crate::domain::Message;
 use crate::engine::{Generated, Sampling};
-use crate::lora::AdapterSet;
 use crate::messages::ActorError;
 use crate::messages::inference::{AdapterChoice, Answer, LiveSet, Piece};
+use crate::messages::pending::AdapterSet;
 use crate::messages::registry::RecordUsage;
 
 /// Answers that wait for the model. One person asks one question at a time; the rest is slack for scripts.
@@ -179,8 +179,9 @@ fn answer(
 }
 
 fn finish(generated: Generated, adapters: &LiveSet) -> Answer {
-    let millis =
-        |time: Option<Duration>| time.map_or(0, |t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX));
+    let millis = |time: Option<Duration>| {
+        time.map_or(0, |t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX))
+    };
     Answer {
         text: generated.text,
         adapters: adapters.ids.clone(),

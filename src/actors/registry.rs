@@ -79,7 +79,9 @@ impl RegistryParts {
         let load = Arc::clone(&self.load);
         match tokio::task::spawn_blocking(move || load(&directory)).await {
             Ok(result) => result.map_err(ActorError::Adapter),
-            Err(error) => Err(ActorError::Adapter(format!("the adapter could not be read: {error}"))),
+            Err(error) => {
+                Err(ActorError::Adapter(format!("the adapter could not be read: {error}")))
+            }
         }
     }
 
@@ -96,7 +98,10 @@ impl RegistryParts {
             }
             tokio::time::sleep(SWAP_PAUSE).await;
         }
-        tracing::error!(domain, "the model did not take the adapters: they answer from the next start");
+        tracing::error!(
+            domain,
+            "the model did not take the adapters: they answer from the next start"
+        );
         false
     }
 
@@ -141,9 +146,7 @@ impl RegistryParts {
             dir: message.dir,
         };
         let (job, metrics, promotion) = (message.job, message.metrics, message.promotion);
-        self.db
-            .call(move |store| store.finish_succeeded(job, &new, &metrics, &promotion))
-            .await?;
+        self.db.call(move |store| store.finish_succeeded(job, &new, &metrics, &promotion)).await?;
         let live = self.swap(&domain, Some((id.clone(), set))).await;
         Ok(Published { path: self.home.adapter(&id), live })
     }
@@ -167,7 +170,9 @@ impl RegistryParts {
             Some(id) => id,
             None => match self.live(DEFAULT_DOMAIN).await? {
                 Some(row) => row.id,
-                None => return Err(ActorError::Refused("the base model is live already".to_owned())),
+                None => {
+                    return Err(ActorError::Refused("the base model is live already".to_owned()));
+                }
             },
         };
         let row = {
@@ -238,7 +243,9 @@ fn describe(found: &Reconciled) -> Vec<String> {
         .iter()
         .map(|path| format!("removed {}: an adapter that was never finished", path.display()));
     let quarantined = found.quarantined.iter().map(|(id, _)| {
-        format!("adapter \"{id}\" is quarantined: its files are missing; put them back or delete it")
+        format!(
+            "adapter \"{id}\" is quarantined: its files are missing; put them back or delete it"
+        )
     });
     let restored = found.restored.iter().map(|id| format!("adapter \"{id}\" has its files back"));
     removed.chain(quarantined).chain(restored).collect()
@@ -288,7 +295,7 @@ impl Handler<RecordUsage> for AdapterRegistryActor {
             new_tokens: message.new_tokens,
             prefill_ms: message.prefill_ms as f64,
             decode_ms: message.decode_ms as f64,
-            finish_reason: message.finish_reason.as_str().to_owned(),
+            finish_reason: views::finish_name(message.finish_reason).to_owned(),
         };
         let db = self.parts.db.clone();
         Box::pin(async move {

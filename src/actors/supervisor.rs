@@ -155,7 +155,9 @@ impl Supervisor {
             Some(pause) => {
                 let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
                 tracing::error!(%actor, pause_ms, "died and will be restarted");
-                self.tell(format!("the {actor} part failed and is being restarted; the log says why"));
+                self.tell(format!(
+                    "the {actor} part failed and is being restarted; the log says why"
+                ));
                 ctx.run_later(pause, move |this, ctx| this.start_child(actor, ctx));
             }
             None => self.give_up(actor),

@@ -12,9 +12,7 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use actix::fut::ActorFutureExt;
-use actix::{
-    Actor, AsyncContext, Context, Handler, ResponseActFuture, ResponseFuture, WrapFuture,
-};
+use actix::{Actor, AsyncContext, Context, Handler, ResponseActFuture, ResponseFuture, WrapFuture};
 use chrono::{DateTime, Utc};
 use futures::FutureExt;
 use tokio::sync::{oneshot, watch};
@@ -35,6 +33,8 @@ use crate::store::{JobRow, JobState, NewJob, StartFrom, Store};
 
 /// How often the queue is looked at for jobs of other processes: soon enough for a person.
 pub const QUEUE_POLL: Duration = Duration::from_secs(2);
+/// Those who may wait for the queue to be empty at a time: one console and a test or two.
+const MAX_WAITERS: usize = 8;
 
 /// What the actor goes by.
 #[derive(Debug, Clone)]
@@ -124,6 +124,9 @@ impl TrainingActor {
         let claimed = async move { db.call(move |store| claim(store, now)).await };
         ctx.spawn(claimed.into_actor(self).map(|claimed, this, ctx| {
             this.claiming = false;
+            if !matches!(claimed, Ok(Claimed { job: Some(_), .. })) {
+                this.answer_parked();
+            }
             match claimed {
                 Ok(Claimed { job: Some(job), .. }) => this.start(job, ctx),
                 Ok(Claimed { due, .. }) => this.claim_at(due, ctx),
@@ -158,7 +161,7 @@ impl TrainingActor {
 
     fn ended(&mut self, ctx: &mut Context<Self>) {
         self.current = None;
-        self.parked.drain(..).for_each(|reply| drop(reply.send(())));
+        self.answer_parked();
         for domain in std::mem::take(&mut self.flagged) {
             self.enqueue_if_due(domain, ctx);
         }
@@ -166,12 +169,18 @@ impl TrainingActor {
         self.look_for_waiters(ctx);
     }
 
+    fn answer_parked(&mut self) {
+        self.parked.drain(..).for_each(|reply| drop(reply.send(())));
+    }
+
     /// Enqueues an automatic job if its domain really has enough marks.
     fn enqueue_if_due(&mut self, domain: String, ctx: &mut Context<Self>) {
         let Some(threshold) = self.rules.threshold.filter(|_| !self.closing) else { return };
         let new = match self.new_job(EnqueueTraining::of(domain)) {
             Ok(new) => new,
-            Err(error) => return tracing::error!(%error, "no automatic job: the configuration is refused"),
+            Err(error) => {
+                return tracing::error!(%error, "no automatic job: the configuration is refused");
+            }
         };
         self.enqueuing += 1;
         let runner = self.runner.clone();
@@ -193,7 +202,8 @@ impl TrainingActor {
     }
 
     fn new_job(&self, message: EnqueueTraining) -> Result<NewJob, ActorError> {
-        let params = self.runner.planner.params(&message.parameters).map_err(ActorError::Refused)?;
+        let params =
+            self.runner.planner.params(&message.parameters).map_err(ActorError::Refused)?;
         Ok(NewJob {
             name: message.name,
             domain: message.domain,
@@ -252,12 +262,7 @@ fn open_jobs(store: &Store) -> Result<Vec<i64>, crate::store::StoreError> {
 }
 
 fn queued(job: &JobRow, automatic: bool) -> JobNotice {
-    JobNotice::Queued {
-        job: job.id,
-        domain: job.domain.clone(),
-        examples: job.examples,
-        automatic,
-    }
+    JobNotice::Queued { job: job.id, domain: job.domain.clone(), examples: job.examples, automatic }
 }
 
 impl Actor for TrainingActor {
@@ -361,6 +366,11 @@ impl Handler<WaitForJobs> for TrainingActor {
         if self.closing {
             return Box::pin(async { Err(ActorError::Closing) });
         }
+        self.waiters.retain(|waiter| !waiter.reply.is_closed());
+        if self.waiters.len() >= MAX_WAITERS {
+            let full = ActorError::Busy { what: "the queue's waiting room", limit: MAX_WAITERS };
+            return Box::pin(async { Err(full) });
+        }
         let seen = self.current.iter().map(|current| current.job).collect();
         self.waiters.push(Waiter { seen, reply });
         self.look_for_waiters(ctx);
@@ -383,8 +393,12 @@ impl Handler<ParkTraining> for TrainingActor {
     fn handle(&mut self, _: ParkTraining, _: &mut Self::Context) -> Self::Result {
         self.closing = true;
         self.waiters.drain(..).for_each(|waiter| drop(waiter.reply.send(Err(ActorError::Closing))));
-        let Some(current) = &self.current else { return Box::pin(async {}) };
-        current.wish.send_replace(Wish::Stop);
+        match &self.current {
+            Some(current) => drop(current.wish.send_replace(Wish::Stop)),
+            // A job claimed in this moment starts with the wish to stop.
+            None if self.claiming => {}
+            None => return Box::pin(async {}),
+        }
         let (reply, stopped) = oneshot::channel();
         self.parked.push(reply);
         Box::pin(async { drop(stopped.await) })

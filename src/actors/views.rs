@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 
+use crate::engine::FinishReason;
 use crate::messages::feedback::{Buffer, MarkLine, Marked};
 use crate::messages::registry::AdapterLine;
 use crate::messages::training::JobLine;
@@ -72,6 +73,15 @@ pub(super) fn marked(row: FeedbackRow, buffer: Buffer) -> Marked {
         note: row.note,
         heldout: row.heldout,
         buffer,
+    }
+}
+
+/// Names the end of an answer as it is stored.
+pub(super) fn finish_name(reason: FinishReason) -> &'static str {
+    match reason {
+        FinishReason::Stop => "stop",
+        FinishReason::Length => "length",
+        FinishReason::Cancelled => "cancelled",
     }
 }
 

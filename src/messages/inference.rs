@@ -8,8 +8,8 @@ use tokio::sync::mpsc;
 
 use super::ActorError;
 use super::pending::AdapterSet;
-pub use crate::engine::{FinishReason, Sampling};
 use crate::domain::{AdapterId, Message};
+pub use crate::engine::{FinishReason, Sampling};
 
 /// Pieces that wait for the reader of an answer. When it is full the model waits for the reader (but not past a cancel):
 /// a terminal that takes 64 pieces behind is blocked, and the answer with it.

@@ -12,7 +12,7 @@
 //! | [`training::EnqueueTraining`], cancel, list, wait | console, `run_queue` | training |
 //! | [`training::ThresholdReached`] | feedback | training |
 //! | [`registry::PublishAdapter`] | training | registry |
-| [`registry::RestoreLive`] | `app` at start | registry |
+//! | [`registry::RestoreLive`] | `app` at start | registry |
 //! | [`registry::RecordUsage`] | inference | registry |
 //! | [`registry::LoadAdapter`] and others | console | registry |
 //! | [`console::JobNotice`] | training | console, `run_queue` |

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use actix::Message as ActixMessage;
 
 use super::ActorError;
+use crate::domain::AdapterId;
 use crate::engine::FinishReason;
 use crate::eval::Promotion;
 use crate::store::JobMetrics;
-use crate::domain::AdapterId;
 
 /// Publishes what a job made, and makes it live. From the training actor, which has the promotion from the gate.
 ///

@@ -28,6 +28,20 @@ pub struct EnqueueTraining {
     pub only: Option<Vec<i64>>,
 }
 
+impl EnqueueTraining {
+    /// Asks for a job of a domain with nothing special about it.
+    pub fn of(domain: impl Into<String>) -> Self {
+        Self {
+            domain: domain.into(),
+            name: None,
+            from: None,
+            priority: 0,
+            parameters: serde_json::Map::new(),
+            only: None,
+        }
+    }
+}
+
 /// The buffer of a domain reached its threshold. From the feedback actor.
 ///
 /// No reply. While a job runs, one flag per domain is set, however often this comes; the follow-up job is enqueued when it

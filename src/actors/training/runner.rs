@@ -222,7 +222,15 @@ impl Runner {
     async fn heard(&self, job: i64, event: WorkerEvent<Measurements>, watched: &mut Watched) {
         match event {
             WorkerEvent::Started { pid } => tracing::info!(job, pid, "the worker runs"),
-            WorkerEvent::Progress { epoch, epochs, step, total_steps, loss, elapsed_ms, eta_ms } => {
+            WorkerEvent::Progress {
+                epoch,
+                epochs,
+                step,
+                total_steps,
+                loss,
+                elapsed_ms,
+                eta_ms,
+            } => {
                 let progress =
                     Progress { job, epoch, epochs, step, total_steps, loss, elapsed_ms, eta_ms };
                 self.progressed(progress, watched).await;
@@ -323,7 +331,11 @@ impl Runner {
     async fn stopped(&self, job: &JobRow, step: usize) -> Result<(), ActorError> {
         let id = job.id;
         let end = move |store: &Store| {
-            if store.cancel_requested(id)? { store.finish_cancelled(id) } else { store.release_job(id) }
+            if store.cancel_requested(id)? {
+                store.finish_cancelled(id)
+            } else {
+                store.release_job(id)
+            }
         };
         let row = self.db.call(end).await?;
         if row.state == JobState::Cancelled {
@@ -340,10 +352,8 @@ impl Runner {
         let (id, attempts, max_attempts) = (job.id, job.attempts, self.retry.max_attempts);
         let pause = self.retry.pause(attempts, rand::random());
         let why = reason.clone();
-        let row = self
-            .db
-            .call(move |store| store.requeue_or_fail(id, max_attempts, pause, &why))
-            .await?;
+        let row =
+            self.db.call(move |store| store.requeue_or_fail(id, max_attempts, pause, &why)).await?;
         tracing::warn!(job = id, reason, state = %row.state, "the worker died");
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let notice = if row.state == JobState::Queued {
