@@ -17,7 +17,7 @@ use super::views;
 use crate::config::FeedbackSection;
 use crate::domain::Mark;
 use crate::messages::feedback::{
-    AddFix, AddMark, Buffer, GetBuffer, ListMarks, MarkLine, Marked, Turn, UndoMark,
+    AddFix, AddMark, Buffer, GetBuffer, ListMarks, MarkLine, Marked, SetAutoTrain, Turn, UndoMark,
 };
 use crate::messages::training::ThresholdReached;
 use crate::messages::{ActorError, MAILBOX_CAPACITY, Port};
@@ -92,18 +92,18 @@ impl FeedbackActor {
             })
             .await
         };
-        Box::pin(stored.into_actor(self).map(|result, this, _| {
+        Box::pin(stored.into_actor(self).map(move |result, this, _| {
             let (marked, due) = result?;
-            if due {
-                this.report(marked.buffer.domain.clone());
+            if let (true, Some(threshold)) = (due, threshold) {
+                this.report(marked.buffer.domain.clone(), threshold);
             }
             Ok(marked)
         }))
     }
 
     /// Tells the training actor; the next look comes soon if it cannot listen now.
-    fn report(&self, domain: String) {
-        if let Err(error) = self.training.try_send(ThresholdReached { domain }) {
+    fn report(&self, domain: String, threshold: usize) {
+        if let Err(error) = self.training.try_send(ThresholdReached { domain, threshold }) {
             tracing::debug!(%error, "the threshold will be reported again");
         }
     }
@@ -124,8 +124,8 @@ impl FeedbackActor {
             })
             .await
         };
-        ctx.spawn(due.into_actor(self).map(|due, this, _| match due {
-            Ok(due) => due.into_iter().for_each(|domain| this.report(domain)),
+        ctx.spawn(due.into_actor(self).map(move |due, this, _| match due {
+            Ok(due) => due.into_iter().for_each(|domain| this.report(domain, threshold)),
             Err(error) => tracing::warn!(%error, "the training buffer could not be read"),
         }));
     }
@@ -182,6 +182,18 @@ impl Handler<AddFix> for FeedbackActor {
             }
             None => store.add_feedback(&new_feedback(turn, Mark::Fix, weight, None, Some(fix))),
         })
+    }
+}
+
+impl Handler<SetAutoTrain> for FeedbackActor {
+    type Result = Result<(), ActorError>;
+
+    fn handle(&mut self, message: SetAutoTrain, ctx: &mut Self::Context) -> Self::Result {
+        self.rules.threshold = message.threshold;
+        if self.rules.holds_queue {
+            self.look(ctx);
+        }
+        Ok(())
     }
 }
 

@@ -11,11 +11,11 @@ use super::*;
 use crate::actors::test_kit::{Log, probe, question};
 use crate::domain::Message;
 use crate::engine::{FinishReason, Generated, Sampling};
+use crate::lora::AdapterSet;
 use crate::messages::ActorName;
 use crate::messages::inference::{
     ANSWER_CAPACITY, AdapterChoice, Answer, LiveSet, Piece, answer_channel,
 };
-use crate::messages::pending::AdapterSet;
 
 /// A model that does what the question says.
 struct Script {

@@ -18,9 +18,9 @@ use tokio::sync::watch;
 
 use crate::domain::Message;
 use crate::engine::{Generated, Sampling};
+use crate::lora::AdapterSet;
 use crate::messages::ActorError;
 use crate::messages::inference::{AdapterChoice, Answer, LiveSet, Piece};
-use crate::messages::pending::AdapterSet;
 use crate::messages::registry::RecordUsage;
 
 /// Answers that wait for the model. One person asks one question at a time; the rest is slack for scripts.

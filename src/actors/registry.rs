@@ -13,9 +13,9 @@ use super::db::{Db, DbError};
 use super::supervisor::Guard;
 use super::views;
 use crate::domain::{AdapterId, DEFAULT_DOMAIN};
+use crate::lora::AdapterSet;
 use crate::messages::console::LiveChanged;
 use crate::messages::inference::{LiveSet, SetLive};
-use crate::messages::pending::AdapterSet;
 use crate::messages::registry::{
     AdapterLine, DeleteAdapter, ListAdapters, LoadAdapter, PublishAdapter, Published, RecordUsage,
     RestoreLive, RollbackAdapter, RolledBack, UnloadAdapter,

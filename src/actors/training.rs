@@ -7,8 +7,9 @@ pub mod notices;
 pub mod retry;
 pub mod runner;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix::fut::ActorFutureExt;
@@ -23,13 +24,15 @@ use super::db::DbError;
 use super::model_thread::panic_text;
 use super::supervisor::Guard;
 use super::views;
+use crate::config::Config;
 use crate::messages::console::JobNotice;
 use crate::messages::training::{
     CancelJob, EnqueueTraining, JobLine, ListJobs, ParkTraining, SubscribeJobs, ThresholdReached,
     WaitForJobs,
 };
 use crate::messages::{ActorError, MAILBOX_CAPACITY};
-use crate::store::{JobRow, JobState, NewJob, StartFrom, Store};
+use crate::plan::{self, JobWish, PlanError};
+use crate::store::{JobRow, JobState, Store, StoreError};
 
 /// How often the queue is looked at for jobs of other processes: soon enough for a person.
 pub const QUEUE_POLL: Duration = Duration::from_secs(2);
@@ -39,14 +42,8 @@ const MAX_WAITERS: usize = 8;
 /// What the actor goes by.
 #[derive(Debug, Clone)]
 pub struct QueueRules {
-    /// Jobs that may wait.
-    pub max_queued: usize,
-    /// Where a job starts if it does not say.
-    pub from: StartFrom,
-    /// Old examples replayed.
-    pub replay: usize,
-    /// Marks that start a job; `None` when jobs do not start by themselves.
-    pub threshold: Option<usize>,
+    /// The configuration.
+    pub config: Arc<Config>,
     /// Whether this process runs the queue.
     pub holds_queue: bool,
 }
@@ -61,7 +58,7 @@ pub struct TrainingActor {
     /// Requests to enqueue that are not in the database yet.
     enqueuing: usize,
     /// Domains whose threshold was reached while a job ran.
-    flagged: BTreeSet<String>,
+    flagged: BTreeMap<String, usize>,
     waiters: Vec<Waiter>,
     parked: Vec<oneshot::Sender<()>>,
     closing: bool,
@@ -105,7 +102,7 @@ impl TrainingActor {
             current: None,
             claiming: false,
             enqueuing: 0,
-            flagged: BTreeSet::new(),
+            flagged: BTreeMap::new(),
             waiters: Vec::new(),
             parked: Vec::new(),
             closing: false,
@@ -162,8 +159,8 @@ impl TrainingActor {
     fn ended(&mut self, ctx: &mut Context<Self>) {
         self.current = None;
         self.answer_parked();
-        for domain in std::mem::take(&mut self.flagged) {
-            self.enqueue_if_due(domain, ctx);
+        for (domain, threshold) in std::mem::take(&mut self.flagged) {
+            self.enqueue_if_due(domain, threshold, ctx);
         }
         self.claim(ctx);
         self.look_for_waiters(ctx);
@@ -174,13 +171,14 @@ impl TrainingActor {
     }
 
     /// Enqueues an automatic job if its domain really has enough marks.
-    fn enqueue_if_due(&mut self, domain: String, ctx: &mut Context<Self>) {
-        let Some(threshold) = self.rules.threshold.filter(|_| !self.closing) else { return };
-        let new = match self.new_job(EnqueueTraining::of(domain)) {
+    fn enqueue_if_due(&mut self, domain: String, threshold: usize, ctx: &mut Context<Self>) {
+        if self.closing {
+            return;
+        }
+        let wish = JobWish { domain, ..JobWish::default() };
+        let new = match plan::new_job(&self.rules.config, wish) {
             Ok(new) => new,
-            Err(error) => {
-                return tracing::error!(%error, "no automatic job: the configuration is refused");
-            }
+            Err(error) => return tracing::error!(%error, "no automatic job"),
         };
         self.enqueuing += 1;
         let runner = self.runner.clone();
@@ -199,20 +197,6 @@ impl TrainingActor {
             this.claim(ctx);
             this.look_for_waiters(ctx);
         }));
-    }
-
-    fn new_job(&self, message: EnqueueTraining) -> Result<NewJob, ActorError> {
-        let params =
-            self.runner.planner.params(&message.parameters).map_err(ActorError::Refused)?;
-        Ok(NewJob {
-            name: message.name,
-            domain: message.domain,
-            from: message.from.unwrap_or(self.rules.from),
-            priority: message.priority,
-            params,
-            replay_limit: self.rules.replay,
-            only: message.only,
-        })
     }
 
     /// Answers those who wait for the queue to be empty, if it is.
@@ -247,7 +231,7 @@ struct Claimed {
 }
 
 /// Claims the next job. Whoever holds the queue and runs nothing owns no active job: one that is active is an orphan.
-fn claim(store: &Store, now: DateTime<Utc>) -> Result<Claimed, crate::store::StoreError> {
+fn claim(store: &Store, now: DateTime<Utc>) -> Result<Claimed, StoreError> {
     let orphans = store.requeue_orphans()?;
     if orphans != Default::default() {
         tracing::info!(?orphans, "jobs of a process that is gone");
@@ -256,7 +240,7 @@ fn claim(store: &Store, now: DateTime<Utc>) -> Result<Claimed, crate::store::Sto
     Ok(Claimed { due: store.next_due()?, job })
 }
 
-fn open_jobs(store: &Store) -> Result<Vec<i64>, crate::store::StoreError> {
+fn open_jobs(store: &Store) -> Result<Vec<i64>, StoreError> {
     let open = |job: &JobRow| !job.state.is_final();
     Ok(store.jobs()?.into_iter().filter(open).map(|job| job.id).collect())
 }
@@ -282,13 +266,17 @@ impl Handler<EnqueueTraining> for TrainingActor {
     type Result = ResponseActFuture<Self, Result<JobLine, ActorError>>;
 
     fn handle(&mut self, message: EnqueueTraining, _: &mut Self::Context) -> Self::Result {
-        let new = if self.closing { Err(ActorError::Closing) } else { self.new_job(message) };
-        let (runner, limit) = (self.runner.clone(), self.rules.max_queued);
+        let EnqueueTraining { domain, name, from, priority, only } = message;
+        let wish = JobWish { name, domain, from, priority, only };
+        let (runner, config) = (self.runner.clone(), Arc::clone(&self.rules.config));
+        let closing = self.closing;
         self.enqueuing += 1;
         let enqueue = async move {
-            let new = new?;
-            let job = runner.db.call(move |store| enqueue_below(store, &new, limit)).await?;
-            let job = job.ok_or(ActorError::Busy { what: "the queue of training jobs", limit })?;
+            if closing {
+                return Err(ActorError::Closing);
+            }
+            let job = runner.db.call(move |store| Ok(plan::enqueue(store, &config, wish))).await?;
+            let job = job.map_err(refusal)?;
             runner.notices.tell(queued(&job, false)).await;
             Ok(views::job_line(job))
         };
@@ -300,14 +288,11 @@ impl Handler<EnqueueTraining> for TrainingActor {
     }
 }
 
-/// Enqueues a job unless `limit` jobs wait already.
-fn enqueue_below(
-    store: &Store,
-    new: &NewJob,
-    limit: usize,
-) -> Result<Option<JobRow>, crate::store::StoreError> {
-    let waiting = store.jobs()?.iter().filter(|job| job.state == JobState::Queued).count();
-    if waiting >= limit { Ok(None) } else { store.enqueue_job(new).map(Some) }
+fn refusal(error: PlanError) -> ActorError {
+    match error {
+        PlanError::Store(error) => DbError::Store(error).into(),
+        other => ActorError::Refused(other.to_string()),
+    }
 }
 
 impl Handler<ThresholdReached> for TrainingActor {
@@ -315,9 +300,9 @@ impl Handler<ThresholdReached> for TrainingActor {
 
     fn handle(&mut self, message: ThresholdReached, ctx: &mut Self::Context) {
         if self.current.is_some() {
-            self.flagged.insert(message.domain);
+            self.flagged.insert(message.domain, message.threshold);
         } else {
-            self.enqueue_if_due(message.domain, ctx);
+            self.enqueue_if_due(message.domain, message.threshold, ctx);
         }
     }
 }

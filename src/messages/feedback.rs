@@ -105,6 +105,16 @@ pub struct UndoMark {
     pub id: i64,
 }
 
+/// `/set auto_train`, `/set auto_train_threshold`: changes when jobs start by themselves, until the program ends.
+///
+/// **Reply:** `Ok` at once; the buffer is looked at again. Has no effect on other processes. Never refused.
+#[derive(ActixMessage, Debug, Clone)]
+#[rtype(result = "Result<(), ActorError>")]
+pub struct SetAutoTrain {
+    /// Unconsumed trainable marks that start a job; `None` stops automatic training.
+    pub threshold: Option<usize>,
+}
+
 /// Asks for the buffer of a domain. **Errors:** `Store`.
 #[derive(ActixMessage, Debug, Clone)]
 #[rtype(result = "Result<Buffer, ActorError>")]

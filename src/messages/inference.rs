@@ -7,9 +7,9 @@ use actix::Message as ActixMessage;
 use tokio::sync::mpsc;
 
 use super::ActorError;
-use super::pending::AdapterSet;
 use crate::domain::{AdapterId, Message};
 pub use crate::engine::{FinishReason, Sampling};
+use crate::lora::AdapterSet;
 
 /// Pieces that wait for the reader of an answer. When it is full the model waits for the reader (but not past a cancel):
 /// a terminal that takes 64 pieces behind is blocked, and the answer with it.

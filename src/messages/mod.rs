@@ -30,7 +30,6 @@ use actix::{MailboxError, Message, Recipient};
 pub mod console;
 pub mod feedback;
 pub mod inference;
-pub mod pending;
 pub mod registry;
 pub mod supervisor;
 pub mod training;

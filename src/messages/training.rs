@@ -9,7 +9,8 @@ pub use crate::store::StartFrom;
 /// `/train [domain]`, `shammah train`: puts a job into the queue, with a snapshot of the unconsumed examples.
 ///
 /// **Reply:** the queued job, after it is committed. [`JobNotice::Queued`] goes to all subscribers before the reply.
-/// **Errors:** `NothingToTrain`; `Busy` when `queue.max_queued` jobs wait; `Closing`; `Store`.
+/// **Errors:** `NothingToTrain`; `Refused` when `queue.max_queued` jobs wait or the
+/// name is taken; `Closing`; `Store`.
 /// Works in a second instance too: the holder of the queue finds the job by itself.
 #[derive(ActixMessage, Debug, Clone)]
 #[rtype(result = "Result<JobLine, ActorError>")]
@@ -22,8 +23,6 @@ pub struct EnqueueTraining {
     pub from: Option<StartFrom>,
     /// Higher goes first; 0 is usual.
     pub priority: i64,
-    /// Changes to `[lora]` and `[lora.training]` for this job only, by key, e.g. `epochs`.
-    pub parameters: serde_json::Map<String, serde_json::Value>,
     /// Only these marks are new in it; all of the domain's when missing.
     pub only: Option<Vec<i64>>,
 }
@@ -31,14 +30,7 @@ pub struct EnqueueTraining {
 impl EnqueueTraining {
     /// Asks for a job of a domain with nothing special about it.
     pub fn of(domain: impl Into<String>) -> Self {
-        Self {
-            domain: domain.into(),
-            name: None,
-            from: None,
-            priority: 0,
-            parameters: serde_json::Map::new(),
-            only: None,
-        }
+        Self { domain: domain.into(), name: None, from: None, priority: 0, only: None }
     }
 }
 
@@ -51,6 +43,8 @@ impl EnqueueTraining {
 pub struct ThresholdReached {
     /// The domain.
     pub domain: String,
+    /// The threshold; it is checked again in the transaction that takes the snapshot.
+    pub threshold: usize,
 }
 
 /// `/jobs cancel ID`.

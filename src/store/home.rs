@@ -92,9 +92,9 @@ impl Home {
     /// When something cannot be removed; that nothing is there is no error.
     pub fn remove_checkpoint(&self, job: i64) -> Result<(), StoreError> {
         let path = self.checkpoint(job);
-        match std::fs::remove_dir_all(&path) {
+        match fs_err::remove_dir_all(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(StoreError::io("remove", &path, error))
+                Err(StoreError::io("remove a checkpoint")(error))
             }
             _ => Ok(()),
         }

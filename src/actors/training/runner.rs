@@ -2,7 +2,6 @@
 //!
 //! Every way out of here leaves the job in a state that the next claim understands: ended, or back in the queue.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,14 +11,13 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::notices::Subscribers;
 use super::retry::RetryPolicy;
 use crate::actors::db::Db;
-use crate::domain::TrainExample;
+use crate::eval::{self, GateReport, ItemLoss, Measurements, Verdict};
+use crate::lora::JobInput;
 use crate::messages::console::{JobNotice, Progress};
-use crate::messages::pending::{GateReport, ItemLoss, JobInput, Measurements, Verdict};
 use crate::messages::registry::PublishAdapter;
 use crate::messages::{ActorError, Port};
-use crate::store::{
-    self, AdapterRow, ExampleRole, Home, JobMetrics, JobRow, JobState, StartFrom, Store, StoreError,
-};
+use crate::plan::{self, TrainedBase};
+use crate::store::{self, Home, JobMetrics, JobRow, JobState, Store};
 use crate::worker::{JobRequest, WorkerEvent, WorkerExit, WorkerHandle};
 
 /// Events of a worker that wait for the actor; the worker's side drops older figures, never a turn of the job.
@@ -70,54 +68,6 @@ impl Drop for KillOnDrop {
 pub type Launcher =
     Arc<dyn Fn(JobRequest<JobInput>, mpsc::Sender<WorkerEvent<Measurements>>) -> Box<dyn Worker>>;
 
-/// The gate.
-pub type Judge = Arc<dyn Fn(&Measurements) -> (GateReport, Verdict)>;
-
-/// The examples of a job, as they were when it was enqueued.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct JobExamples {
-    /// To learn.
-    pub train: Vec<TrainExample>,
-    /// To measure with.
-    pub heldout: Vec<TrainExample>,
-    /// To keep.
-    pub replay: Vec<TrainExample>,
-}
-
-/// What a worker shall do, and what the row of its adapter needs to know.
-#[derive(Debug, Clone)]
-pub struct Plan {
-    /// The worker's input.
-    pub input: JobInput,
-    /// Rank of the adapter.
-    pub rank: usize,
-    /// The linear layers that it changes.
-    pub target_modules: Vec<String>,
-}
-
-/// Makes hyper-parameters and inputs; knows the loaded model.
-pub trait Planner {
-    /// Resolves the configuration and a job's own changes to hyper-parameters, as stored with the job.
-    ///
-    /// # Errors
-    /// An unknown key or a value out of range, one line with the remedy.
-    fn params(
-        &self,
-        changes: &serde_json::Map<String, serde_json::Value>,
-    ) -> Result<serde_json::Value, String>;
-
-    /// Makes the worker's input; `parent` is the adapter's directory that the job goes on from.
-    ///
-    /// # Errors
-    /// When the stored hyper-parameters do not read back.
-    fn plan(
-        &self,
-        job: &JobRow,
-        examples: JobExamples,
-        parent: Option<PathBuf>,
-    ) -> Result<Plan, String>;
-}
-
 /// All that an attempt needs.
 #[derive(Clone)]
 pub struct Runner {
@@ -125,14 +75,10 @@ pub struct Runner {
     pub home: Home,
     /// Its database.
     pub db: Db,
-    /// The hash of the loaded base's weights.
-    pub base_hash: String,
-    /// Makes plans.
-    pub planner: Arc<dyn Planner>,
+    /// The model that adapters are trained for.
+    pub base: TrainedBase,
     /// Starts workers.
     pub launch: Launcher,
-    /// Decides.
-    pub judge: Judge,
     /// Publishes.
     pub registry: Port<PublishAdapter>,
     /// Who hears of it.
@@ -143,6 +89,8 @@ pub struct Runner {
 
 impl Runner {
     /// Runs one attempt at a claimed job to its end.
+    ///
+    /// A store that cannot be written, or an adapter that cannot be read back, fails the job.
     pub async fn run(&self, job: JobRow, mut wish: watch::Receiver<Wish>) {
         if let Err(error) = self.attempt(&job, &mut wish).await {
             self.fail(&job, error.to_string()).await;
@@ -154,19 +102,14 @@ impl Runner {
         job: &JobRow,
         wish: &mut watch::Receiver<Wish>,
     ) -> Result<(), ActorError> {
-        let plan = self.plan(job).await?;
-        let request = JobRequest {
-            checkpoint_dir: self.home.checkpoint(job.id),
-            out_dir: self.home.outcome(job.id),
-            input: plan.input.clone(),
-        };
+        let request = self.request(job).await?;
         let attempt = u32::try_from(job.attempts).unwrap_or(u32::MAX);
         self.notices
             .tell(JobNotice::Started { job: job.id, examples: job.examples, attempt })
             .await;
         let (exit, step) = self.work(job, request, wish).await;
         match exit {
-            WorkerExit::Finished(measured) => self.judge(job, plan, &measured).await,
+            WorkerExit::Finished(measured) => self.judge(job, &measured).await,
             WorkerExit::Cancelled => self.stopped(job, step).await,
             exit if exit.may_succeed_again() => self.try_again(job, exit.to_string()).await,
             exit => {
@@ -176,11 +119,16 @@ impl Runner {
         }
     }
 
-    async fn plan(&self, job: &JobRow) -> Result<Plan, ActorError> {
-        let (row, base_hash) = (job.clone(), self.base_hash.clone());
-        let (examples, parent) = self.db.call(move |s| read_inputs(s, &row, &base_hash)).await?;
-        let parent = parent.map(|row| self.home.adapter(&row.id));
-        self.planner.plan(job, examples, parent).map_err(ActorError::Refused)
+    async fn request(&self, job: &JobRow) -> Result<JobRequest<JobInput>, ActorError> {
+        let (row, base_hash) = (job.clone(), self.base.base_hash.clone());
+        let inputs = self.db.call(move |store| plan::read_inputs(store, &row, &base_hash)).await?;
+        let input = plan::job_input(&self.home, &self.base, job, inputs)
+            .map_err(|error| ActorError::Refused(error.to_string()))?;
+        Ok(JobRequest {
+            checkpoint_dir: self.home.checkpoint(job.id),
+            out_dir: self.home.outcome(job.id),
+            input,
+        })
     }
 
     /// Runs the worker to its end; returns that and the last step.
@@ -271,18 +219,14 @@ impl Runner {
     }
 
     /// Lets the gate decide, and publishes or rejects.
-    async fn judge(
-        &self,
-        job: &JobRow,
-        plan: Plan,
-        measured: &Measurements,
-    ) -> Result<(), ActorError> {
+    async fn judge(&self, job: &JobRow, measured: &Measurements) -> Result<(), ActorError> {
         let id = job.id;
         let state = self.db.call(move |store| Ok(store.job(id)?.state)).await?;
         if state == JobState::Running {
             self.evaluating(id).await;
         }
-        let (report, verdict) = (self.judge)(measured);
+        let lora = plan::lora_section(job).map_err(|e| ActorError::Refused(e.to_string()))?;
+        let (report, verdict) = eval::gate(measured, &plan::gate_config(&lora));
         let metrics = metrics_of(measured, &report);
         match verdict {
             Verdict::Promote(promotion) => {
@@ -291,8 +235,8 @@ impl Runner {
                     id: job.name.clone(),
                     dir: self.home.outcome(id),
                     domain: job.domain.clone(),
-                    rank: plan.rank,
-                    target_modules: plan.target_modules,
+                    rank: lora.rank,
+                    target_modules: lora.target_modules,
                     examples: measured.examples,
                     metrics,
                     promotion,
@@ -397,25 +341,6 @@ impl Runner {
 struct Watched {
     step: usize,
     written: Option<Instant>,
-}
-
-/// Reads a job's examples and what it goes on from, and writes that down.
-fn read_inputs(
-    store: &Store,
-    job: &JobRow,
-    base_hash: &str,
-) -> Result<(JobExamples, Option<AdapterRow>), StoreError> {
-    let parent = match job.from {
-        StartFrom::Fresh => None,
-        StartFrom::Continue | StartFrom::Delta => store.live(base_hash, &job.domain)?,
-    };
-    store.set_job_parent(job.id, parent.as_ref().map(|row| &row.id))?;
-    let examples = JobExamples {
-        train: store.job_examples(job.id, ExampleRole::New)?,
-        heldout: store.job_examples(job.id, ExampleRole::Heldout)?,
-        replay: store.job_examples(job.id, ExampleRole::Replay)?,
-    };
-    Ok((examples, parent))
 }
 
 fn metrics_of(measured: &Measurements, report: &GateReport) -> JobMetrics {
