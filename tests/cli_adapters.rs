@@ -2,19 +2,40 @@
 
 mod support;
 
+use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
-use shammah::models::{self, ModelSource};
+use shammah::lora::{self, Factors, LoraConfig};
+use shammah::models::{self, LoadedModel, ModelSource, Module, Site};
 use support::Program;
 
-/// Puts an adapter into the database and onto the disk, as a publication would leave it.
+/// Rank of the adapters made here.
+const RANK: usize = 2;
+
+/// Puts an adapter that changes nothing into the database and onto the disk, as a publication would leave it.
 ///
-/// Only the gate can make what the store wants for a real one; what the files hold does not matter here.
-fn put_adapter(program: &Program, id: &str, parent: Option<&str>, base_hash: &str) {
+/// Only the gate can make what the store wants for a real one.
+fn put_adapter(
+    program: &Program,
+    id: &str,
+    parent: Option<&str>,
+    base: &LoadedModel,
+    base_hash: &str,
+) {
     let folder = program.home().join("adapters").join(id);
     fs_err::create_dir_all(&folder).unwrap();
-    for name in ["adapter_model.safetensors", "adapter_config.json", "training.json"] {
-        fs_err::write(folder.join(name), "x").unwrap();
-    }
+    let model = base.decoder.config();
+    let zeros = |shape| Tensor::zeros::<(usize, usize)>(shape, DType::F32, &Device::Cpu).unwrap();
+    let width = model.num_attention_heads * model.head_dim;
+    let factors = Factors { a: zeros((RANK, model.hidden_size)), b: zeros((width, RANK)) };
+    let site = Site { layer: 0, module: Module::QProj };
+    let config = LoraConfig {
+        rank: RANK,
+        alpha: 2.0,
+        rslora: false,
+        target_modules: vec!["q_proj".to_owned()],
+    };
+    lora::save(&folder, &config, 0.0, "builtin", &[(site, factors)].into()).unwrap();
+    fs_err::write(folder.join("training.json"), "{}").unwrap();
     let database = rusqlite::Connection::open(program.home().join("shammah.db")).unwrap();
     database
         .execute(
@@ -29,10 +50,10 @@ fn put_adapter(program: &Program, id: &str, parent: Option<&str>, base_hash: &st
 fn program_with_two_adapters() -> Program {
     let program = Program::new();
     program.run(&["adapters", "list"]).done();
-    let base = models::base_hash(&ModelSource::Builtin, None).unwrap();
-    put_adapter(&program, "first", None, &base);
-    put_adapter(&program, "second", Some("first"), &base);
-    put_adapter(&program, "foreign", None, "0123");
+    let base = models::load(&ModelSource::Builtin, &Device::Cpu, None).unwrap();
+    put_adapter(&program, "first", None, &base, &base.base_hash);
+    put_adapter(&program, "second", Some("first"), &base, &base.base_hash);
+    put_adapter(&program, "foreign", None, &base, "0123");
     program
 }
 
@@ -108,4 +129,38 @@ fn a_live_adapter_and_the_parent_of_one_are_not_deleted() {
     ] {
         assert!(keys.iter().any(|k| k == key), "{key} is missing");
     }
+}
+
+#[test]
+fn a_damaged_adapter_is_not_made_live() {
+    let program = program_with_two_adapters();
+    let weights = program.home().join("adapters/first/adapter_model.safetensors");
+    fs_err::write(&weights, [0xff; 64]).unwrap();
+    for args in [&["adapters", "load", "first"][..], &["ask", "hello", "--adapter", "first"]] {
+        let message = program.run(args).failed(1);
+        assert!(message.contains("adapter_model.safetensors"), "{message}");
+    }
+    assert!(live(&program).is_empty());
+}
+
+#[test]
+fn ask_says_which_adapters_answered() {
+    let program = program_with_two_adapters();
+    program.run(&["adapters", "load", "second"]).done();
+    let adapters = |more: &[&str]| {
+        let mut args = vec!["ask", "hello", "--max-tokens", "2", "--seed", "1"];
+        args.extend(more);
+        json(&program, &args)["adapters"].clone()
+    };
+    assert_eq!(adapters(&[]), json!(["second"]));
+    assert_eq!(adapters(&["--no-adapter"]), json!([]));
+    assert_eq!(
+        adapters(&["--adapter", "first:0.5", "--adapter", "second"]),
+        json!(["first:0.5", "second"])
+    );
+    assert_eq!(json(&program, &["adapters", "show", "second"])["used_in"], 2);
+    let message = program.run(&["ask", "hello", "--adapter", "foreign"]).failed(1);
+    assert!(message.contains("another base model"), "{message}");
+    let message = program.run(&["ask", "hello", "--adapter", "unknown"]).failed(1);
+    assert!(message.contains("no adapter \"unknown\""), "{message}");
 }

@@ -298,7 +298,7 @@ fn a_job_may_change_its_own_hyper_parameters() {
         ),
         (
             r#"{"training": {"epochs": 5}}"#,
-            "the job's request: unknown key \"lora.training.training\": [lora.training] has learning_rate, batch_size, epochs, min_steps, auto_train, auto_train_threshold, weighting, warmup_ratio, seed, timeout_minutes, max_grad_norm, weight_decay, from, replay, anchor, anchor_prompts, max_share_percent, checkpoint_every_steps",
+            "the job's request: unknown key \"lora.training.training\": did you mean \"lora.training.weighting\"?",
         ),
     ] {
         assert_eq!(lora.with_changes(&changes(text)).unwrap_err().to_string(), message);

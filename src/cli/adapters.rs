@@ -8,7 +8,7 @@ use super::context::Session;
 use super::exit::Exit;
 use super::model;
 use super::output::{self, Table, or_dash};
-use crate::domain::DEFAULT_DOMAIN;
+use crate::domain::{AdapterId, DEFAULT_DOMAIN};
 use crate::store::{AdapterRow, Store};
 
 /// Runs the command.
@@ -22,7 +22,7 @@ pub fn run(command: &AdaptersCommand, global: &GlobalArgs) -> Result<Exit> {
         AdaptersCommand::List(args) => list(&store.adapters()?, args.json)?,
         AdaptersCommand::Show(args) => show(store, &store.adapter(&args.id)?, args.json.json)?,
         AdaptersCommand::Load(args) => {
-            let row = store.set_live(&args.id, &model::base_hash(&session)?)?;
+            let row = load(&session, &args.id)?;
             let text = format!("adapter {} is live in domain {}", row.id, row.domain);
             say(&row, &text, args.json.json)?;
         }
@@ -47,6 +47,15 @@ pub fn run(command: &AdaptersCommand, global: &GlobalArgs) -> Result<Exit> {
         }
     }
     Ok(Exit::Done)
+}
+
+/// Makes an adapter live after a look at all of it: names, shapes, values, and that it can compute.
+fn load(session: &Session, id: &AdapterId) -> Result<AdapterRow> {
+    let store = &session.store;
+    store.usable_adapter(id, &model::base_hash(session)?)?;
+    let model = model::load(session)?;
+    model::load_adapter(session, id, &model)?;
+    Ok(store.set_live(id, &model.base_hash)?)
 }
 
 fn rollback(session: &Session, domain: &str, as_json: bool) -> Result<()> {

@@ -59,6 +59,8 @@ pub struct GlobalArgs {
 /// What the program can do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Ask one question and print the answer
+    Ask(AskArgs),
     /// List, show and cancel training jobs
     #[command(subcommand)]
     Jobs(JobsCommand),
@@ -96,10 +98,10 @@ pub struct AskArgs {
     #[arg(long)]
     pub no_adapter: bool,
     /// Longest answer in tokens
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub max_tokens: Option<String>,
     /// Seed of the sampler, or "random"
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub seed: Option<String>,
     /// How to print.
     #[command(flatten)]

@@ -6,6 +6,8 @@ use anyhow::{Context, Result};
 
 use super::context::Session;
 use crate::device::{self, Opened};
+use crate::domain::AdapterId;
+use crate::lora::LoraAdapter;
 use crate::models::{self, LoadedModel, ModelSource};
 
 /// Hashes of models' files, so that gigabytes are hashed once; in the data directory.
@@ -37,6 +39,15 @@ pub fn load(session: &Session) -> Result<LoadedModel> {
         model.context_length = model.context_length.min(config.context_length);
     }
     Ok(model)
+}
+
+/// Loads an adapter and checks it against the model.
+///
+/// # Errors
+/// Files that are missing, damaged, or made for another model.
+pub fn load_adapter(session: &Session, id: &AdapterId, model: &LoadedModel) -> Result<LoraAdapter> {
+    let folder = session.home.adapter(id);
+    Ok(LoraAdapter::load(&folder, model.decoder.config(), model.decoder.device())?)
 }
 
 fn source_and_cache(session: &Session) -> Result<(ModelSource, PathBuf)> {

@@ -4,13 +4,29 @@ use actix::Message as ActixMessage;
 
 use super::{ActorError, Port, console::JobNotice};
 use crate::domain::AdapterId;
-pub use crate::store::StartFrom;
+
+/// Why a job is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trigger {
+    /// A person asked.
+    Explicit,
+    /// The buffer reached its threshold.
+    Threshold,
+}
+
+/// Where a job starts; the configuration's `lora.training.from` when a request names none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum From {
+    /// From the live adapter of the domain.
+    Continue,
+    /// From zero.
+    Fresh,
+}
 
 /// `/train [domain]`, `shammah train`: puts a job into the queue, with a snapshot of the unconsumed examples.
 ///
 /// **Reply:** the queued job, after it is committed. [`JobNotice::Queued`] goes to all subscribers before the reply.
-/// **Errors:** `NothingToTrain`; `Refused` when `queue.max_queued` jobs wait or the
-/// name is taken; `Closing`; `Store`.
+/// **Errors:** `NothingToTrain`; `Busy` when `queue.max_queued` jobs wait; `Closing`; `Store`.
 /// Works in a second instance too: the holder of the queue finds the job by itself.
 #[derive(ActixMessage, Debug, Clone)]
 #[rtype(result = "Result<JobLine, ActorError>")]
@@ -18,20 +34,13 @@ pub struct EnqueueTraining {
     /// The domain to train.
     pub domain: String,
     /// The job's (and the adapter's) name; made up when missing.
-    pub name: Option<AdapterId>,
+    pub name: Option<String>,
     /// Where it starts; the configuration's when missing.
-    pub from: Option<StartFrom>,
+    pub from: Option<From>,
     /// Higher goes first; 0 is usual.
     pub priority: i64,
-    /// Only these marks are new in it; all of the domain's when missing.
-    pub only: Option<Vec<i64>>,
-}
-
-impl EnqueueTraining {
-    /// Asks for a job of a domain with nothing special about it.
-    pub fn of(domain: impl Into<String>) -> Self {
-        Self { domain: domain.into(), name: None, from: None, priority: 0, only: None }
-    }
+    /// Changes to `[lora]` and `[lora.training]` for this job only, as `(key, toml value)`, e.g. `("epochs", "5")`.
+    pub parameters: Vec<(String, String)>,
 }
 
 /// The buffer of a domain reached its threshold. From the feedback actor.
@@ -43,8 +52,6 @@ impl EnqueueTraining {
 pub struct ThresholdReached {
     /// The domain.
     pub domain: String,
-    /// The threshold; it is checked again in the transaction that takes the snapshot.
-    pub threshold: usize,
 }
 
 /// `/jobs cancel ID`.
@@ -68,7 +75,7 @@ pub struct ListJobs {
 
 /// `/jobs wait`: waits until no job is queued or running and none is pending by a threshold.
 ///
-/// **Reply:** how many jobs it waited for (0: there was nothing to wait for). In a second instance it waits for
+/// **Reply:** how many jobs ended while waiting (0: there was nothing to wait for). In a second instance it waits for
 /// the jobs of the other process. All notices of those jobs were sent before the reply.
 /// **Errors:** `Closing` at shutdown; `Store`. To give up waiting, drop the reply's future.
 #[derive(ActixMessage, Debug, Clone)]
@@ -77,8 +84,8 @@ pub struct WaitForJobs;
 
 /// Subscribes to every [`JobNotice`] from now on. From the console and `run_queue`, at start.
 ///
-/// Progress is sent with `try_send`: a subscriber with a full mailbox misses some. The other notices wait for room, a
-/// few seconds at most. Subscriptions survive a restart of the training actor.
+/// Notices are sent with `try_send`: a subscriber with a full mailbox misses progress (never the end of a job, which is
+/// waited for). Subscribing again with the same port's clone is allowed after a restart.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
 pub struct SubscribeJobs(pub Port<JobNotice>);

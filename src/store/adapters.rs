@@ -134,6 +134,36 @@ impl Store {
         self.read(|db| live(db, base_hash, domain))
     }
 
+    /// Returns an adapter that can answer on the base that is loaded.
+    ///
+    /// # Errors
+    /// When it was made for another base, its files are missing, there is none with this id, or the
+    /// database cannot be read.
+    pub fn usable_adapter(
+        &self,
+        id: &AdapterId,
+        base_hash: &str,
+    ) -> Result<AdapterRow, StoreError> {
+        let row = self.adapter(id)?;
+        self.check_usable(&row, base_hash)?;
+        Ok(row)
+    }
+
+    fn check_usable(&self, row: &AdapterRow, base_hash: &str) -> Result<(), StoreError> {
+        if row.base_hash != base_hash {
+            return Err(StoreError::OtherBase {
+                adapter: row.id.clone(),
+                trained_on: format!("{} {}", row.base, short(&row.base_hash)),
+                loaded: short(base_hash).to_owned(),
+            });
+        }
+        let whole = publish::first_missing(&self.home.adapter(&row.id)).is_none();
+        if row.state == AdapterState::Quarantined || !whole {
+            return Err(StoreError::AdapterQuarantined(row.id.clone()));
+        }
+        Ok(())
+    }
+
     /// Makes an adapter live on the base that is loaded.
     ///
     /// # Errors
@@ -141,18 +171,7 @@ impl Store {
     /// database cannot be written.
     pub fn set_live(&self, id: &AdapterId, base_hash: &str) -> Result<AdapterRow, StoreError> {
         self.write(|db| {
-            let row = one(db, id)?;
-            if row.base_hash != base_hash {
-                return Err(StoreError::OtherBase {
-                    adapter: id.clone(),
-                    trained_on: format!("{} {}", row.base, short(&row.base_hash)),
-                    loaded: short(base_hash).to_owned(),
-                });
-            }
-            let whole = publish::first_missing(&self.home.adapter(id)).is_none();
-            if row.state == AdapterState::Quarantined || !whole {
-                return Err(StoreError::AdapterQuarantined(id.clone()));
-            }
+            self.check_usable(&one(db, id)?, base_hash)?;
             make_live(db, id)?;
             adapter_event(db, None, id, "live", Some("loaded by the user"))?;
             one(db, id)

@@ -1,3 +1,0 @@
-# The same as .ci/run.
-check:
-    .ci/run

@@ -1,0 +1,211 @@
+//! `shammah ask`: one question, one answer.
+
+use std::io;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use serde::Serialize;
+
+use super::args::{AskArgs, GlobalArgs, WeightedAdapter};
+use super::context::Session;
+use super::exit::{Exit, UsageError};
+use super::interrupt;
+use super::{model, output};
+use crate::config::Flag;
+use crate::domain::{DEFAULT_DOMAIN, Message};
+use crate::engine::{Engine, FinishReason, Generated};
+use crate::lora::AdapterSet;
+use crate::models::LoadedModel;
+use crate::plan;
+use crate::store::{NewUsage, UsedAdapter};
+
+/// The answer, as `--json` prints it.
+#[derive(Debug, Serialize)]
+struct Answer<'a> {
+    text: &'a str,
+    model: &'a str,
+    /// As `--adapter` takes them.
+    adapters: Vec<String>,
+    prompt_tokens: usize,
+    new_tokens: usize,
+    prefill_ms: f64,
+    decode_ms: f64,
+    finish_reason: FinishReason,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// An empty question, an adapter that does not exist or fit, a model that cannot be loaded or does not hold the question.
+pub fn run(args: &AskArgs, global: &GlobalArgs) -> Result<Exit> {
+    if args.prompt.trim().is_empty() {
+        let message = "the question is empty: write it after `ask`, in quotes";
+        return Err(UsageError(message.to_owned()).into());
+    }
+    let cancel = Arc::new(AtomicBool::new(false));
+    interrupt::sets(&cancel)?;
+    let session = Session::open(global, flags(args))?;
+    let model = model::load(&session)?;
+    let used = choose_adapters(&session, args, &model)?;
+    let adapters = load_adapters(&session, &used, &model)?;
+    let answered = answer(&session, args, model, &adapters, &cancel)?;
+    record(&session, &answered, &used);
+    print_end(args, &answered, &used)?;
+    match answered.generated.finish_reason {
+        FinishReason::Cancelled => Ok(Exit::Interrupted),
+        FinishReason::Stop | FinishReason::Length => Ok(Exit::Done),
+    }
+}
+
+fn flags(args: &AskArgs) -> Vec<Flag> {
+    let flag =
+        |name, key, value: &Option<String>| value.clone().map(|value| Flag { name, key, value });
+    let flags = [
+        flag("--max-tokens", "generation.max_tokens", &args.max_tokens),
+        flag("--seed", "generation.seed", &args.seed),
+    ];
+    flags.into_iter().flatten().collect()
+}
+
+/// Takes the adapters that were named, or the live one, or none.
+fn choose_adapters(
+    session: &Session,
+    args: &AskArgs,
+    model: &LoadedModel,
+) -> Result<Vec<UsedAdapter>> {
+    if args.no_adapter {
+        return Ok(Vec::new());
+    }
+    if args.adapter.is_empty() {
+        let live = session.store.live(&model.base_hash, DEFAULT_DOMAIN)?;
+        return Ok(live.map(|row| UsedAdapter { id: row.id, weight: 1.0 }).into_iter().collect());
+    }
+    let named = |given: &WeightedAdapter| {
+        let row = session.store.usable_adapter(&given.id, &model.base_hash)?;
+        Ok(UsedAdapter { id: row.id, weight: given.weight })
+    };
+    args.adapter.iter().map(named).collect()
+}
+
+fn load_adapters(
+    session: &Session,
+    used: &[UsedAdapter],
+    model: &LoadedModel,
+) -> Result<AdapterSet> {
+    let load = |used: &UsedAdapter| {
+        let adapter = model::load_adapter(session, &used.id, model)?;
+        Ok((Arc::new(adapter), used.weight))
+    };
+    Ok(AdapterSet::weighted(used.iter().map(load).collect::<Result<_>>()?))
+}
+
+/// An answer and the model that gave it.
+struct Answered {
+    generated: Generated,
+    model: String,
+}
+
+fn answer(
+    session: &Session,
+    args: &AskArgs,
+    model: LoadedModel,
+    adapters: &AdapterSet,
+    cancel: &AtomicBool,
+) -> Result<Answered> {
+    let generation = &session.loaded.config.generation;
+    let sampling = plan::sampling(generation, generation.seed.resolve(rand::random));
+    let mut messages = Vec::new();
+    if !generation.system.is_empty() {
+        messages.push(Message::system(&generation.system));
+    }
+    messages.push(Message::user(&args.prompt));
+
+    let name = model.name.clone();
+    let started = Instant::now();
+    let mut engine = Engine::new(model).with_clock(move || started.elapsed());
+    let mut screen = Screen { failed: None, silent: args.json.json };
+    let generated =
+        engine.generate(&messages, &sampling, adapters, cancel, &mut |text| screen.show(text))?;
+    match screen.failed {
+        // Nobody reads any more: the broken pipe is what the user hears of, not a cancelled answer.
+        Some(error) if !cancel.load(Ordering::Relaxed) => Err(error.into()),
+        _ => Ok(Answered { generated, model: name }),
+    }
+}
+
+/// Streams an answer to stdout, unless JSON will be printed at the end.
+struct Screen {
+    failed: Option<io::Error>,
+    silent: bool,
+}
+
+impl Screen {
+    fn show(&mut self, text: &str) -> ControlFlow<()> {
+        if self.silent {
+            return ControlFlow::Continue(());
+        }
+        match output::piece(text) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => {
+                self.failed = Some(error);
+                ControlFlow::Break(())
+            }
+        }
+    }
+}
+
+fn print_end(args: &AskArgs, answered: &Answered, used: &[UsedAdapter]) -> io::Result<()> {
+    if !args.json.json {
+        return output::line("");
+    }
+    let Generated { text, prompt_tokens, new_tokens, prefill, decode, finish_reason, .. } =
+        &answered.generated;
+    output::json(&Answer {
+        text,
+        model: &answered.model,
+        adapters: used.iter().map(as_argument).collect(),
+        prompt_tokens: *prompt_tokens,
+        new_tokens: *new_tokens,
+        prefill_ms: milliseconds(*prefill),
+        decode_ms: milliseconds(*decode),
+        finish_reason: *finish_reason,
+    })
+}
+
+/// Records the answer; a store that cannot be written loses a count, not the answer.
+fn record(session: &Session, answered: &Answered, used: &[UsedAdapter]) {
+    let generated = &answered.generated;
+    let recorded = session.store.add_usage(&NewUsage {
+        base: answered.model.clone(),
+        adapters: used.to_vec(),
+        prompt_tokens: generated.prompt_tokens,
+        new_tokens: generated.new_tokens,
+        prefill_ms: milliseconds(generated.prefill),
+        decode_ms: milliseconds(generated.decode),
+        finish_reason: finish_name(generated.finish_reason).to_owned(),
+    });
+    if let Err(error) = recorded {
+        tracing::warn!("the answer is not counted: {error}");
+    }
+}
+
+/// Writes an adapter as `--adapter` takes it.
+fn as_argument(used: &UsedAdapter) -> String {
+    if used.weight == 1.0 { used.id.to_string() } else { format!("{}:{}", used.id, used.weight) }
+}
+
+fn finish_name(reason: FinishReason) -> &'static str {
+    match reason {
+        FinishReason::Stop => "stop",
+        FinishReason::Length => "length",
+        FinishReason::Cancelled => "cancelled",
+    }
+}
+
+/// The engine was given a clock, so every answer has its times.
+fn milliseconds(time: Option<Duration>) -> f64 {
+    time.unwrap_or_default().as_secs_f64() * 1e3
+}
