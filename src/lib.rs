@@ -1,5 +1,6 @@
 //! shammah: a local language-model assistant that learns from its user.
 
+pub mod actors;
 pub mod cli;
 pub mod config;
 pub mod device;

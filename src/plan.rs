@@ -3,11 +3,15 @@
 //! A job keeps the `[lora]` section as it was when it was enqueued: later changes of the configuration do not touch it.
 //! What is `"auto"` is resolved when it is claimed, because only then the model, and with it its size, is known.
 
+use std::path::PathBuf;
+
 use crate::config::{Config, GenerationSection, LoraSection, StartFrom, Weighting};
-use crate::domain::AdapterId;
+use crate::domain::{AdapterId, TrainExample};
 use crate::engine::Sampling;
-use crate::lora::{self, TrainingParams};
-use crate::store::{self, JobRow, JobState, NewJob, Store, StoreError};
+use crate::eval::GateConfig;
+use crate::lora::{self, JobInput, TrainingParams};
+use crate::models::ModelSource;
+use crate::store::{self, ExampleRole, Home, JobRow, JobState, NewJob, Store, StoreError};
 
 /// Percent in one.
 const PERCENT: f64 = 100.0;
@@ -116,6 +120,84 @@ pub fn training_params(lora: &LoraSection, parameters: usize) -> TrainingParams 
         anchor_prompts: training.anchor_prompts,
         max_share: f64::from(training.max_share_percent) / PERCENT,
         checkpoint_every_steps: training.checkpoint_every_steps,
+    }
+}
+
+/// The model that a process trains adapters for.
+#[derive(Debug, Clone)]
+pub struct TrainedBase {
+    /// Where it is.
+    pub source: ModelSource,
+    /// The content hash of its files.
+    pub base_hash: String,
+    /// Where hashes of weight files are cached.
+    pub hash_cache: Option<PathBuf>,
+    /// Its size, by which `"auto"` is resolved.
+    pub parameters: usize,
+}
+
+/// The examples of a job as they were when it was enqueued, and the adapters it has to do with.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct JobData {
+    /// To learn.
+    pub train: Vec<TrainExample>,
+    /// To keep.
+    pub replay: Vec<TrainExample>,
+    /// To measure with.
+    pub heldout: Vec<TrainExample>,
+    /// What it goes on from.
+    pub parent: Option<AdapterId>,
+    /// What is live, and what it must beat.
+    pub live: Option<AdapterId>,
+}
+
+/// Reads what a claimed job computes on, and writes down what it goes on from.
+///
+/// # Errors
+/// A store that cannot be read or written.
+pub fn read_inputs(store: &Store, job: &JobRow, base_hash: &str) -> Result<JobData, StoreError> {
+    let live = store.live(base_hash, &job.domain)?.map(|row| row.id);
+    let parent = live.clone().filter(|_| job.from != store::StartFrom::Fresh);
+    store.set_job_parent(job.id, parent.as_ref())?;
+    Ok(JobData {
+        train: store.job_examples(job.id, ExampleRole::New)?,
+        replay: store.job_examples(job.id, ExampleRole::Replay)?,
+        heldout: store.job_examples(job.id, ExampleRole::Heldout)?,
+        parent,
+        live,
+    })
+}
+
+/// Makes what the worker of a claimed job computes.
+///
+/// # Errors
+/// When another version of the program stored the job's hyper-parameters.
+pub fn job_input(
+    home: &Home,
+    base: &TrainedBase,
+    job: &JobRow,
+    data: JobData,
+) -> Result<JobInput, PlanError> {
+    let directory = |id: AdapterId| home.adapter(&id);
+    Ok(JobInput {
+        model: base.source.clone(),
+        base_hash: base.base_hash.clone(),
+        hash_cache: base.hash_cache.clone(),
+        params: training_params(&lora_section(job)?, base.parameters),
+        train: data.train,
+        replay: data.replay,
+        heldout: data.heldout,
+        parent: data.parent.map(directory),
+        baseline: data.live.map(directory),
+    })
+}
+
+/// Returns when the gate lets an adapter pass.
+pub fn gate_config(lora: &LoraSection) -> GateConfig {
+    GateConfig {
+        max_kl: lora.gate.max_kl,
+        confidence: lora.gate.confidence,
+        bootstrap_samples: lora.gate.bootstrap_samples,
     }
 }
 

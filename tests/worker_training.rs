@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 const BOUND: Duration = Duration::from_secs(120);
 
 /// Steps of a whole job; enough to strike it in the middle.
-const STEPS: usize = 40;
+const STEPS: usize = 20;
 
 const EVENTS: usize = 64;
 

@@ -230,3 +230,10 @@ fn timings_are_there_with_a_clock_only() {
     assert!(generated.prefill.is_some_and(|time| time > Duration::ZERO));
     assert!(generated.decode.is_some());
 }
+
+#[test]
+fn an_engine_can_be_moved_to_its_thread() {
+    fn assert_send<T: Send>() {}
+    assert_send::<Engine>();
+    assert_send::<EngineError>();
+}

@@ -31,6 +31,12 @@ impl CacheKey {
         let adapters = adapters.into_iter().map(part).collect();
         Self { base_hash: base_hash.to_owned(), adapters }
     }
+
+    /// Tells whether every adapter has a digest. One made in memory has none, and two of those
+    /// must not be taken for each other.
+    fn is_certain(&self) -> bool {
+        self.adapters.iter().all(|(digest, _)| !digest.is_empty())
+    }
 }
 
 /// What the bookkeeping needs to know of a key-value cache.
@@ -119,9 +125,11 @@ impl<C: CacheStore> PrefixCache<C> {
 
     /// Returns a session after a generation that ended well (or was cancelled).
     ///
-    /// One whose tokens and cache do not agree is dropped, and so are sessions that it contains.
+    /// One whose tokens and cache do not agree or whose adapter has no digest is dropped, and so
+    /// are sessions that it contains.
     pub fn check_in(&mut self, session: Session<C>) {
-        if session.tokens.is_empty() || session.tokens.len() != session.cache.len() {
+        let agrees = session.tokens.len() == session.cache.len();
+        if session.tokens.is_empty() || !agrees || !session.key.is_certain() {
             return;
         }
         self.sessions
@@ -264,6 +272,7 @@ mod tests {
         torn.cache.len = 2;
         cache.check_in(torn);
         cache.check_in(session(&key, &[], 0));
+        cache.check_in(session(&CacheKey::new("base", [("", 1.0)]), &[1, 2, 3], 3));
         assert!(cache.sessions.is_empty());
         cache.check_in(session(&key, &[1, 2], 2));
         cache.check_in(session(&key, &[1, 2, 3], 3));

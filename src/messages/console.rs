@@ -83,7 +83,7 @@ pub enum JobNotice {
         final_loss: f64,
         /// The gate's report, one or two lines for users (`5 better, 1 worse (held-out loss 1.92 → 1.41)`).
         report: String,
-        /// Whether it is live in this process (the model of the chat is the one it was trained for).
+        /// Whether it answers in this process already (not in `run_queue`).
         live: bool,
     },
     /// The gate refused the adapter; the old one stays, the examples stay.

@@ -25,8 +25,9 @@ pub struct Turn {
 /// **Reply:** [`Marked`] after the row is committed. **Errors:** `Store`; `Refused` when `replaces` names a mark that was
 /// trained on already or does not exist; `Closing`.
 ///
-/// Reaching the threshold makes the feedback actor send `ThresholdReached` to the training actor *after* this reply's
-/// row is committed; the console then sees [`JobNotice::Queued`](super::console::JobNotice::Queued).
+/// Reaching the threshold makes the feedback actor send `ThresholdReached` to the training actor after the row is
+/// committed and before this reply, so that a `WaitForJobs` sent next waits for that job too; the console then sees
+/// [`JobNotice::Queued`](super::console::JobNotice::Queued).
 #[derive(ActixMessage, Debug, Clone)]
 #[rtype(result = "Result<Marked, ActorError>")]
 pub struct AddMark {
@@ -102,6 +103,16 @@ pub struct Buffer {
 pub struct UndoMark {
     /// The mark.
     pub id: i64,
+}
+
+/// `/set auto_train`, `/set auto_train_threshold`: changes when jobs start by themselves, until the program ends.
+///
+/// **Reply:** `Ok` at once; the buffer is looked at again. Has no effect on other processes. Never refused.
+#[derive(ActixMessage, Debug, Clone)]
+#[rtype(result = "Result<(), ActorError>")]
+pub struct SetAutoTrain {
+    /// Unconsumed trainable marks that start a job; `None` stops automatic training.
+    pub threshold: Option<usize>,
 }
 
 /// Asks for the buffer of a domain. **Errors:** `Store`.

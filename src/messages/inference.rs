@@ -7,9 +7,9 @@ use actix::Message as ActixMessage;
 use tokio::sync::mpsc;
 
 use super::ActorError;
-use super::pending::AdapterSet;
-pub use super::pending::{FinishReason, Sampling};
 use crate::domain::{AdapterId, Message};
+pub use crate::engine::{FinishReason, Sampling};
+use crate::lora::AdapterSet;
 
 /// Pieces that wait for the reader of an answer. When it is full the model waits for the reader (but not past a cancel):
 /// a terminal that takes 64 pieces behind is blocked, and the answer with it.
@@ -94,8 +94,8 @@ pub struct Answer {
     pub finish_reason: FinishReason,
 }
 
-/// Adapters ready to compute with, and their names.
-#[derive(Clone)]
+/// Adapters ready to compute with, and their names; the default is the base.
+#[derive(Clone, Default)]
 pub struct LiveSet {
     /// Names and weights, for people and usage rows.
     pub ids: Vec<(AdapterId, f64)>,

@@ -12,6 +12,7 @@
 //! | [`training::EnqueueTraining`], cancel, list, wait | console, `run_queue` | training |
 //! | [`training::ThresholdReached`] | feedback | training |
 //! | [`registry::PublishAdapter`] | training | registry |
+//! | [`registry::RestoreLive`] | `app` at start | registry |
 //! | [`registry::RecordUsage`] | inference | registry |
 //! | [`registry::LoadAdapter`] and others | console | registry |
 //! | [`console::JobNotice`] | training | console, `run_queue` |
@@ -29,7 +30,6 @@ use actix::{MailboxError, Message, Recipient};
 pub mod console;
 pub mod feedback;
 pub mod inference;
-pub mod pending;
 pub mod registry;
 pub mod supervisor;
 pub mod training;
@@ -104,17 +104,9 @@ pub enum ActorError {
     /// The data directory refused to read or write.
     #[error("{0}")]
     Store(String),
-    /// There is no example with a target to train on.
-    #[error(
-        "nothing to train on in domain \"{domain}\": no unconsumed mark has a target ({waiting} waiting for a correction); \
-         mark answers with /good or give better ones with /fix"
-    )]
-    NothingToTrain {
-        /// The domain asked for.
-        domain: String,
-        /// Marks that wait for a `/fix`.
-        waiting: usize,
-    },
+    /// There is no example with a target to train on; the text counts what is there.
+    #[error("{0}")]
+    NothingToTrain(String),
     /// A job, adapter or mark with this name does not exist, or is in no state for what was asked.
     #[error("{0}")]
     Refused(String),

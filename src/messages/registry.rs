@@ -5,33 +5,35 @@ use std::path::PathBuf;
 use actix::Message as ActixMessage;
 
 use super::ActorError;
-use super::pending::{GateReport, Measurements, Promotion};
 use crate::domain::AdapterId;
+use crate::engine::FinishReason;
+use crate::eval::Promotion;
+use crate::store::JobMetrics;
 
 /// Publishes what a job made, and makes it live. From the training actor, which has the promotion from the gate.
 ///
 /// **Reply:** [`Published`] after row and job are committed in one transaction and the inference actor took the adapter.
-/// **Errors:** `Adapter` when the directory does not hold a loadable adapter of this base; `Store`. Then nothing changed
-/// and the job is still evaluating: the training actor fails it.
+/// **Errors:** `Adapter` when the directory does not hold a loadable adapter of the loaded base; `Store`. Then nothing
+/// changed and the job is still evaluating: the training actor fails it.
 #[derive(ActixMessage, Debug)]
 #[rtype(result = "Result<Published, ActorError>")]
 pub struct PublishAdapter {
     /// The job.
     pub job: i64,
-    /// The adapter's id: its directory in `adapters/` was published by the worker.
+    /// The adapter's id.
     pub id: AdapterId,
+    /// What the worker made; it is moved to its place in `adapters/`.
+    pub dir: PathBuf,
     /// The domain it was trained for.
     pub domain: String,
-    /// The adapter it went on from.
-    pub parent: Option<AdapterId>,
-    /// The hash of the base it was trained for.
-    pub base_hash: String,
+    /// Rank of its matrices.
+    pub rank: usize,
+    /// The linear layers that it changes.
+    pub target_modules: Vec<String>,
     /// Examples learnt.
     pub examples: usize,
-    /// What the worker measured.
-    pub measurements: Box<Measurements>,
-    /// What the gate said.
-    pub report: Box<GateReport>,
+    /// What was measured, the gate's report included.
+    pub metrics: JobMetrics,
     /// The gate's permission.
     pub promotion: Promotion,
 }
@@ -41,9 +43,18 @@ pub struct PublishAdapter {
 pub struct Published {
     /// Its directory.
     pub path: PathBuf,
-    /// Whether it is live in this process (`false` when it belongs to another base than the loaded one).
+    /// Whether it answers in this process (`false` only while the inference actor is being restarted, or without one).
     pub live: bool,
 }
+
+/// Brings rows and files together (in the process that runs the queue) and makes the adapters that are live in the
+/// database live in the inference actor. From `app`, once, before the console starts.
+///
+/// **Reply:** lines for the user about what was found wrong; an adapter that cannot be loaded is reported and its domain
+/// answers with the base. **Errors:** `Store`.
+#[derive(ActixMessage, Debug, Clone)]
+#[rtype(result = "Result<Vec<String>, ActorError>")]
+pub struct RestoreLive;
 
 /// `/adapters list`: all adapters, newest first. **Errors:** `Store`.
 #[derive(ActixMessage, Debug, Clone)]
@@ -115,6 +126,8 @@ pub struct RecordUsage {
     pub prefill_ms: u64,
     /// Milliseconds to write the answer.
     pub decode_ms: u64,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
 }
 
 /// One adapter, for a list.
@@ -126,7 +139,7 @@ pub struct AdapterLine {
     pub domain: String,
     /// The adapter it went on from.
     pub parent: Option<AdapterId>,
-    /// `ready` or `quarantined`.
+    /// `ready`, `rolled_back` or `quarantined`.
     pub state: String,
     /// Whether it is live.
     pub live: bool,

@@ -4,29 +4,13 @@ use actix::Message as ActixMessage;
 
 use super::{ActorError, Port, console::JobNotice};
 use crate::domain::AdapterId;
-
-/// Why a job is asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trigger {
-    /// A person asked.
-    Explicit,
-    /// The buffer reached its threshold.
-    Threshold,
-}
-
-/// Where a job starts; the configuration's `lora.training.from` when a request names none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum From {
-    /// From the live adapter of the domain.
-    Continue,
-    /// From zero.
-    Fresh,
-}
+pub use crate::store::StartFrom;
 
 /// `/train [domain]`, `shammah train`: puts a job into the queue, with a snapshot of the unconsumed examples.
 ///
 /// **Reply:** the queued job, after it is committed. [`JobNotice::Queued`] goes to all subscribers before the reply.
-/// **Errors:** `NothingToTrain`; `Busy` when `queue.max_queued` jobs wait; `Closing`; `Store`.
+/// **Errors:** `NothingToTrain`; `Refused` when `queue.max_queued` jobs wait or the
+/// name is taken; `Closing`; `Store`.
 /// Works in a second instance too: the holder of the queue finds the job by itself.
 #[derive(ActixMessage, Debug, Clone)]
 #[rtype(result = "Result<JobLine, ActorError>")]
@@ -34,13 +18,20 @@ pub struct EnqueueTraining {
     /// The domain to train.
     pub domain: String,
     /// The job's (and the adapter's) name; made up when missing.
-    pub name: Option<String>,
+    pub name: Option<AdapterId>,
     /// Where it starts; the configuration's when missing.
-    pub from: Option<From>,
+    pub from: Option<StartFrom>,
     /// Higher goes first; 0 is usual.
     pub priority: i64,
-    /// Changes to `[lora]` and `[lora.training]` for this job only, as `(key, toml value)`, e.g. `("epochs", "5")`.
-    pub parameters: Vec<(String, String)>,
+    /// Only these marks are new in it; all of the domain's when missing.
+    pub only: Option<Vec<i64>>,
+}
+
+impl EnqueueTraining {
+    /// Asks for a job of a domain with nothing special about it.
+    pub fn of(domain: impl Into<String>) -> Self {
+        Self { domain: domain.into(), name: None, from: None, priority: 0, only: None }
+    }
 }
 
 /// The buffer of a domain reached its threshold. From the feedback actor.
@@ -52,6 +43,8 @@ pub struct EnqueueTraining {
 pub struct ThresholdReached {
     /// The domain.
     pub domain: String,
+    /// The threshold; it is checked again in the transaction that takes the snapshot.
+    pub threshold: usize,
 }
 
 /// `/jobs cancel ID`.
@@ -75,7 +68,7 @@ pub struct ListJobs {
 
 /// `/jobs wait`: waits until no job is queued or running and none is pending by a threshold.
 ///
-/// **Reply:** how many jobs ended while waiting (0: there was nothing to wait for). In a second instance it waits for
+/// **Reply:** how many jobs it waited for (0: there was nothing to wait for). In a second instance it waits for
 /// the jobs of the other process. All notices of those jobs were sent before the reply.
 /// **Errors:** `Closing` at shutdown; `Store`. To give up waiting, drop the reply's future.
 #[derive(ActixMessage, Debug, Clone)]
@@ -84,8 +77,8 @@ pub struct WaitForJobs;
 
 /// Subscribes to every [`JobNotice`] from now on. From the console and `run_queue`, at start.
 ///
-/// Notices are sent with `try_send`: a subscriber with a full mailbox misses progress (never the end of a job, which is
-/// waited for). Subscribing again with the same port's clone is allowed after a restart.
+/// Progress is sent with `try_send`: a subscriber with a full mailbox misses some. The other notices wait for room, a
+/// few seconds at most. Subscriptions survive a restart of the training actor.
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
 pub struct SubscribeJobs(pub Port<JobNotice>);

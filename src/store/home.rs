@@ -81,6 +81,25 @@ impl Home {
         self.checkpoints().join(format!("job-{job}"))
     }
 
+    /// Where a job's worker leaves its adapter until it is published.
+    pub fn outcome(&self, job: i64) -> PathBuf {
+        self.checkpoint(job).join("outcome")
+    }
+
+    /// Removes what a job that has ended leaves: checkpoints, and an outcome that was not published.
+    ///
+    /// # Errors
+    /// When something cannot be removed; that nothing is there is no error.
+    pub fn remove_checkpoint(&self, job: i64) -> Result<(), StoreError> {
+        let path = self.checkpoint(job);
+        match fs_err::remove_dir_all(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(StoreError::io("remove a checkpoint")(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The directory of the log files.
     pub fn logs(&self) -> PathBuf {
         self.root.join("logs")

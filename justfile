@@ -1,0 +1,3 @@
+# The same as .ci/run.
+check:
+    .ci/run

@@ -1,0 +1,262 @@
+//! The feedback actor: marks in, the buffer and its threshold watched.
+//!
+//! It gives each mark its weight, stores it, and tells the training actor when a domain has enough of them. In the process
+//! that runs the queue it also looks now and then, because other processes may store marks too.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use actix::{
+    Actor, ActorFutureExt, AsyncContext, Context, Handler, ResponseActFuture, ResponseFuture,
+    WrapFuture,
+};
+
+use super::db::Db;
+use super::supervisor::Guard;
+use super::views;
+use crate::config::FeedbackSection;
+use crate::domain::Mark;
+use crate::messages::feedback::{
+    AddFix, AddMark, Buffer, GetBuffer, ListMarks, MarkLine, Marked, SetAutoTrain, Turn, UndoMark,
+};
+use crate::messages::training::ThresholdReached;
+use crate::messages::{ActorError, MAILBOX_CAPACITY, Port};
+use crate::store::{FeedbackEdit, FeedbackFilter, FeedbackRow, NewFeedback, Store, StoreError};
+
+/// How often the holder of the queue looks for marks that other processes stored: soon enough for a person, rare enough
+/// to cost nothing.
+pub const THRESHOLD_POLL: Duration = Duration::from_secs(5);
+
+/// What the actor goes by.
+#[derive(Debug, Clone)]
+pub struct FeedbackRules {
+    /// Weights and the buffer's limit.
+    pub section: FeedbackSection,
+    /// Marks that start a job; `None` when jobs do not start by themselves.
+    pub threshold: Option<usize>,
+    /// The domains that are looked at from the start.
+    pub domains: BTreeSet<String>,
+    /// Whether this process runs the queue.
+    pub holds_queue: bool,
+}
+
+impl FeedbackRules {
+    fn weight(&self, mark: Mark) -> f64 {
+        match mark {
+            Mark::Good => self.section.weight_good,
+            Mark::Medium => self.section.weight_medium,
+            Mark::Critical => self.section.weight_critical,
+            Mark::Fix => self.section.weight_fix,
+        }
+    }
+}
+
+/// Owns the weighted buffer.
+pub struct FeedbackActor {
+    db: Db,
+    rules: FeedbackRules,
+    training: Port<ThresholdReached>,
+    domains: BTreeSet<String>,
+    _guard: Option<Guard>,
+}
+
+impl FeedbackActor {
+    /// Makes the actor; `training` hears when a domain has enough marks.
+    pub fn new(
+        db: Db,
+        rules: FeedbackRules,
+        training: Port<ThresholdReached>,
+        guard: Option<Guard>,
+    ) -> Self {
+        let domains = rules.domains.clone();
+        Self { db, rules, training, domains, _guard: guard }
+    }
+
+    /// Stores one mark by `write`, and answers it with its domain's buffer.
+    fn store(
+        &mut self,
+        domain: String,
+        write: impl FnOnce(&Store) -> Result<FeedbackRow, StoreError> + Send + 'static,
+    ) -> ResponseActFuture<Self, Result<Marked, ActorError>> {
+        self.domains.insert(domain);
+        let (db, limit) = (self.db.clone(), self.rules.section.buffer_limit);
+        let threshold = self.rules.threshold;
+        let stored = async move {
+            db.call(move |store| {
+                let row = write(store)?;
+                store.archive_over(limit)?;
+                let status = store.buffer_status(&row.domain)?;
+                let due = threshold.map_or(Ok(false), |n| store.should_train(&row.domain, n))?;
+                let buffer = views::buffer(row.domain.clone(), status, threshold);
+                Ok((views::marked(row, buffer), due))
+            })
+            .await
+        };
+        Box::pin(stored.into_actor(self).map(move |result, this, _| {
+            let (marked, due) = result?;
+            if let (true, Some(threshold)) = (due, threshold) {
+                this.report(marked.buffer.domain.clone(), threshold);
+            }
+            Ok(marked)
+        }))
+    }
+
+    /// Tells the training actor; the next look comes soon if it cannot listen now.
+    fn report(&self, domain: String, threshold: usize) {
+        if let Err(error) = self.training.try_send(ThresholdReached { domain, threshold }) {
+            tracing::debug!(%error, "the threshold will be reported again");
+        }
+    }
+
+    /// Looks whether marks of other processes reached the threshold of a domain.
+    fn look(&mut self, ctx: &mut Context<Self>) {
+        let Some(threshold) = self.rules.threshold else { return };
+        let (db, domains) = (self.db.clone(), self.domains.clone());
+        let due = async move {
+            db.call(move |store| {
+                let mut due = Vec::new();
+                for domain in domains {
+                    if store.should_train(&domain, threshold)? {
+                        due.push(domain);
+                    }
+                }
+                Ok(due)
+            })
+            .await
+        };
+        ctx.spawn(due.into_actor(self).map(move |due, this, _| match due {
+            Ok(due) => due.into_iter().for_each(|domain| this.report(domain, threshold)),
+            Err(error) => tracing::warn!(%error, "the training buffer could not be read"),
+        }));
+    }
+}
+
+impl Actor for FeedbackActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX_CAPACITY);
+        if self.rules.holds_queue {
+            self.look(ctx);
+            ctx.run_interval(THRESHOLD_POLL, Self::look);
+        }
+    }
+}
+
+fn new_feedback(
+    turn: Turn,
+    mark: Mark,
+    weight: f64,
+    note: Option<String>,
+    fix: Option<String>,
+) -> NewFeedback {
+    let Turn { messages, response, domain, adapter } = turn;
+    NewFeedback { messages, response, mark, weight, note, fix, domain, adapter }
+}
+
+impl Handler<AddMark> for FeedbackActor {
+    type Result = ResponseActFuture<Self, Result<Marked, ActorError>>;
+
+    fn handle(&mut self, message: AddMark, _: &mut Self::Context) -> Self::Result {
+        let AddMark { turn, mark, note, replaces } = message;
+        let weight = self.rules.weight(mark);
+        self.store(turn.domain.clone(), move |store| match replaces {
+            Some(id) => {
+                let edit = FeedbackEdit { mark: Some(mark), weight: Some(weight), note, fix: None };
+                store.update_feedback(id, &edit)
+            }
+            None => store.add_feedback(&new_feedback(turn, mark, weight, note, None)),
+        })
+    }
+}
+
+impl Handler<AddFix> for FeedbackActor {
+    type Result = ResponseActFuture<Self, Result<Marked, ActorError>>;
+
+    fn handle(&mut self, message: AddFix, _: &mut Self::Context) -> Self::Result {
+        let AddFix { turn, fix, mark } = message;
+        let weight = self.rules.weight(Mark::Fix);
+        self.store(turn.domain.clone(), move |store| match mark {
+            Some(id) => {
+                store.update_feedback(id, &FeedbackEdit { fix: Some(fix), ..Default::default() })
+            }
+            None => store.add_feedback(&new_feedback(turn, Mark::Fix, weight, None, Some(fix))),
+        })
+    }
+}
+
+impl Handler<SetAutoTrain> for FeedbackActor {
+    type Result = Result<(), ActorError>;
+
+    fn handle(&mut self, message: SetAutoTrain, ctx: &mut Self::Context) -> Self::Result {
+        self.rules.threshold = message.threshold;
+        if self.rules.holds_queue {
+            self.look(ctx);
+        }
+        Ok(())
+    }
+}
+
+/// Takes a mark back unless a job has it.
+fn undo(store: &Store, id: i64) -> Result<String, StoreError> {
+    let row = store.feedback(id)?;
+    if let Some(job) = row.consumed_by {
+        return Err(StoreError::AlreadyLearned { feedback: id, job });
+    }
+    if let Some(job) = row.in_job {
+        return Err(StoreError::InTraining { feedback: id, job });
+    }
+    store.remove_feedback(id)?;
+    Ok(row.domain)
+}
+
+impl Handler<UndoMark> for FeedbackActor {
+    type Result = ResponseFuture<Result<Buffer, ActorError>>;
+
+    fn handle(&mut self, message: UndoMark, _: &mut Self::Context) -> Self::Result {
+        let (db, threshold) = (self.db.clone(), self.rules.threshold);
+        Box::pin(async move {
+            let work = move |store: &Store| {
+                let domain = undo(store, message.id)?;
+                let status = store.buffer_status(&domain)?;
+                Ok(views::buffer(domain, status, threshold))
+            };
+            Ok(db.call(work).await?)
+        })
+    }
+}
+
+impl Handler<GetBuffer> for FeedbackActor {
+    type Result = ResponseFuture<Result<Buffer, ActorError>>;
+
+    fn handle(&mut self, message: GetBuffer, _: &mut Self::Context) -> Self::Result {
+        let (db, threshold) = (self.db.clone(), self.rules.threshold);
+        Box::pin(async move {
+            let GetBuffer { domain } = message;
+            let work = move |store: &Store| {
+                let status = store.buffer_status(&domain)?;
+                Ok(views::buffer(domain, status, threshold))
+            };
+            Ok(db.call(work).await?)
+        })
+    }
+}
+
+impl Handler<ListMarks> for FeedbackActor {
+    type Result = ResponseFuture<Result<Vec<MarkLine>, ActorError>>;
+
+    fn handle(&mut self, message: ListMarks, _: &mut Self::Context) -> Self::Result {
+        let db = self.db.clone();
+        let ListMarks { domain, pending, limit } = message;
+        Box::pin(async move {
+            let filter = FeedbackFilter { domain, unconsumed: pending, archived: false };
+            let rows = db.call(move |store| store.list_feedback(&filter)).await?;
+            let wanted = |row: &FeedbackRow| !pending || row.waits_for_correction();
+            Ok(rows.into_iter().rev().filter(wanted).take(limit).map(views::mark_line).collect())
+        })
+    }
+}
+
+#[cfg(test)]
+#[path = "feedback_tests.rs"]
+mod tests;

@@ -1,0 +1,240 @@
+//! The one OS thread, named `inference`, that owns the model.
+//!
+//! It takes one job after the other from a bounded queue. A panic of the model ends the answer with an error; the model is
+//! dropped and loaded anew before the next answer, and the thread goes on.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+use std::{io, thread};
+
+use tokio::sync::mpsc::Sender;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::watch;
+
+use crate::domain::Message;
+use crate::engine::{Generated, Sampling};
+use crate::lora::AdapterSet;
+use crate::messages::ActorError;
+use crate::messages::inference::{AdapterChoice, Answer, LiveSet, Piece};
+use crate::messages::registry::RecordUsage;
+
+/// Answers that wait for the model. One person asks one question at a time; the rest is slack for scripts.
+pub const INFERENCE_QUEUE: usize = 8;
+
+/// Pause between two tries to hand a piece to a reader that is behind; far below what a person notices.
+const READER_PAUSE: Duration = Duration::from_millis(2);
+
+/// How long the end of a cancelled answer waits for a reader that is behind, before it is dropped: a reader that cancels
+/// promises to read on, one that broke its promise must not hold the model.
+const END_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What the thread needs of a model: an [`Engine`](crate::engine::Engine), or a script in tests.
+pub trait Answerer {
+    /// Answers `messages`; the text goes through `on_text` in pieces until it breaks or `cancel` is set.
+    ///
+    /// # Errors
+    /// One line for the user.
+    fn answer(
+        &mut self,
+        messages: &[Message],
+        sampling: &Sampling,
+        adapters: &AdapterSet,
+        cancel: &AtomicBool,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Generated, String>;
+}
+
+/// Loads the model inside the thread: at the first answer, and again after each panic.
+pub type ModelLoader = Box<dyn FnMut() -> Result<Box<dyn Answerer>, String> + Send>;
+
+/// Takes the usage row of each finished answer.
+pub type UsageSink = Box<dyn Fn(RecordUsage) + Send>;
+
+/// The live adapters by domain; a swap is a pointer store here. It outlives the actor, so a restarted one has them.
+#[derive(Clone, Default)]
+pub struct LiveTable(Arc<RwLock<BTreeMap<String, Arc<LiveSet>>>>);
+
+impl LiveTable {
+    /// Returns what is live in `domain`, or the base.
+    pub fn get(&self, domain: &str) -> Arc<LiveSet> {
+        let table = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        table.get(domain).cloned().unwrap_or_default()
+    }
+
+    /// Makes `live` (or the base) the answer of [`LiveTable::get`] from now on.
+    pub fn set(&self, domain: String, live: Option<LiveSet>) {
+        let mut table = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        match live {
+            Some(live) => table.insert(domain, Arc::new(live)),
+            None => table.remove(&domain),
+        };
+    }
+}
+
+/// One answer to give.
+pub struct ModelJob {
+    /// The conversation.
+    pub messages: Vec<Message>,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// With which adapters, looked up when the answer starts.
+    pub adapters: AdapterChoice,
+    /// Where the pieces go.
+    pub out: Sender<Piece>,
+    /// Set to stop.
+    pub cancel: Arc<AtomicBool>,
+    /// Counts the job until it is dropped.
+    pub pending: Pending,
+}
+
+/// Counts one job as long as it lives, however it ends.
+pub struct Pending(Arc<watch::Sender<usize>>);
+
+impl Pending {
+    /// Counts one more.
+    pub fn new(count: &Arc<watch::Sender<usize>>) -> Self {
+        count.send_modify(|n| *n += 1);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.0.send_modify(|n| *n = n.saturating_sub(1));
+    }
+}
+
+/// Starts the thread; it ends when the sender is dropped and the queue is empty.
+///
+/// # Errors
+/// When the system gives no thread.
+pub fn spawn(
+    mut load: ModelLoader,
+    live: LiveTable,
+    usage: UsageSink,
+) -> io::Result<SyncSender<ModelJob>> {
+    let (jobs, queue) = sync_channel(INFERENCE_QUEUE);
+    thread::Builder::new()
+        .name("inference".to_owned())
+        .spawn(move || run(&queue, &mut load, &live, &usage))?;
+    Ok(jobs)
+}
+
+fn run(queue: &Receiver<ModelJob>, load: &mut ModelLoader, live: &LiveTable, usage: &UsageSink) {
+    let mut model = None;
+    for job in queue {
+        let adapters = resolve(&job.adapters, live);
+        let attempt = catch_unwind(AssertUnwindSafe(|| answer(&mut model, load, &job, &adapters)));
+        let result = attempt.unwrap_or_else(|panic| {
+            let what = panic_text(panic.as_ref());
+            tracing::error!(what, "the model panicked; it will be loaded anew");
+            Err(ActorError::ModelPanicked(what))
+        });
+        if matches!(result, Err(ActorError::ModelPanicked(_))) {
+            // Whatever the panic left behind is not trusted; a panic while dropping it must not end the thread either.
+            let broken = model.take();
+            let _ = catch_unwind(AssertUnwindSafe(|| drop(broken)));
+        }
+        let row = result.as_ref().ok().map(usage_of);
+        deliver_end(&job, result);
+        if let Some(row) = row {
+            usage(row);
+        }
+    }
+}
+
+/// Looks up the adapters of one answer; it keeps them to its end.
+fn resolve(choice: &AdapterChoice, live: &LiveTable) -> Arc<LiveSet> {
+    match choice {
+        AdapterChoice::Live { domain } => live.get(domain),
+        AdapterChoice::Base => Arc::default(),
+        AdapterChoice::Set(set) => Arc::new(set.clone()),
+    }
+}
+
+fn answer(
+    model: &mut Option<Box<dyn Answerer>>,
+    load: &mut ModelLoader,
+    job: &ModelJob,
+    adapters: &LiveSet,
+) -> Result<Answer, ActorError> {
+    if model.is_none() {
+        *model = Some(load().map_err(ActorError::ModelUnavailable)?);
+    }
+    let Some(model) = model else {
+        return Err(ActorError::ModelUnavailable("no model".to_owned()));
+    };
+    // A reader that left before the start is found at the first piece of text.
+    let _ = deliver(job, Piece::Started { adapters: adapters.ids.clone() }, None);
+    let mut on_text = |text: &str| deliver(job, Piece::Text(text.to_owned()), None);
+    let generated = model
+        .answer(&job.messages, &job.sampling, &adapters.set, &job.cancel, &mut on_text)
+        .map_err(ActorError::Engine)?;
+    Ok(finish(generated, adapters))
+}
+
+fn finish(generated: Generated, adapters: &LiveSet) -> Answer {
+    let millis = |time: Option<Duration>| {
+        time.map_or(0, |t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX))
+    };
+    Answer {
+        text: generated.text,
+        adapters: adapters.ids.clone(),
+        prompt_tokens: generated.prompt_tokens,
+        cached_tokens: generated.cached_tokens,
+        new_tokens: generated.new_tokens,
+        prefill_ms: millis(generated.prefill),
+        decode_ms: millis(generated.decode),
+        finish_reason: generated.finish_reason,
+    }
+}
+
+fn usage_of(answer: &Answer) -> RecordUsage {
+    RecordUsage {
+        adapters: answer.adapters.clone(),
+        prompt_tokens: answer.prompt_tokens,
+        new_tokens: answer.new_tokens,
+        prefill_ms: answer.prefill_ms,
+        decode_ms: answer.decode_ms,
+        finish_reason: answer.finish_reason,
+    }
+}
+
+/// Hands over the last piece; waits for the reader, but not for one that cancelled and does not read on.
+fn deliver_end(job: &ModelJob, result: Result<Answer, ActorError>) {
+    if deliver(job, Piece::Ended(result), Some(END_PATIENCE)).is_break() {
+        tracing::debug!("nobody read the end of an answer");
+    }
+}
+
+/// Waits until the reader has room. Breaks when it left, or when the answer was cancelled and `patience` is over (at once
+/// without one).
+fn deliver(job: &ModelJob, mut piece: Piece, patience: Option<Duration>) -> ControlFlow<()> {
+    let mut left = patience.unwrap_or(Duration::ZERO);
+    loop {
+        match job.out.try_send(piece) {
+            Ok(()) => return ControlFlow::Continue(()),
+            Err(TrySendError::Closed(_)) => return ControlFlow::Break(()),
+            Err(TrySendError::Full(back)) => piece = back,
+        }
+        if job.cancel.load(Ordering::Relaxed) {
+            if left.is_zero() {
+                return ControlFlow::Break(());
+            }
+            left = left.saturating_sub(READER_PAUSE);
+        }
+        thread::sleep(READER_PAUSE);
+    }
+}
+
+/// Reads the text of a panic.
+pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "internal error".to_owned())
+}

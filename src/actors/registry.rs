@@ -1,0 +1,315 @@
+//! The registry actor: adapters on disk, their rows, and which one answers.
+//!
+//! Whatever changes what is live runs alone, from the check over the row to the swap ([`AtomicResponse`]): the database
+//! and the model never disagree for longer than one message.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::{Actor, AtomicResponse, Context, Handler, ResponseFuture, WrapFuture};
+
+use super::db::{Db, DbError};
+use super::supervisor::Guard;
+use super::views;
+use crate::domain::{AdapterId, DEFAULT_DOMAIN};
+use crate::lora::AdapterSet;
+use crate::messages::console::LiveChanged;
+use crate::messages::inference::{LiveSet, SetLive};
+use crate::messages::registry::{
+    AdapterLine, DeleteAdapter, ListAdapters, LoadAdapter, PublishAdapter, Published, RecordUsage,
+    RestoreLive, RollbackAdapter, RolledBack, UnloadAdapter,
+};
+use crate::messages::{ActorError, MAILBOX_CAPACITY, Port};
+use crate::store::{AdapterRow, Home, NewAdapter, NewUsage, Reconciled, Store, UsedAdapter};
+
+/// Tries to hand an adapter to an inference actor that is being restarted.
+const SWAP_TRIES: usize = 5;
+/// The pause between them; together longer than the supervisor's first pauses.
+const SWAP_PAUSE: Duration = Duration::from_millis(300);
+
+/// Reads an adapter from its directory and checks it against the loaded base, smoke forward included.
+pub type AdapterLoader = Arc<dyn Fn(&Path) -> Result<AdapterSet, String> + Send + Sync>;
+
+/// What the registry knows about the process it works in.
+#[derive(Clone)]
+pub struct RegistryParts {
+    /// The data directory.
+    pub home: Home,
+    /// Its database.
+    pub db: Db,
+    /// The loaded base's name.
+    pub base: String,
+    /// The hash of its weights.
+    pub base_hash: String,
+    /// Reads adapters.
+    pub load: AdapterLoader,
+    /// The model; `None` where nobody chats.
+    pub inference: Option<Port<SetLive>>,
+    /// Who hears of swaps.
+    pub changed: Option<Port<LiveChanged>>,
+    /// Whether this process runs the queue and so may tidy the directory.
+    pub holds_queue: bool,
+}
+
+/// Owns the adapters.
+pub struct AdapterRegistryActor {
+    parts: RegistryParts,
+    _guard: Option<Guard>,
+}
+
+impl AdapterRegistryActor {
+    /// Makes the actor.
+    pub fn new(parts: RegistryParts, guard: Option<Guard>) -> Self {
+        Self { parts, _guard: guard }
+    }
+}
+
+impl Actor for AdapterRegistryActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX_CAPACITY);
+    }
+}
+
+impl RegistryParts {
+    /// Reads an adapter off the arbiter.
+    async fn read(&self, directory: PathBuf) -> Result<AdapterSet, ActorError> {
+        let load = Arc::clone(&self.load);
+        match tokio::task::spawn_blocking(move || load(&directory)).await {
+            Ok(result) => result.map_err(ActorError::Adapter),
+            Err(error) => {
+                Err(ActorError::Adapter(format!("the adapter could not be read: {error}")))
+            }
+        }
+    }
+
+    /// Makes the inference actor answer with `live` in `domain`, and tells the console. Returns whether it does.
+    async fn swap(&self, domain: &str, live: Option<(AdapterId, AdapterSet)>) -> bool {
+        let Some(inference) = &self.inference else { return false };
+        let ids: Vec<AdapterId> = live.iter().map(|(id, _)| id.clone()).collect();
+        let live = live.map(|(id, set)| LiveSet { ids: vec![(id, 1.0)], set });
+        for _ in 0..SWAP_TRIES {
+            let message = SetLive { domain: domain.to_owned(), live: live.clone() };
+            if inference.send(message).await.is_ok() {
+                self.tell(LiveChanged { domain: domain.to_owned(), adapters: ids });
+                return true;
+            }
+            tokio::time::sleep(SWAP_PAUSE).await;
+        }
+        tracing::error!(
+            domain,
+            "the model did not take the adapters: they answer from the next start"
+        );
+        false
+    }
+
+    fn tell(&self, event: LiveChanged) {
+        let Some(changed) = &self.changed else { return };
+        if let Err(error) = changed.try_send(event) {
+            tracing::debug!(%error, "nobody heard of the swap");
+        }
+    }
+
+    async fn row(&self, id: &AdapterId) -> Result<AdapterRow, DbError> {
+        let id = id.clone();
+        self.db.call(move |store| store.adapter(&id)).await
+    }
+
+    async fn live(&self, domain: &str) -> Result<Option<AdapterRow>, DbError> {
+        let (base_hash, domain) = (self.base_hash.clone(), domain.to_owned());
+        self.db.call(move |store| store.live(&base_hash, &domain)).await
+    }
+
+    async fn set_live(&self, id: &AdapterId) -> Result<AdapterRow, DbError> {
+        let (id, base_hash) = (id.clone(), self.base_hash.clone());
+        self.db.call(move |store| store.set_live(&id, &base_hash)).await
+    }
+
+    fn line(&self, row: AdapterRow) -> AdapterLine {
+        let path = self.home.adapter(&row.id);
+        views::adapter_line(row, path, &self.base_hash)
+    }
+
+    async fn publish(&self, message: PublishAdapter) -> Result<Published, ActorError> {
+        let set = self.read(message.dir.clone()).await?;
+        let (id, domain) = (message.id.clone(), message.domain.clone());
+        let new = NewAdapter {
+            id: message.id,
+            domain: message.domain,
+            base: self.base.clone(),
+            base_hash: self.base_hash.clone(),
+            rank: message.rank,
+            target_modules: message.target_modules,
+            examples: message.examples,
+            dir: message.dir,
+        };
+        let (job, metrics, promotion) = (message.job, message.metrics, message.promotion);
+        self.db.call(move |store| store.finish_succeeded(job, &new, &metrics, &promotion)).await?;
+        let live = self.swap(&domain, Some((id.clone(), set))).await;
+        Ok(Published { path: self.home.adapter(&id), live })
+    }
+
+    async fn load(&self, id: &AdapterId) -> Result<AdapterLine, ActorError> {
+        let row = self.row(id).await?;
+        // The base is compared before the files: a message about shapes would hide the reason.
+        let set = match row.base_hash == self.base_hash {
+            true => Some(self.read(self.home.adapter(id)).await?),
+            false => None,
+        };
+        let row = self.set_live(id).await?;
+        if let Some(set) = set {
+            self.swap(&row.domain, Some((id.clone(), set))).await;
+        }
+        Ok(self.line(row))
+    }
+
+    async fn unload(&self, id: Option<AdapterId>) -> Result<Vec<AdapterId>, ActorError> {
+        let id = match id {
+            Some(id) => id,
+            None => match self.live(DEFAULT_DOMAIN).await? {
+                Some(row) => row.id,
+                None => {
+                    return Err(ActorError::Refused("the base model is live already".to_owned()));
+                }
+            },
+        };
+        let row = {
+            let id = id.clone();
+            self.db.call(move |store| store.unload(&id)).await?
+        };
+        if row.base_hash == self.base_hash {
+            self.swap(&row.domain, None).await;
+        }
+        Ok(vec![id])
+    }
+
+    async fn rollback(&self, domain: &str) -> Result<RolledBack, ActorError> {
+        let before = self.live(domain).await?;
+        let (base_hash, name) = (self.base_hash.clone(), domain.to_owned());
+        let to = self.db.call(move |store| store.rollback(&base_hash, &name)).await?;
+        let Some(from) = before.map(|row| row.id) else {
+            return Err(ActorError::Refused("the base model is live already".to_owned()));
+        };
+        let set = match &to {
+            None => None,
+            Some(id) => match self.read(self.home.adapter(id)).await {
+                Ok(set) => Some((id.clone(), set)),
+                Err(error) => {
+                    self.set_live(&from).await?;
+                    return Err(error);
+                }
+            },
+        };
+        self.swap(domain, set).await;
+        Ok(RolledBack { from, to })
+    }
+
+    async fn delete(&self, id: AdapterId) -> Result<u64, ActorError> {
+        let work = move |store: &Store| {
+            let bytes = store.adapter(&id)?.bytes;
+            store.delete_adapter(&id)?;
+            Ok(bytes)
+        };
+        Ok(self.db.call(work).await?)
+    }
+
+    async fn restore(&self) -> Result<Vec<String>, ActorError> {
+        let mut lines = Vec::new();
+        if self.holds_queue {
+            lines.extend(describe(&self.db.call(|store| store.reconcile()).await?));
+        }
+        let rows = self.db.call(|store| store.adapters()).await?;
+        for row in rows.into_iter().filter(|row| row.live && row.base_hash == self.base_hash) {
+            match self.read(self.home.adapter(&row.id)).await {
+                Ok(set) => {
+                    self.swap(&row.domain, Some((row.id, set))).await;
+                }
+                Err(error) => lines.push(format!(
+                    "adapter \"{}\" cannot be loaded, domain \"{}\" answers with the base model: {error}",
+                    row.id, row.domain
+                )),
+            }
+        }
+        Ok(lines)
+    }
+}
+
+/// Says what tidying found, one line each.
+fn describe(found: &Reconciled) -> Vec<String> {
+    let removed = found
+        .removed
+        .iter()
+        .map(|path| format!("removed {}: an adapter that was never finished", path.display()));
+    let quarantined = found.quarantined.iter().map(|(id, _)| {
+        format!(
+            "adapter \"{id}\" is quarantined: its files are missing; put them back or delete it"
+        )
+    });
+    let restored = found.restored.iter().map(|id| format!("adapter \"{id}\" has its files back"));
+    removed.chain(quarantined).chain(restored).collect()
+}
+
+/// Implements a handler that runs alone: nothing else is handled until its future is done.
+macro_rules! alone {
+    ($message:ty => $output:ty, |$parts:ident, $it:ident| $work:expr) => {
+        impl Handler<$message> for AdapterRegistryActor {
+            type Result = AtomicResponse<Self, Result<$output, ActorError>>;
+
+            fn handle(&mut self, $it: $message, _: &mut Self::Context) -> Self::Result {
+                let $parts = self.parts.clone();
+                AtomicResponse::new(Box::pin(async move { $work.await }.into_actor(self)))
+            }
+        }
+    };
+}
+
+alone!(PublishAdapter => Published, |parts, it| parts.publish(it));
+alone!(LoadAdapter => AdapterLine, |parts, it| parts.load(&it.id));
+alone!(UnloadAdapter => Vec<AdapterId>, |parts, it| parts.unload(it.id));
+alone!(RollbackAdapter => RolledBack, |parts, it| parts.rollback(&it.domain));
+alone!(DeleteAdapter => u64, |parts, it| parts.delete(it.id));
+alone!(RestoreLive => Vec<String>, |parts, _it| parts.restore());
+
+impl Handler<ListAdapters> for AdapterRegistryActor {
+    type Result = ResponseFuture<Result<Vec<AdapterLine>, ActorError>>;
+
+    fn handle(&mut self, _: ListAdapters, _: &mut Self::Context) -> Self::Result {
+        let parts = self.parts.clone();
+        Box::pin(async move {
+            let rows = parts.db.call(|store| store.adapters()).await?;
+            Ok(rows.into_iter().rev().map(|row| parts.line(row)).collect())
+        })
+    }
+}
+
+impl Handler<RecordUsage> for AdapterRegistryActor {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, message: RecordUsage, _: &mut Self::Context) -> Self::Result {
+        let usage = NewUsage {
+            base: self.parts.base.clone(),
+            adapters: used(message.adapters),
+            prompt_tokens: message.prompt_tokens,
+            new_tokens: message.new_tokens,
+            prefill_ms: message.prefill_ms as f64,
+            decode_ms: message.decode_ms as f64,
+            finish_reason: views::finish_name(message.finish_reason).to_owned(),
+        };
+        let db = self.parts.db.clone();
+        Box::pin(async move {
+            if let Err(error) = db.call(move |store| store.add_usage(&usage)).await {
+                tracing::warn!(%error, "a usage row was lost");
+            }
+        })
+    }
+}
+
+fn used(adapters: Vec<(AdapterId, f64)>) -> Vec<UsedAdapter> {
+    adapters.into_iter().map(|(id, weight)| UsedAdapter { id, weight }).collect()
+}
+
+#[cfg(test)]
+#[path = "registry_tests.rs"]
+mod tests;

@@ -1,0 +1,359 @@
+//! One attempt at one job: plan it, run its worker, judge what it measured, write down how it ended.
+//!
+//! Every way out of here leaves the job in a state that the next claim understands: ended, or back in the queue.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use super::notices::Subscribers;
+use super::retry::RetryPolicy;
+use crate::actors::db::Db;
+use crate::eval::{self, GateReport, ItemLoss, Measurements, Verdict};
+use crate::lora::JobInput;
+use crate::messages::console::{JobNotice, Progress};
+use crate::messages::registry::PublishAdapter;
+use crate::messages::{ActorError, Port};
+use crate::plan::{self, TrainedBase};
+use crate::store::{self, Home, JobMetrics, JobRow, JobState, Store};
+use crate::worker::{JobRequest, WorkerEvent, WorkerExit, WorkerHandle};
+
+/// Events of a worker that wait for the actor; the worker's side drops older figures, never a turn of the job.
+pub const WORKER_EVENTS: usize = 32;
+/// How often the database is asked whether another process wants the job cancelled.
+const CANCEL_POLL: Duration = Duration::from_secs(1);
+/// The least time between two writes of progress: each one is a sync of the disk.
+const PROGRESS_PAUSE: Duration = Duration::from_millis(500);
+
+/// What the owner wants of a running job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Wish {
+    /// That it goes on.
+    #[default]
+    Run,
+    /// That it writes a checkpoint and leaves.
+    Stop,
+}
+
+/// A worker, as the runner holds it.
+pub trait Worker {
+    /// Asks it to write a checkpoint and leave.
+    fn cancel(&self);
+    /// Ends it at once.
+    fn kill(&self);
+}
+
+impl Worker for WorkerHandle {
+    fn cancel(&self) {
+        WorkerHandle::cancel(self);
+    }
+
+    fn kill(&self) {
+        WorkerHandle::kill(self);
+    }
+}
+
+/// Kills a worker that nobody listens to any more: the next attempt must not meet it at its checkpoints.
+struct KillOnDrop(Box<dyn Worker>);
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        self.0.kill();
+    }
+}
+
+/// Starts a worker.
+pub type Launcher =
+    Arc<dyn Fn(JobRequest<JobInput>, mpsc::Sender<WorkerEvent<Measurements>>) -> Box<dyn Worker>>;
+
+/// All that an attempt needs.
+#[derive(Clone)]
+pub struct Runner {
+    /// The data directory.
+    pub home: Home,
+    /// Its database.
+    pub db: Db,
+    /// The model that adapters are trained for.
+    pub base: TrainedBase,
+    /// Starts workers.
+    pub launch: Launcher,
+    /// Publishes.
+    pub registry: Port<PublishAdapter>,
+    /// Who hears of it.
+    pub notices: Subscribers,
+    /// When to try again.
+    pub retry: RetryPolicy,
+}
+
+impl Runner {
+    /// Runs one attempt at a claimed job to its end.
+    ///
+    /// A store that cannot be written, or an adapter that cannot be read back, fails the job.
+    pub async fn run(&self, job: JobRow, mut wish: watch::Receiver<Wish>) {
+        if let Err(error) = self.attempt(&job, &mut wish).await {
+            self.fail(&job, error.to_string()).await;
+        }
+    }
+
+    async fn attempt(
+        &self,
+        job: &JobRow,
+        wish: &mut watch::Receiver<Wish>,
+    ) -> Result<(), ActorError> {
+        let request = self.request(job).await?;
+        let attempt = u32::try_from(job.attempts).unwrap_or(u32::MAX);
+        self.notices
+            .tell(JobNotice::Started { job: job.id, examples: job.examples, attempt })
+            .await;
+        let (exit, step) = self.work(job, request, wish).await;
+        match exit {
+            WorkerExit::Finished(measured) => self.judge(job, &measured).await,
+            WorkerExit::Cancelled => self.stopped(job, step).await,
+            exit if exit.may_succeed_again() => self.try_again(job, exit.to_string()).await,
+            exit => {
+                self.fail(job, exit.to_string()).await;
+                Ok(())
+            }
+        }
+    }
+
+    async fn request(&self, job: &JobRow) -> Result<JobRequest<JobInput>, ActorError> {
+        let (row, base_hash) = (job.clone(), self.base.base_hash.clone());
+        let inputs = self.db.call(move |store| plan::read_inputs(store, &row, &base_hash)).await?;
+        let input = plan::job_input(&self.home, &self.base, job, inputs)
+            .map_err(|error| ActorError::Refused(error.to_string()))?;
+        Ok(JobRequest {
+            checkpoint_dir: self.home.checkpoint(job.id),
+            out_dir: self.home.outcome(job.id),
+            input,
+        })
+    }
+
+    /// Runs the worker to its end; returns that and the last step.
+    async fn work(
+        &self,
+        job: &JobRow,
+        request: JobRequest<JobInput>,
+        wish: &mut watch::Receiver<Wish>,
+    ) -> (WorkerExit<Measurements>, usize) {
+        if *wish.borrow_and_update() == Wish::Stop {
+            return (WorkerExit::Cancelled, job.step);
+        }
+        let (sender, mut events) = mpsc::channel(WORKER_EVENTS);
+        let worker = KillOnDrop((self.launch)(request, sender));
+        let mut watched = Watched { step: job.step, written: None };
+        let mut look = interval(CANCEL_POLL);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(WorkerEvent::Ended(exit)) => return (exit, watched.step),
+                    Some(event) => self.heard(job.id, event, &mut watched).await,
+                    None => {
+                        let reason = "its monitor is gone".to_owned();
+                        return (WorkerExit::Protocol(reason), watched.step);
+                    }
+                },
+                Ok(()) = wish.changed() => worker.0.cancel(),
+                _ = look.tick() => if self.cancel_requested(job.id).await { worker.0.cancel() },
+            }
+        }
+    }
+
+    async fn cancel_requested(&self, job: i64) -> bool {
+        self.db.call(move |store| store.cancel_requested(job)).await.unwrap_or(false)
+    }
+
+    /// Passes on what the worker says.
+    async fn heard(&self, job: i64, event: WorkerEvent<Measurements>, watched: &mut Watched) {
+        match event {
+            WorkerEvent::Started { pid } => tracing::info!(job, pid, "the worker runs"),
+            WorkerEvent::Progress {
+                epoch,
+                epochs,
+                step,
+                total_steps,
+                loss,
+                elapsed_ms,
+                eta_ms,
+            } => {
+                let progress =
+                    Progress { job, epoch, epochs, step, total_steps, loss, elapsed_ms, eta_ms };
+                self.progressed(progress, watched).await;
+            }
+            WorkerEvent::Checkpointed { step } => {
+                self.notices.hint(&JobNotice::Checkpointed { job, step });
+            }
+            WorkerEvent::Evaluating => {
+                self.evaluating(job).await;
+            }
+            WorkerEvent::Note(text) => self.notices.tell(JobNotice::Noted { job, text }).await,
+            WorkerEvent::Ended(_) => {}
+        }
+    }
+
+    async fn progressed(&self, progress: Progress, watched: &mut Watched) {
+        watched.step = progress.step;
+        let job = progress.job;
+        let row = store::Progress {
+            step: progress.step,
+            total_steps: progress.total_steps,
+            loss: Some(progress.loss),
+        };
+        self.notices.hint(&JobNotice::Progressed(progress));
+        if watched.written.is_none_or(|at| at.elapsed() >= PROGRESS_PAUSE) {
+            watched.written = Some(Instant::now());
+            if let Err(error) = self.db.call(move |store| store.set_progress(job, &row)).await {
+                tracing::warn!(job, %error, "progress was not stored");
+            }
+        }
+    }
+
+    async fn evaluating(&self, job: i64) {
+        match self.db.call(move |store| store.set_evaluating(job)).await {
+            Ok(_) => self.notices.tell(JobNotice::Evaluating { job }).await,
+            Err(error) => tracing::warn!(job, %error, "the job's state was not stored"),
+        }
+    }
+
+    /// Lets the gate decide, and publishes or rejects.
+    async fn judge(&self, job: &JobRow, measured: &Measurements) -> Result<(), ActorError> {
+        let id = job.id;
+        let state = self.db.call(move |store| Ok(store.job(id)?.state)).await?;
+        if state == JobState::Running {
+            self.evaluating(id).await;
+        }
+        let lora = plan::lora_section(job).map_err(|e| ActorError::Refused(e.to_string()))?;
+        let (report, verdict) = eval::gate(measured, &plan::gate_config(&lora));
+        let metrics = metrics_of(measured, &report);
+        match verdict {
+            Verdict::Promote(promotion) => {
+                let message = PublishAdapter {
+                    job: id,
+                    id: job.name.clone(),
+                    dir: self.home.outcome(id),
+                    domain: job.domain.clone(),
+                    rank: lora.rank,
+                    target_modules: lora.target_modules,
+                    examples: measured.examples,
+                    metrics,
+                    promotion,
+                };
+                let published = self.registry.ask(message).await?;
+                self.clean(id).await;
+                let notice = JobNotice::Succeeded {
+                    job: id,
+                    adapter: job.name.clone(),
+                    path: published.path,
+                    examples: job.examples,
+                    final_loss: measured.final_loss,
+                    report: report.to_string(),
+                    live: published.live,
+                };
+                self.notices.tell(notice).await;
+            }
+            Verdict::Reject { reasons } => {
+                let stored = reasons.clone();
+                self.db.call(move |store| store.finish_rejected(id, &stored, &metrics)).await?;
+                self.clean(id).await;
+                let notice = JobNotice::Rejected {
+                    job: id,
+                    reasons,
+                    examples: job.examples,
+                    final_loss: measured.final_loss,
+                    report: report.to_string(),
+                };
+                self.notices.tell(notice).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// The worker left because it was asked to: by a person, or because the program ends.
+    async fn stopped(&self, job: &JobRow, step: usize) -> Result<(), ActorError> {
+        let id = job.id;
+        let end = move |store: &Store| {
+            if store.cancel_requested(id)? {
+                store.finish_cancelled(id)
+            } else {
+                store.release_job(id)
+            }
+        };
+        let row = self.db.call(end).await?;
+        if row.state == JobState::Cancelled {
+            self.clean(id).await;
+            self.notices.tell(JobNotice::Cancelled { job: id }).await;
+        } else {
+            self.notices.tell(JobNotice::Parked { job: id, step }).await;
+        }
+        Ok(())
+    }
+
+    /// The worker died: back into the queue for another attempt from the last checkpoint, or the end.
+    async fn try_again(&self, job: &JobRow, reason: String) -> Result<(), ActorError> {
+        let (id, attempts, max_attempts) = (job.id, job.attempts, self.retry.max_attempts);
+        let pause = self.retry.pause(attempts, rand::random());
+        let why = reason.clone();
+        let row =
+            self.db.call(move |store| store.requeue_or_fail(id, max_attempts, pause, &why)).await?;
+        tracing::warn!(job = id, reason, state = %row.state, "the worker died");
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let notice = if row.state == JobState::Queued {
+            JobNotice::Retrying {
+                job: id,
+                reason,
+                attempt: count(attempts + 1),
+                max_attempts: count(max_attempts),
+                pause_ms: u64::try_from(pause.as_millis()).unwrap_or(u64::MAX),
+            }
+        } else {
+            self.clean(id).await;
+            JobNotice::Failed { job: id, error: reason, attempts: count(attempts) }
+        };
+        self.notices.tell(notice).await;
+        Ok(())
+    }
+
+    /// Ends a job as failed. Where even that cannot be stored, the next claim finds an orphan and tries again.
+    pub async fn fail(&self, job: &JobRow, error: String) {
+        let (id, why) = (job.id, error.clone());
+        if let Err(error) = self.db.call(move |store| store.finish_failed(id, &why)).await {
+            tracing::error!(job = id, %error, "the job's end was not stored");
+        }
+        self.clean(id).await;
+        let attempts = u32::try_from(job.attempts).unwrap_or(u32::MAX);
+        self.notices.tell(JobNotice::Failed { job: id, error, attempts }).await;
+    }
+
+    /// Removes the checkpoints of a job that has ended.
+    async fn clean(&self, job: i64) {
+        let home = self.home.clone();
+        let removed = tokio::task::spawn_blocking(move || home.remove_checkpoint(job)).await;
+        if let Ok(Err(error)) = removed {
+            tracing::warn!(job, %error, "checkpoints were left behind");
+        }
+    }
+}
+
+/// What the runner remembers of its worker.
+struct Watched {
+    step: usize,
+    written: Option<Instant>,
+}
+
+fn metrics_of(measured: &Measurements, report: &GateReport) -> JobMetrics {
+    JobMetrics {
+        steps: measured.steps,
+        loss: Some(measured.final_loss),
+        heldout_before: mean(&measured.heldout, |item| item.before),
+        heldout_after: mean(&measured.heldout, |item| item.after),
+        gate: serde_json::to_value(report).unwrap_or_default(),
+    }
+}
+
+fn mean(items: &[ItemLoss], value: impl Fn(&ItemLoss) -> f64) -> Option<f64> {
+    let sum: f64 = items.iter().map(value).sum();
+    (!items.is_empty()).then(|| sum / items.len() as f64)
+}
