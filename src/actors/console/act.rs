@@ -1,0 +1,337 @@
+//! What each command does: which message it sends, and what is said when the reply comes.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use actix::{ActorFutureExt, AsyncContext, Context, WrapFuture};
+use futures::future::{Aborted, abortable};
+use tokio::sync::mpsc;
+
+use super::commands::{AdaptersCommand, Command, JobsCommand, help_of};
+use super::settings::Changed;
+use super::{ConsoleActor, Output, Ticket, lists, render};
+use crate::domain::{DEFAULT_DOMAIN, Mark};
+use crate::messages::feedback::SetAutoTrain;
+use crate::messages::inference::{AdapterChoice, Answer, Generate, Piece, answer_channel};
+use crate::messages::registry::{
+    DeleteAdapter, ListAdapters, LoadAdapter, RollbackAdapter, UnloadAdapter,
+};
+use crate::messages::training::{CancelJob, EnqueueTraining, ListJobs, WaitForJobs};
+use crate::messages::{ActorError, ActorName, Port};
+use crate::text::printable;
+
+/// Places before the screen that an answer leaves free: notices and replies cannot wait, a model can.
+const ROOM_FOR_NOTICES: usize = 64;
+
+impl ConsoleActor {
+    /// Sends a text to the model and streams the answer.
+    pub(super) fn answer(&mut self, text: String, ticket: Option<Ticket>, ctx: &mut Context<Self>) {
+        let cancel = Arc::new(AtomicBool::new(false));
+        let (out, pieces) = answer_channel();
+        let sampling = self.options.settings.sampling(rand::random);
+        let max_tokens = sampling.max_tokens;
+        let question = Generate {
+            messages: self.conversation.ask(text),
+            sampling,
+            adapters: AdapterChoice::Live { domain: DEFAULT_DOMAIN.to_owned() },
+            out,
+            cancel: Arc::clone(&cancel),
+        };
+        self.intake.answering = true;
+        self.cancel = Some(cancel);
+        let port = self.ports.generate.clone();
+        let outputs = self.frontend.outputs.clone();
+        let streaming = stream(port, question, pieces, outputs);
+        ctx.spawn(streaming.into_actor(self).map(move |result, this, ctx| {
+            this.answer_ended(result, max_tokens);
+            drop(ticket);
+            this.go_on(ctx);
+        }));
+    }
+
+    fn answer_ended(&mut self, result: Result<Answer, ActorError>, max_tokens: usize) {
+        self.intake.answering = false;
+        self.cancel = None;
+        self.show(Output::EndAnswer);
+        match result {
+            Ok(answer) => {
+                self.conversation.answered(&answer);
+                let usage = self.options.show_usage;
+                if let Some(tail) = render::answer_tail(&answer, max_tokens, usage) {
+                    self.say(tail);
+                }
+            }
+            Err(error) => {
+                self.conversation.unanswered();
+                if !self.leaving {
+                    self.error(&error.to_string());
+                }
+            }
+        }
+        if std::mem::take(&mut self.clear_next) {
+            self.clear();
+        }
+    }
+
+    /// Runs a command; its ticket ends with it.
+    pub(super) fn run(
+        &mut self,
+        command: Command,
+        ticket: Option<Ticket>,
+        ctx: &mut Context<Self>,
+    ) {
+        match command {
+            Command::Mark { mark, note } => self.mark(mark, note, ticket, ctx),
+            Command::Fix(text) => self.fix(text, ticket, ctx),
+            Command::Undo => self.undo(ticket, ctx),
+            Command::Train { domain } => self.train(domain, ticket, ctx),
+            Command::Jobs(JobsCommand::Wait) => self.wait_for_jobs(ticket, ctx),
+            Command::Jobs(command) => self.jobs(command, ticket, ctx),
+            Command::Adapters(command) => self.adapters(command, ticket, ctx),
+            Command::Set { key, value } => self.set(key, value, ticket, ctx),
+            Command::Clear => self.clear(),
+            Command::Help(name) => self.help(name.as_deref()),
+            Command::Quit => self.leave(),
+        }
+    }
+
+    /// Asks, says what `then` makes of the reply or why there is none, and goes on.
+    fn work<T: 'static>(
+        &mut self,
+        ticket: Option<Ticket>,
+        ctx: &mut Context<Self>,
+        ask: impl Future<Output = Result<T, ActorError>> + 'static,
+        then: impl FnOnce(&mut Self, T) -> String + 'static,
+    ) {
+        self.intake.working = true;
+        ctx.spawn(ask.into_actor(self).map(move |result, this, ctx| {
+            match result {
+                Ok(reply) => {
+                    let text = then(this, reply);
+                    this.say(text);
+                }
+                Err(error) => this.error(&error.to_string()),
+            }
+            this.intake.working = false;
+            drop(ticket);
+            this.go_on(ctx);
+        }));
+    }
+
+    fn mark(
+        &mut self,
+        mark: Mark,
+        note: Option<String>,
+        ticket: Option<Ticket>,
+        ctx: &mut Context<Self>,
+    ) {
+        match self.conversation.mark(mark, note) {
+            Ok(message) => {
+                let port = self.ports.add_mark.clone();
+                let ask = async move { port.ask(message).await };
+                self.work(ticket, ctx, ask, |this, marked| {
+                    this.conversation.marked(&marked);
+                    render::marked(&marked)
+                });
+            }
+            Err(problem) => self.error(&problem),
+        }
+    }
+
+    fn fix(&mut self, text: String, ticket: Option<Ticket>, ctx: &mut Context<Self>) {
+        match self.conversation.fix(text) {
+            Ok(message) => {
+                let port = self.ports.add_fix.clone();
+                let ask = async move { port.ask(message).await };
+                self.work(ticket, ctx, ask, |this, marked| {
+                    this.conversation.marked(&marked);
+                    render::fixed(&marked)
+                });
+            }
+            Err(problem) => self.error(&problem),
+        }
+    }
+
+    fn undo(&mut self, ticket: Option<Ticket>, ctx: &mut Context<Self>) {
+        match self.conversation.undo() {
+            Ok(message) => {
+                let (port, id) = (self.ports.undo_mark.clone(), message.id);
+                let ask = async move { port.ask(message).await };
+                self.work(ticket, ctx, ask, move |this, buffer| {
+                    this.conversation.undone(id);
+                    format!("Mark {id} is taken back.\n{}", render::buffer(&buffer))
+                });
+            }
+            Err(problem) => self.error(&problem),
+        }
+    }
+
+    fn train(&mut self, domain: Option<String>, ticket: Option<Ticket>, ctx: &mut Context<Self>) {
+        let domain = domain.unwrap_or_else(|| DEFAULT_DOMAIN.to_owned());
+        let message = EnqueueTraining::of(domain);
+        let port = self.ports.enqueue.clone();
+        // The notice of the queued job came before the reply and says it all but what it is called.
+        self.work(ticket, ctx, async move { port.ask(message).await }, |_, job| {
+            format!("Its adapter will be {}.", job.name)
+        });
+    }
+
+    fn jobs(&mut self, command: JobsCommand, ticket: Option<Ticket>, ctx: &mut Context<Self>) {
+        if let JobsCommand::Cancel(id) = command {
+            let port = self.ports.cancel_job.clone();
+            let ask = async move { port.ask(CancelJob { id }).await };
+            return self.work(ticket, ctx, ask, |_, job| match job.state.as_str() {
+                "cancelled" => format!("Job {} will not run.", job.id),
+                state => format!("Job {} is {state} and was asked to stop.", job.id),
+            });
+        }
+        let port = self.ports.list_jobs.clone();
+        let ask = async move { port.ask(ListJobs { limit: lists::JOBS_SHOWN }).await };
+        self.work(ticket, ctx, ask, |_, jobs| lists::jobs(&jobs));
+    }
+
+    /// Waits beside everything else, so that a person can go on; a script waits by its ticket.
+    fn wait_for_jobs(&mut self, ticket: Option<Ticket>, ctx: &mut Context<Self>) {
+        if self.wait.is_some() {
+            return self.error("waiting already: Ctrl-C ends the wait");
+        }
+        let port = self.ports.wait_for_jobs.clone();
+        let (waiting, abort) = abortable(async move { port.ask(WaitForJobs).await });
+        self.wait = Some(abort);
+        ctx.spawn(waiting.into_actor(self).map(|result, this, ctx| {
+            // After Ctrl-C the handle may belong to a new wait already.
+            if !matches!(result, Err(Aborted)) {
+                this.wait = None;
+            }
+            match result {
+                Ok(Ok(0)) => this.say("No job is queued or running."),
+                Ok(Ok(n)) => this.say(format!("Waited for {}.", render::counted(n, "job"))),
+                Ok(Err(error)) => this.error(&error.to_string()),
+                Err(Aborted) => this.say("Stopped waiting; the jobs go on."),
+            }
+            drop(ticket);
+            this.go_on(ctx);
+        }));
+    }
+
+    fn adapters(
+        &mut self,
+        command: AdaptersCommand,
+        ticket: Option<Ticket>,
+        ctx: &mut Context<Self>,
+    ) {
+        match command {
+            AdaptersCommand::List => {
+                let port = self.ports.list_adapters.clone();
+                let ask = async move { port.ask(ListAdapters).await };
+                self.work(ticket, ctx, ask, |_, adapters| lists::adapters(&adapters));
+            }
+            AdaptersCommand::Load(id) => {
+                let port = self.ports.load_adapter.clone();
+                let ask = async move { port.ask(LoadAdapter { id }).await };
+                self.work(ticket, ctx, ask, |_, adapter| {
+                    format!("Adapter {} is live from the next answer on.", adapter.id)
+                });
+            }
+            AdaptersCommand::Unload(id) => {
+                let port = self.ports.unload_adapter.clone();
+                let ask = async move { port.ask(UnloadAdapter { id }).await };
+                self.work(ticket, ctx, ask, |_, were| {
+                    let were: Vec<&str> = were.iter().map(|id| id.as_str()).collect();
+                    format!("Unloaded {}: the base answers from now on.", were.join(", "))
+                });
+            }
+            AdaptersCommand::Rollback { domain } => {
+                let domain = domain.unwrap_or_else(|| DEFAULT_DOMAIN.to_owned());
+                let port = self.ports.rollback_adapter.clone();
+                let ask = async move { port.ask(RollbackAdapter { domain }).await };
+                self.work(ticket, ctx, ask, |_, done| match done.to {
+                    Some(to) => format!("Rolled back from {} to {to}.", done.from),
+                    None => format!("Rolled back from {} to the base.", done.from),
+                });
+            }
+            AdaptersCommand::Delete(id) => {
+                let (port, name) = (self.ports.delete_adapter.clone(), id.clone());
+                let ask = async move { port.ask(DeleteAdapter { id }).await };
+                self.work(ticket, ctx, ask, move |_, bytes| {
+                    format!("Deleted {name} ({}).", render::size(bytes))
+                });
+            }
+        }
+    }
+
+    fn set(
+        &mut self,
+        key: Option<String>,
+        value: Option<String>,
+        ticket: Option<Ticket>,
+        ctx: &mut Context<Self>,
+    ) {
+        let settings = &mut self.options.settings;
+        let result = match (&key, &value) {
+            (None, _) => Ok((settings.list(), None)),
+            (Some(key), None) => settings.show(key).map(|text| (text, None)),
+            (Some(key), Some(value)) => settings
+                .change(key, value)
+                .and_then(|changed| Ok((settings.show(key)?, Some(changed)))),
+        };
+        match result {
+            Ok((text, Some(Changed::AutoTrain))) => {
+                let message = SetAutoTrain { threshold: settings.threshold() };
+                let port = self.ports.set_auto_train.clone();
+                let ask = async move { port.ask(message).await };
+                self.work(ticket, ctx, ask, move |_, ()| text);
+            }
+            Ok((text, _)) => self.say(text),
+            Err(problem) => self.error(&problem),
+        }
+    }
+
+    /// Starts anew; an answer that streams is stopped before, and what was typed ahead for it dropped.
+    fn clear(&mut self) {
+        if self.intake.answering {
+            self.interrupt();
+            self.clear_next = true;
+            return;
+        }
+        self.conversation.clear(self.options.settings.system());
+        self.say("A new conversation.");
+    }
+
+    fn help(&mut self, name: Option<&str>) {
+        match name.map(help_of) {
+            None => self.say(lists::help()),
+            Some(Ok(help)) => self.say(lists::help_of(help)),
+            Some(Err(error)) => self.error(&error.to_string()),
+        }
+    }
+}
+
+/// Streams one answer to the screen; the screen's pace is the model's.
+async fn stream(
+    port: Port<Generate>,
+    question: Generate,
+    mut pieces: mpsc::Receiver<Piece>,
+    outputs: mpsc::Sender<Output>,
+) -> Result<Answer, ActorError> {
+    let cancel = Arc::clone(&question.cancel);
+    port.ask(question).await?;
+    while let Some(piece) = pieces.recv().await {
+        match piece {
+            Piece::Started { .. } => {}
+            Piece::Text(text) => {
+                let text = printable(&text).into_owned();
+                match outputs.reserve_many(ROOM_FOR_NOTICES).await {
+                    Ok(mut room) => room.next().into_iter().for_each(|permit| {
+                        permit.send(Output::Piece(text.clone()));
+                    }),
+                    // The screen is gone: nobody reads on.
+                    Err(_) => cancel.store(true, Ordering::Relaxed),
+                }
+            }
+            Piece::Ended(result) => return result,
+        }
+    }
+    Err(ActorError::Restarting(ActorName::Inference))
+}

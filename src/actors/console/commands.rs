@@ -1,0 +1,323 @@
+//! What a typed line means: a text for the model, or a command.
+
+use crate::domain::{AdapterId, Mark};
+
+/// Share of equal letters below which a suggestion is a guess.
+const CLOSE_ENOUGH: f64 = 0.5;
+
+/// A line of input, understood.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Input {
+    /// Nothing but white space.
+    Empty,
+    /// A text for the model.
+    Text(String),
+    /// A command.
+    Command(Command),
+}
+
+/// A slash command with its arguments.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Command {
+    /// `/good`, `/medium`, `/critical`: judges the last answer.
+    Mark {
+        /// Which of the three.
+        mark: Mark,
+        /// The user's words.
+        note: Option<String>,
+    },
+    /// `/fix TEXT`: a better answer.
+    Fix(String),
+    /// `/undo`: takes the last mark back.
+    Undo,
+    /// `/train [domain]`.
+    Train {
+        /// The domain; the default one when missing.
+        domain: Option<String>,
+    },
+    /// `/jobs …`.
+    Jobs(JobsCommand),
+    /// `/adapters …`.
+    Adapters(AdaptersCommand),
+    /// `/set [KEY [VALUE]]`.
+    Set {
+        /// The setting; all when missing.
+        key: Option<String>,
+        /// Its new value; shown when missing.
+        value: Option<String>,
+    },
+    /// `/clear`: a new conversation.
+    Clear,
+    /// `/help [COMMAND]`.
+    Help(Option<String>),
+    /// `/quit`.
+    Quit,
+}
+
+/// What `/jobs` can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum JobsCommand {
+    /// Lists them.
+    List,
+    /// Cancels one.
+    Cancel(i64),
+    /// Waits until the queue is empty.
+    Wait,
+}
+
+/// What `/adapters` can do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AdaptersCommand {
+    /// Lists them.
+    List,
+    /// Makes one live.
+    Load(AdapterId),
+    /// Goes back to the base.
+    Unload(Option<AdapterId>),
+    /// Goes back to the parent of the live one.
+    Rollback {
+        /// The domain; the default one when missing.
+        domain: Option<String>,
+    },
+    /// Removes one.
+    Delete(AdapterId),
+}
+
+/// Why a line is no input. One line each, with a remedy.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InputError {
+    /// No command has this name.
+    #[error("unknown command /{name}{}", suggestion(.nearest))]
+    Unknown {
+        /// As typed.
+        name: String,
+        /// The command that is spelled most alike, if any is close.
+        nearest: Option<&'static str>,
+    },
+    /// The command exists, its arguments make no sense.
+    #[error("{problem}: use {usage}")]
+    Usage {
+        /// What is wrong.
+        problem: String,
+        /// How it is used.
+        usage: &'static str,
+    },
+}
+
+fn suggestion(nearest: &Option<&'static str>) -> String {
+    match nearest {
+        Some(name) => format!(": did you mean /{name}?"),
+        None => {
+            ": /help lists the commands, a text that begins with a slash is sent with //".into()
+        }
+    }
+}
+
+/// A command's name, its arguments and what it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Help {
+    /// The name, without the slash.
+    pub name: &'static str,
+    /// Name and arguments.
+    pub usage: &'static str,
+    /// What it does, for the list.
+    pub summary: &'static str,
+    /// More, for `/help COMMAND`.
+    pub detail: &'static str,
+}
+
+/// All commands, in the order of `/help`.
+pub const COMMANDS: &[Help] = &[
+    Help {
+        name: "good",
+        usage: "/good [NOTE]",
+        summary: "the last answer is right",
+        detail: "The answer becomes a training example as it stands, with weight 1.",
+    },
+    Help {
+        name: "medium",
+        usage: "/medium [NOTE]",
+        summary: "the last answer should be improved",
+        detail: "Stored with weight 3, and waits for a correction: /fix TEXT gives one. Without it, it is never trained on.",
+    },
+    Help {
+        name: "critical",
+        usage: "/critical [NOTE]",
+        summary: "the last answer must never come again",
+        detail: "Stored with weight 10, and waits for a correction: /fix TEXT gives one. Without it, it is never trained on.",
+    },
+    Help {
+        name: "fix",
+        usage: "/fix TEXT",
+        summary: "what the last answer should have been",
+        detail: "TEXT becomes a training example with the weight of the answer's mark, else 3. The strongest signal there is.",
+    },
+    Help {
+        name: "undo",
+        usage: "/undo",
+        summary: "take the last mark back",
+        detail: "Removes the last mark of this session, with its fix, unless a training job already has it. Again: the one before.",
+    },
+    Help {
+        name: "train",
+        usage: "/train [DOMAIN]",
+        summary: "train on the marks now",
+        detail: "Puts a job into the queue without waiting for the threshold. Chat goes on meanwhile.",
+    },
+    Help {
+        name: "jobs",
+        usage: "/jobs [cancel ID|wait]",
+        summary: "training jobs: list, cancel, wait for all",
+        detail: "Without arguments: the latest jobs. wait: until no job is queued or running; Ctrl-C ends the wait, not the job.",
+    },
+    Help {
+        name: "adapters",
+        usage: "/adapters [list|load ID|unload [ID]|rollback [DOMAIN]|delete ID]",
+        summary: "what was learnt: list, switch, go back",
+        detail: "load makes one live, unload goes back to the base, rollback to the one before, delete removes one that is not in use.",
+    },
+    Help {
+        name: "set",
+        usage: "/set [KEY [VALUE]]",
+        summary: "settings of this session: show, change",
+        detail: "How answers are sampled, and whether jobs start by themselves. Not saved: the configuration file is for that.",
+    },
+    Help {
+        name: "clear",
+        usage: "/clear",
+        summary: "start a new conversation",
+        detail: "The model forgets what was said. Marks stay.",
+    },
+    Help {
+        name: "help",
+        usage: "/help [COMMAND]",
+        summary: "this list, or more about a command",
+        detail: "A text that begins with a slash is sent with two: //etc is what?",
+    },
+    Help {
+        name: "quit",
+        usage: "/quit",
+        summary: "leave (also Ctrl-D)",
+        detail: "A running job writes a checkpoint and goes on at the next start.",
+    },
+];
+
+/// Returns the help of a command, by its name with or without the slash.
+///
+/// # Errors
+/// [`InputError::Unknown`] with the nearest name.
+pub fn help_of(name: &str) -> Result<&'static Help, InputError> {
+    let name = name.trim_start_matches('/');
+    let lower = name.to_lowercase();
+    COMMANDS
+        .iter()
+        .find(|help| help.name == lower)
+        .ok_or_else(|| InputError::Unknown { name: name.to_owned(), nearest: nearest(&lower) })
+}
+
+/// Finds the command that is spelled most alike, if any is close.
+fn nearest(name: &str) -> Option<&'static str> {
+    COMMANDS
+        .iter()
+        .map(|help| (help.name, strsim::normalized_damerau_levenshtein(name, help.name)))
+        .filter(|(_, likeness)| *likeness >= CLOSE_ENOUGH)
+        .max_by(|a, b| a.1.total_cmp(&b.1))
+        .map(|(name, _)| name)
+}
+
+/// Understands one line.
+///
+/// # Errors
+/// An unknown command, or arguments that make no sense.
+pub fn parse(line: &str) -> Result<Input, InputError> {
+    let line = line.trim();
+    if line.is_empty() {
+        return Ok(Input::Empty);
+    }
+    let Some(rest) = line.strip_prefix('/') else { return Ok(Input::Text(line.to_owned())) };
+    if rest.starts_with('/') {
+        return Ok(Input::Text(rest.to_owned()));
+    }
+    let (name, argument) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
+    let help = help_of(name)?;
+    command(help, argument.trim()).map(Input::Command)
+}
+
+fn command(help: &'static Help, argument: &str) -> Result<Command, InputError> {
+    let text = (!argument.is_empty()).then(|| argument.to_owned());
+    let wrong = |problem: String| InputError::Usage { problem, usage: help.usage };
+    let bare = |command| match &text {
+        None => Ok(command),
+        Some(_) => Err(wrong(format!("/{} takes no arguments", help.name))),
+    };
+    match help.name {
+        "good" => Ok(Command::Mark { mark: Mark::Good, note: text }),
+        "medium" => Ok(Command::Mark { mark: Mark::Medium, note: text }),
+        "critical" => Ok(Command::Mark { mark: Mark::Critical, note: text }),
+        "fix" => text.map(Command::Fix).ok_or_else(|| wrong("the better answer is missing".into())),
+        "undo" => bare(Command::Undo),
+        "train" => Ok(Command::Train { domain: domain(text).map_err(wrong)? }),
+        "jobs" => jobs(argument).map(Command::Jobs).map_err(wrong),
+        "adapters" => adapters(argument).map(Command::Adapters).map_err(wrong),
+        "set" => Ok(setting(argument)),
+        "clear" => bare(Command::Clear),
+        "help" => Ok(Command::Help(text)),
+        _ => bare(Command::Quit),
+    }
+}
+
+fn jobs(argument: &str) -> Result<JobsCommand, String> {
+    let words: Vec<&str> = argument.split_whitespace().collect();
+    match words.as_slice() {
+        [] | ["list"] => Ok(JobsCommand::List),
+        ["wait"] => Ok(JobsCommand::Wait),
+        ["cancel"] => Err("the number of the job is missing".into()),
+        ["cancel", id] => match id.trim_start_matches('#').parse() {
+            Ok(id) => Ok(JobsCommand::Cancel(id)),
+            Err(_) => Err(format!("\"{id}\" is no number of a job")),
+        },
+        _ => Err(format!("/jobs does not know \"{argument}\"")),
+    }
+}
+
+fn adapters(argument: &str) -> Result<AdaptersCommand, String> {
+    let words: Vec<&str> = argument.split_whitespace().collect();
+    let id = |text: &str| text.parse::<AdapterId>().map_err(|error| error.to_string());
+    match words.as_slice() {
+        [] | ["list"] => Ok(AdaptersCommand::List),
+        ["load", one] => Ok(AdaptersCommand::Load(id(one)?)),
+        ["unload"] => Ok(AdaptersCommand::Unload(None)),
+        ["unload", one] => Ok(AdaptersCommand::Unload(Some(id(one)?))),
+        ["rollback"] => Ok(AdaptersCommand::Rollback { domain: None }),
+        ["rollback", name] => {
+            Ok(AdaptersCommand::Rollback { domain: domain(Some((*name).to_owned()))? })
+        }
+        ["delete", one] => Ok(AdaptersCommand::Delete(id(one)?)),
+        ["load" | "delete"] => Err("the id of the adapter is missing".into()),
+        _ => Err(format!("/adapters does not know \"{argument}\"")),
+    }
+}
+
+/// Checks the name of a domain: the rule of adapter ids, as ids are derived from it.
+fn domain(text: Option<String>) -> Result<Option<String>, String> {
+    match text {
+        Some(name) if name.parse::<AdapterId>().is_err() => {
+            Err(format!("\"{name}\" is no name of a domain (1 to 64 of a-z, 0-9, '_' and '-')"))
+        }
+        other => Ok(other),
+    }
+}
+
+/// Takes `KEY`, `KEY VALUE`, `KEY=VALUE` and `KEY = VALUE`.
+fn setting(argument: &str) -> Command {
+    let (key, value) = match argument.split_once(|c: char| c == '=' || c.is_whitespace()) {
+        Some((key, rest)) => (key, rest.trim().trim_start_matches('=').trim()),
+        None => (argument, ""),
+    };
+    let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    Command::Set { key: some(key), value: some(value) }
+}
+
+#[cfg(test)]
+#[path = "commands_tests.rs"]
+mod tests;

@@ -1,0 +1,148 @@
+//! The conversation and the marks on it: plain data, no actor.
+
+use crate::domain::{AdapterId, DEFAULT_DOMAIN, Mark, Message};
+use crate::engine::FinishReason;
+use crate::messages::feedback::{AddFix, AddMark, Marked, Turn, UndoMark};
+use crate::messages::inference::Answer;
+
+/// Marks of this session that `/undo` can take back, one after the other.
+const UNDO_DEPTH: usize = 100;
+
+/// What was said, and what can be marked.
+#[derive(Debug, Default)]
+pub struct Conversation {
+    messages: Vec<Message>,
+    last: Option<LastAnswer>,
+    /// Ids of the marks made in this session, the newest last.
+    marks: Vec<i64>,
+}
+
+/// The answer that marks are about.
+#[derive(Debug)]
+struct LastAnswer {
+    turn: Turn,
+    finish_reason: FinishReason,
+    mark: Option<i64>,
+}
+
+impl Conversation {
+    /// Starts with a system message unless it is empty.
+    pub fn new(system: &str) -> Self {
+        let mut conversation = Self::default();
+        conversation.clear(system);
+        conversation
+    }
+
+    /// Forgets what was said; marks can still be taken back.
+    pub fn clear(&mut self, system: &str) {
+        self.messages.clear();
+        self.last = None;
+        if !system.is_empty() {
+            self.messages.push(Message::system(system));
+        }
+    }
+
+    /// Takes in the user's text and returns the conversation that the model must answer.
+    pub fn ask(&mut self, text: String) -> Vec<Message> {
+        self.messages.push(Message::user(text));
+        self.messages.clone()
+    }
+
+    /// Takes in the answer; one without any text counts as none.
+    pub fn answered(&mut self, answer: &Answer) {
+        if answer.text.is_empty() {
+            return self.unanswered();
+        }
+        self.last = Some(LastAnswer {
+            turn: Turn {
+                messages: self.messages.clone(),
+                response: answer.text.clone(),
+                domain: DEFAULT_DOMAIN.to_owned(),
+                adapter: strongest(&answer.adapters),
+            },
+            finish_reason: answer.finish_reason,
+            mark: None,
+        });
+        self.messages.push(Message::assistant(answer.text.clone()));
+    }
+
+    /// Takes the user's last text back: there is no answer to it.
+    pub fn unanswered(&mut self) {
+        self.messages.pop();
+    }
+
+    /// Makes the message that marks the last answer.
+    ///
+    /// # Errors
+    /// There is no answer, or it is cut and cannot be an example as it stands.
+    pub fn mark(&self, mark: Mark, note: Option<String>) -> Result<AddMark, String> {
+        let last = self.last_answer("mark")?;
+        if mark == Mark::Good && last.finish_reason != FinishReason::Stop {
+            return Err(
+                "the last answer is cut short, and to learn it would teach to stop there: \
+                        /fix TEXT gives the whole one"
+                    .to_owned(),
+            );
+        }
+        Ok(AddMark { turn: last.turn.clone(), mark, note, replaces: last.mark })
+    }
+
+    /// Makes the message that corrects the last answer.
+    ///
+    /// # Errors
+    /// There is no answer.
+    pub fn fix(&self, fix: String) -> Result<AddFix, String> {
+        let last = self.last_answer("correct")?;
+        Ok(AddFix { turn: last.turn.clone(), fix, mark: last.mark })
+    }
+
+    fn last_answer(&self, what: &str) -> Result<&LastAnswer, String> {
+        self.last
+            .as_ref()
+            .ok_or_else(|| format!("there is no answer to {what} yet: say something first"))
+    }
+
+    /// Remembers a stored mark of the last answer.
+    pub fn marked(&mut self, marked: &Marked) {
+        if let Some(last) = &mut self.last {
+            last.mark = Some(marked.id);
+        }
+        self.marks.retain(|id| *id != marked.id);
+        if self.marks.len() == UNDO_DEPTH {
+            self.marks.remove(0);
+        }
+        self.marks.push(marked.id);
+    }
+
+    /// Makes the message that takes the last mark back.
+    ///
+    /// # Errors
+    /// No mark was made in this session.
+    pub fn undo(&self) -> Result<UndoMark, String> {
+        match self.marks.last() {
+            Some(&id) => Ok(UndoMark { id }),
+            None => Err("there is no mark of this session to take back: `shammah feedback list` \
+                         shows the others"
+                .to_owned()),
+        }
+    }
+
+    /// Forgets a mark that was taken back.
+    pub fn undone(&mut self, id: i64) {
+        self.marks.retain(|mark| *mark != id);
+        if let Some(last) = &mut self.last
+            && last.mark == Some(id)
+        {
+            last.mark = None;
+        }
+    }
+}
+
+/// Returns the adapter with the most weight.
+fn strongest(adapters: &[(AdapterId, f64)]) -> Option<AdapterId> {
+    adapters.iter().max_by(|a, b| a.1.total_cmp(&b.1)).map(|(id, _)| id.clone())
+}
+
+#[cfg(test)]
+#[path = "conversation_tests.rs"]
+mod tests;

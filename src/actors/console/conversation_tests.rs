@@ -1,0 +1,122 @@
+use super::*;
+use crate::domain::Role;
+use crate::messages::feedback::Buffer;
+
+fn answer(text: &str, finish_reason: FinishReason) -> Answer {
+    Answer {
+        text: text.into(),
+        adapters: Vec::new(),
+        prompt_tokens: 1,
+        cached_tokens: 0,
+        new_tokens: 1,
+        prefill_ms: 1,
+        decode_ms: 1,
+        finish_reason,
+    }
+}
+
+fn talked() -> Conversation {
+    let mut conversation = Conversation::new("");
+    conversation.ask("hello".into());
+    conversation.answered(&answer("hi", FinishReason::Stop));
+    conversation
+}
+
+fn stored(id: i64) -> Marked {
+    Marked {
+        id,
+        mark: Mark::Critical,
+        weight: 10.0,
+        note: None,
+        has_target: false,
+        heldout: false,
+        buffer: Buffer::default(),
+    }
+}
+
+#[test]
+fn a_mark_needs_an_answer() {
+    let mut conversation = Conversation::new("be kind");
+    assert!(conversation.mark(Mark::Good, None).is_err());
+    assert!(conversation.fix("x".into()).is_err());
+    assert!(conversation.undo().is_err());
+    conversation.ask("hello".into());
+    assert!(conversation.mark(Mark::Good, None).is_err(), "the answer is not there yet");
+}
+
+#[test]
+fn a_mark_is_about_the_last_answer_and_what_led_to_it() {
+    let mut conversation = talked();
+    conversation.ask("and now?".into());
+    conversation.answered(&answer("later", FinishReason::Stop));
+    let message = conversation.mark(Mark::Good, Some("yes".into())).expect("an answer");
+    let said: Vec<&str> = message.turn.messages.iter().map(|m| m.content.as_str()).collect();
+    assert_eq!(said, ["hello", "hi", "and now?"]);
+    assert_eq!(message.turn.response, "later");
+    assert_eq!((message.note.as_deref(), message.replaces), (Some("yes"), None));
+}
+
+#[test]
+fn a_second_mark_replaces_and_a_fix_upgrades_the_mark_of_the_turn() {
+    let mut conversation = talked();
+    conversation.marked(&stored(7));
+    assert_eq!(conversation.mark(Mark::Medium, None).expect("an answer").replaces, Some(7));
+    assert_eq!(conversation.fix("better".into()).expect("an answer").mark, Some(7));
+    conversation.ask("next".into());
+    conversation.answered(&answer("new", FinishReason::Stop));
+    assert_eq!(conversation.fix("better".into()).expect("an answer").mark, None);
+}
+
+#[test]
+fn undo_takes_the_marks_back_one_after_the_other() {
+    let mut conversation = talked();
+    conversation.marked(&stored(7));
+    conversation.marked(&stored(8));
+    conversation.marked(&stored(8));
+    conversation.clear("");
+    assert_eq!(conversation.undo().expect("a mark").id, 8, "a new conversation keeps them");
+    conversation.undone(8);
+    assert_eq!(conversation.undo().expect("a mark").id, 7);
+    conversation.undone(7);
+    assert!(conversation.undo().is_err());
+}
+
+#[test]
+fn after_undo_the_next_mark_of_the_turn_is_a_new_one() {
+    let mut conversation = talked();
+    conversation.marked(&stored(7));
+    conversation.undone(7);
+    assert_eq!(conversation.mark(Mark::Good, None).expect("an answer").replaces, None);
+}
+
+#[test]
+fn a_cut_answer_is_no_example_as_it_stands() {
+    for reason in [FinishReason::Length, FinishReason::Cancelled] {
+        let mut conversation = Conversation::new("");
+        conversation.ask("hello".into());
+        conversation.answered(&answer("hi and", reason));
+        assert!(conversation.mark(Mark::Good, None).is_err());
+        assert!(conversation.mark(Mark::Critical, None).is_ok());
+        assert!(conversation.fix("hi and bye".into()).is_ok());
+    }
+}
+
+#[test]
+fn an_answer_without_text_leaves_no_trace() {
+    let mut conversation = talked();
+    conversation.ask("next".into());
+    conversation.answered(&answer("", FinishReason::Cancelled));
+    let messages = conversation.ask("again".into());
+    let said: Vec<&str> = messages.iter().map(|m| m.content.as_str()).collect();
+    assert_eq!(said, ["hello", "hi", "again"]);
+}
+
+#[test]
+fn a_new_conversation_begins_with_the_system_message_only() {
+    let mut conversation = talked();
+    conversation.clear("be kind");
+    let messages = conversation.ask("hello".into());
+    assert_eq!(messages.len(), 2);
+    assert_eq!(messages[0].role, Role::System);
+    assert!(conversation.mark(Mark::Good, None).is_err());
+}

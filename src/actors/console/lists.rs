@@ -1,0 +1,108 @@
+//! Jobs, adapters and help as lists for a narrow terminal.
+
+use super::commands::{COMMANDS, Help};
+use super::render::counted;
+use crate::messages::registry::AdapterLine;
+use crate::messages::training::JobLine;
+use crate::text::printable_line;
+
+/// Jobs that `/jobs` shows: what fits above the prompt; `shammah jobs list` has all.
+pub const JOBS_SHOWN: usize = 10;
+
+/// Lists jobs, newest first, one or two lines each.
+pub fn jobs(jobs: &[JobLine]) -> String {
+    if jobs.is_empty() {
+        return "No jobs yet: marks start one at the threshold, /train starts one now.".to_owned();
+    }
+    jobs.iter().map(job).collect::<Vec<_>>().join("\n")
+}
+
+fn job(job: &JobLine) -> String {
+    let mut text = format!(
+        "#{} {} · {} · {}",
+        job.id,
+        job.state,
+        job.domain,
+        counted(job.examples, "example")
+    );
+    if job.total_steps > 0 {
+        text.push_str(&format!(" · step {}/{}", job.step, job.total_steps));
+    }
+    if let Some(loss) = job.loss {
+        text.push_str(&format!(" · loss {loss:.4}"));
+    }
+    if let (Some(before), Some(after)) = (job.heldout_before, job.heldout_after) {
+        text.push_str(&format!(" · held-out {before:.2} → {after:.2}"));
+    }
+    if let Some(adapter) = &job.adapter {
+        text.push_str(&format!(" · {adapter}"));
+    }
+    if let Some(error) = &job.error {
+        text.push_str(&format!("\n   {}", printable_line(error)));
+    }
+    text
+}
+
+/// Lists adapters, the live ones with a star.
+pub fn adapters(adapters: &[AdapterLine]) -> String {
+    if adapters.is_empty() {
+        return "No adapters yet: the model answers as it came.".to_owned();
+    }
+    let mut lines: Vec<String> = adapters.iter().map(adapter).collect();
+    if !adapters.iter().any(|adapter| adapter.live) {
+        lines.push("None is live: the model answers as it came.".to_owned());
+    }
+    lines.join("\n")
+}
+
+fn adapter(adapter: &AdapterLine) -> String {
+    let star = if adapter.live { '*' } else { ' ' };
+    let mut text = format!("{star} {} · {}", adapter.id, adapter.domain);
+    if adapter.state != "ready" {
+        text.push_str(&format!(" · {}", adapter.state));
+    }
+    if !adapter.fits {
+        text.push_str(" · of another model");
+    }
+    text.push_str(&format!(
+        " · rank {} · {} · {}",
+        adapter.rank,
+        counted(adapter.examples, "example"),
+        counted(adapter.used_in, "answer")
+    ));
+    if let Some(parent) = &adapter.parent {
+        text.push_str(&format!(" · from {parent}"));
+    }
+    text
+}
+
+/// Lists the commands.
+pub fn help() -> String {
+    /// Usages up to this many columns have their summary beside them.
+    const BESIDE: usize = 24;
+    let mut lines: Vec<String> = COMMANDS
+        .iter()
+        .map(|Help { usage, summary, .. }| {
+            if usage.len() <= BESIDE {
+                format!("{usage:<BESIDE$} {summary}")
+            } else {
+                format!("{usage}\n{:BESIDE$} {summary}", "")
+            }
+        })
+        .collect();
+    lines.push(
+        "Everything else is said to the model; //… sends a text that begins with a slash."
+            .to_owned(),
+    );
+    lines.push("Ctrl-C stops an answer, Ctrl-D leaves.".to_owned());
+    lines.join("\n")
+}
+
+/// Explains one command.
+pub fn help_of(help: &Help) -> String {
+    format!("{}: {}.\n{}", help.usage, help.summary, help.detail)
+}
+
+#[cfg(test)]
+#[path = "lists_tests.rs"]
+mod tests;

@@ -1,0 +1,279 @@
+//! What the console says, as text: pure functions from events to lines.
+//!
+//! Every figure comes from the event; nothing is rounded up, guessed or announced before it happened. Text of others
+//! (notes, errors, names) goes through [`printable_line`].
+
+use crate::domain::{AdapterId, Mark};
+use crate::engine::FinishReason;
+use crate::messages::console::{JobNotice, Progress};
+use crate::messages::feedback::{Buffer, Marked};
+use crate::messages::inference::Answer;
+use crate::text::{printable_line, shortened};
+
+/// Characters of a note or error that an acknowledgement repeats: enough to recognise it.
+const NOTE_SHOWN: usize = 200;
+
+/// What the console says before the first prompt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Banner {
+    /// The model's name.
+    pub model: String,
+    /// Its parameters.
+    pub parameters: usize,
+    /// Where it computes, in words (`cpu`, `cuda:0`, `cpu, as no CUDA device was found`).
+    pub device: String,
+    /// The adapters that are live; empty for the base.
+    pub adapters: Vec<AdapterId>,
+    /// What the user should know from the start: repairs, a queue held elsewhere.
+    pub notes: Vec<String>,
+}
+
+impl Banner {
+    /// Returns the lines.
+    pub fn text(&self) -> String {
+        let model = printable_line(&self.model);
+        let parameters = count(self.parameters);
+        let mut text = format!(
+            "shammah {} · {model} ({parameters} parameters) on {}\n",
+            env!("CARGO_PKG_VERSION"),
+            printable_line(&self.device)
+        );
+        text.push_str(&live(&self.adapters));
+        text.push_str(". /help lists the commands.");
+        if !self.notes.is_empty() {
+            text.push('\n');
+            text.push_str(&self.notes_text());
+        }
+        text
+    }
+
+    /// Returns only what must be known.
+    pub fn notes_text(&self) -> String {
+        self.notes.iter().map(|note| printable_line(note)).collect::<Vec<_>>().join("\n")
+    }
+}
+
+fn live(adapters: &[AdapterId]) -> String {
+    match adapters {
+        [] => "No adapter: the model answers as it came".to_owned(),
+        [one] => format!("Adapter {one} is live"),
+        many => format!(
+            "Adapters {} are live",
+            many.iter().map(AdapterId::as_str).collect::<Vec<_>>().join(", ")
+        ),
+    }
+}
+
+/// Returns a count in the unit that leaves three or four digits (`3.4 M`, `494 M`).
+fn count(n: usize) -> String {
+    let n = n as f64;
+    match n {
+        n if n < 1e3 => format!("{n}"),
+        n if n < 1e6 => format!("{:.0} k", n / 1e3),
+        n if n < 1e7 => format!("{:.1} M", n / 1e6),
+        n if n < 1e9 => format!("{:.0} M", n / 1e6),
+        n => format!("{:.1} B", n / 1e9),
+    }
+}
+
+/// Repeats a text of others on one line, cut to a length that does not fill the screen.
+pub fn quoted(text: &str) -> String {
+    shortened(&printable_line(text), NOTE_SHOWN)
+}
+
+/// Acknowledges a stored mark.
+pub fn marked(marked: &Marked) -> String {
+    let mut text = format!("Marked {} (weight {})", marked.mark, marked.weight);
+    match &marked.note {
+        Some(note) => text.push_str(&format!(": {}", quoted(note))),
+        None if !marked.has_target => text.push_str(", without a note"),
+        None => {}
+    }
+    if !marked.has_target {
+        text.push_str("\nWaiting for a correction: /fix TEXT gives it.");
+    } else if marked.heldout {
+        text.push_str("\nHeld out: it measures the next training and is not trained on.");
+    }
+    text.push('\n');
+    text.push_str(&buffer(&marked.buffer));
+    text
+}
+
+/// Acknowledges a `/fix`; on a mark that was there it says that its weight stays.
+pub fn fixed(marked: &Marked) -> String {
+    let mut text = match marked.mark {
+        Mark::Fix => format!("Corrected (weight {})", marked.weight),
+        mark => format!("Corrected the {mark} mark (weight {})", marked.weight),
+    };
+    if let Some(note) = &marked.note {
+        text.push_str(&format!(": {}", quoted(note)));
+    }
+    if marked.heldout {
+        text.push_str("\nHeld out: it measures the next training and is not trained on.");
+    }
+    text.push('\n');
+    text.push_str(&buffer(&marked.buffer));
+    text
+}
+
+/// Says what is in the buffer.
+pub fn buffer(buffer: &Buffer) -> String {
+    let noun = if buffer.examples == 1 { "example" } else { "examples" };
+    let mut text =
+        format!("Training buffer: {} {noun} ({:.1} weighted)", buffer.examples, buffer.weighted);
+    match buffer.threshold {
+        Some(threshold) if buffer.trainable < threshold => {
+            text.push_str(&format!(" · {} of {threshold} for a training", buffer.trainable));
+        }
+        Some(_) => {}
+        None => text.push_str(" · /train starts a training"),
+    }
+    if buffer.waiting_for_correction > 0 {
+        text.push_str(&format!(" · {} waiting for a correction", buffer.waiting_for_correction));
+    }
+    if buffer.heldout > 0 {
+        text.push_str(&format!(" · {} held out", buffer.heldout));
+    }
+    text
+}
+
+/// Says what happened to a job; `None` for what only the prompt shows.
+pub fn job_notice(notice: &JobNotice) -> Option<String> {
+    let text = match notice {
+        JobNotice::Queued { job, domain, examples, automatic } => format!(
+            "Job {job} queued: {}, domain {}{}.",
+            counted(*examples, "example"),
+            printable_line(domain),
+            if *automatic { " (the buffer reached its threshold)" } else { "" }
+        ),
+        JobNotice::Started { job, examples, attempt: 1 } => {
+            format!(
+                "Job {job} started: training on {} in the background.",
+                counted(*examples, "example")
+            )
+        }
+        JobNotice::Started { job, attempt, .. } => {
+            format!("Job {job} goes on from its last checkpoint (attempt {attempt}).")
+        }
+        JobNotice::Noted { job, text } => format!("Job {job}: {}", quoted(text)),
+        JobNotice::Retrying { job, reason, attempt, max_attempts, pause_ms } => format!(
+            "Job {job}: {}. Attempt {attempt} of {max_attempts} follows in {}.",
+            quoted(reason).trim_end_matches('.'),
+            duration(*pause_ms)
+        ),
+        JobNotice::Succeeded { job, adapter, path, examples, final_loss, report, live } => {
+            let state =
+                if *live { "is live" } else { "is stored, and live from the next start on" };
+            format!(
+                "Job {job} finished: {}, final loss {final_loss:.4}\n{}\nAdapter {adapter} {state}: {}",
+                counted(*examples, "example"),
+                lines_of(report),
+                printable_line(&path.display().to_string())
+            )
+        }
+        JobNotice::Rejected { job, reasons, examples, final_loss, report } => {
+            let mut text = format!(
+                "Job {job} rejected: {}, final loss {final_loss:.4}. Nothing changed; the examples stay.\n{}",
+                counted(*examples, "example"),
+                lines_of(report)
+            );
+            for reason in reasons {
+                text.push_str(&format!("\n- {}", printable_line(reason)));
+            }
+            text
+        }
+        JobNotice::Failed { job, error, attempts } => format!(
+            "Job {job} failed after {}: {}. The examples stay.",
+            counted(*attempts as usize, "attempt"),
+            quoted(error).trim_end_matches('.')
+        ),
+        JobNotice::Cancelled { job } => format!("Job {job} cancelled. The examples stay."),
+        JobNotice::Parked { job, step } => {
+            format!("Job {job} is checkpointed at step {step} and goes on at the next start.")
+        }
+        JobNotice::Progressed(_)
+        | JobNotice::Checkpointed { .. }
+        | JobNotice::Evaluating { .. } => {
+            return None;
+        }
+    };
+    Some(text)
+}
+
+fn lines_of(text: &str) -> String {
+    text.trim_end().lines().map(printable_line).collect::<Vec<_>>().join("\n")
+}
+
+/// Returns `1 example`, `2 examples`.
+pub fn counted(n: usize, noun: &str) -> String {
+    if n == 1 { format!("1 {noun}") } else { format!("{n} {noun}s") }
+}
+
+/// Returns a span of time in one unit, rounded to nearest.
+pub fn duration(ms: u64) -> String {
+    let seconds = (ms + 500) / 1000;
+    match seconds {
+        0 if ms > 0 => format!("{ms} ms"),
+        s if s < 120 => format!("{s} s"),
+        s if s < 7200 => format!("{} min", (s + 30) / 60),
+        s => format!("{} h", (s + 1800) / 3600),
+    }
+}
+
+/// Returns a size in the unit that leaves up to three digits before the point.
+pub fn size(bytes: u64) -> String {
+    let n = bytes as f64;
+    match n {
+        n if n < 1e3 => format!("{bytes} bytes"),
+        n if n < 1e6 => format!("{:.0} kB", n / 1e3),
+        n if n < 1e9 => format!("{:.1} MB", n / 1e6),
+        n => format!("{:.1} GB", n / 1e9),
+    }
+}
+
+/// One line about a running job, for transcripts.
+pub fn progress(progress: &Progress) -> String {
+    format!("Job {}: {}", progress.job, steps(progress, " · "))
+}
+
+fn steps(progress: &Progress, between: &str) -> String {
+    let Progress { epoch, epochs, step, total_steps, loss, .. } = progress;
+    [
+        format!("epoch {epoch}/{epochs}"),
+        format!("step {step}/{total_steps}"),
+        format!("loss {loss:.2}"),
+    ]
+    .join(between)
+}
+
+/// What follows an answer, if anything must be said about it.
+pub fn answer_tail(answer: &Answer, max_tokens: usize, usage: bool) -> Option<String> {
+    let mut parts = Vec::new();
+    match answer.finish_reason {
+        FinishReason::Stop => {}
+        FinishReason::Cancelled => parts.push("stopped".to_owned()),
+        FinishReason::Length if answer.new_tokens < max_tokens => {
+            parts.push("cut: the context is full, /clear starts anew".to_owned());
+        }
+        FinishReason::Length => {
+            parts.push(format!("cut at {max_tokens} tokens: /set max_tokens N allows more"));
+        }
+    }
+    if usage {
+        parts.push(format!(
+            "{} after {}",
+            counted(answer.new_tokens, "token"),
+            counted(answer.prompt_tokens, "token")
+        ));
+        if answer.decode_ms > 0 {
+            let speed = answer.new_tokens as f64 * 1000.0 / answer.decode_ms as f64;
+            parts.push(format!("{speed:.1} tokens/s"));
+        }
+        parts.extend(answer.adapters.iter().map(|(id, _)| id.to_string()));
+    }
+    (!parts.is_empty()).then(|| format!("[{}]", parts.join(" · ")))
+}
+
+#[cfg(test)]
+#[path = "render_tests.rs"]
+mod tests;

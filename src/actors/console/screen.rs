@@ -1,0 +1,213 @@
+//! The console at a terminal: one thread owns the screen, the line being typed and the history.
+//!
+//! rustyline-async 0.4.9 draws the prompt below what is printed. What it needs, and gets here: output is queued only when
+//! the earlier output is drawn (its queue is bounded, and it is drained by polling `readline`), a part of a line is
+//! flushed by hand, is never empty and never reaches the last column, and the prompt is changed between two polls.
+
+use std::io;
+use std::thread;
+use std::time::Duration;
+
+use futures::io::AsyncWriteExt;
+use rustyline_async::{Readline, ReadlineError, ReadlineEvent, SharedWriter};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Interval, MissedTickBehavior, interval};
+
+use super::flow::{Flow, Wrap};
+use super::frontend::{Event, Frontend, Output};
+use super::history::History;
+use super::prompt::{JobStatus, PROMPT};
+
+/// How often the size of the terminal is looked at; the crate keeps its own view of it to itself.
+const SIZE_POLL: Duration = Duration::from_millis(200);
+/// What a terminal has that does not tell.
+const USUAL_COLUMNS: usize = 80;
+
+impl Frontend {
+    /// Takes over the terminal, on a thread of its own; it is restored when the console closes or its actor is gone.
+    ///
+    /// # Errors
+    /// The terminal cannot be taken over, or no thread can be started.
+    pub fn terminal(history: History, wrap_words: bool) -> io::Result<Self> {
+        let (frontend, backend) = Self::channels(true);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        let (ready, opened) = std::sync::mpsc::sync_channel(1);
+        thread::Builder::new().name("console".to_owned()).spawn(move || {
+            runtime.block_on(async {
+                let (screen, problem) = match Screen::open(history, wrap_words, backend.events) {
+                    Ok(screen) => (Some(screen), Ok(())),
+                    Err(error) => (None, Err(io::Error::other(error))),
+                };
+                let _ = ready.send(problem);
+                if let Some(screen) = screen {
+                    screen.run(backend.outputs).await;
+                }
+            });
+        })?;
+        opened.recv().unwrap_or_else(|_| Err(io::Error::other("the console's thread died")))?;
+        Ok(frontend)
+    }
+}
+
+struct Screen {
+    readline: Readline,
+    writer: SharedWriter,
+    history: History,
+    events: mpsc::Sender<Event>,
+    flow: Flow,
+    wrap_words: bool,
+    status: JobStatus,
+    prompt: String,
+    /// The input is over; what is said until the console closes needs no prompt.
+    ended: bool,
+}
+
+impl Screen {
+    fn open(
+        history: History,
+        wrap_words: bool,
+        events: mpsc::Sender<Event>,
+    ) -> Result<Self, ReadlineError> {
+        let (mut readline, writer) = Readline::new(PROMPT.to_owned())?;
+        // The echo is ours: wrapped like everything else, and in its place beside the answer.
+        readline.should_print_line_on(false, false);
+        match history.load() {
+            Ok(lines) => {
+                readline.set_max_history(history.limit());
+                readline.set_history_entries(lines);
+            }
+            Err(error) => tracing::warn!(%error, "the history cannot be read"),
+        }
+        Ok(Self {
+            readline,
+            writer,
+            history,
+            events,
+            flow: Flow::new(Wrap::for_terminal(columns(), wrap_words)),
+            wrap_words,
+            status: JobStatus::Idle,
+            prompt: PROMPT.to_owned(),
+            ended: false,
+        })
+    }
+
+    async fn run(mut self, mut outputs: mpsc::Receiver<Output>) {
+        let mut size_poll = ticker();
+        let mut closed: Option<oneshot::Sender<()>> = None;
+        while closed.is_none() {
+            // In this order: polling `readline` first draws what is queued, so that the next output finds room.
+            let result = tokio::select! {
+                biased;
+                event = self.readline.readline() => self.heard(event),
+                output = outputs.recv() => match output {
+                    Some(Output::Close(done)) => { closed = Some(done); Ok(()) }
+                    Some(output) => self.show(output).await,
+                    None => break,
+                },
+                _ = size_poll.tick() => self.fit().await,
+            };
+            if let Err(error) = result {
+                tracing::error!(%error, "the terminal is lost");
+                let _ = self.events.try_send(Event::Broken(error.to_string()));
+                break;
+            }
+        }
+        let rest = self.flow.end();
+        let _ = self.put(rest).await;
+        let _ = self.readline.flush();
+        // Leaves the raw mode; only then may others write.
+        drop(self.readline);
+        if let Some(closed) = closed {
+            let _ = closed.send(());
+        }
+    }
+
+    /// Passes on what the user did.
+    fn heard(&mut self, event: Result<ReadlineEvent, ReadlineError>) -> Result<(), ReadlineError> {
+        let event = event?;
+        if self.ended {
+            return Ok(());
+        }
+        let event = match event {
+            ReadlineEvent::Line(text) => {
+                self.readline.add_history_entry(text.clone());
+                if let Err(error) = self.history.append(&text) {
+                    tracing::warn!(%error, "the history cannot be written");
+                }
+                Event::Line { text, ticket: None }
+            }
+            ReadlineEvent::Interrupted => Event::Interrupt,
+            ReadlineEvent::Eof => {
+                self.set_prompt(String::new())?;
+                self.ended = true;
+                Event::End
+            }
+        };
+        if self.events.try_send(event).is_err() {
+            tracing::warn!("the console does not listen: an input is lost");
+        }
+        Ok(())
+    }
+
+    async fn show(&mut self, output: Output) -> Result<(), ReadlineError> {
+        self.fit().await?;
+        let chunks = match output {
+            Output::Piece(text) => self.flow.piece(&text),
+            Output::EndAnswer => self.flow.end(),
+            Output::Echo(text) => self.flow.lines(&format!("{PROMPT}{text}")),
+            Output::Say(text) => self.flow.lines(&text),
+            Output::Error(text) => self.flow.lines(&format!("error: {text}")),
+            Output::Status(status) => {
+                self.status = status;
+                return self.fit().await;
+            }
+            Output::Close(_) => Vec::new(),
+        };
+        self.put(chunks).await
+    }
+
+    /// Fits wrapping and prompt to the terminal as it is now.
+    async fn fit(&mut self) -> Result<(), ReadlineError> {
+        let columns = columns();
+        let closing = self.flow.rewrap(Wrap::for_terminal(columns, self.wrap_words));
+        self.put(closing).await?;
+        self.set_prompt(self.status.prompt(columns))
+    }
+
+    fn set_prompt(&mut self, prompt: String) -> Result<(), ReadlineError> {
+        if prompt != self.prompt && !self.ended {
+            self.readline.update_prompt(&prompt)?;
+            self.prompt = prompt;
+        }
+        Ok(())
+    }
+
+    /// Queues chunks for drawing: the whole lines as one, then the open part, so that two places always suffice.
+    async fn put(&mut self, mut chunks: Vec<String>) -> Result<(), ReadlineError> {
+        let open = chunks.pop_if(|last| !last.ends_with('\n'));
+        let lines = chunks.concat();
+        if !lines.is_empty() {
+            // Its line break at the end sends it; a flush would send an empty part after it.
+            self.writer.write_all(lines.as_bytes()).await?;
+        }
+        if let Some(open) = open {
+            self.writer.write_all(open.as_bytes()).await?;
+            self.writer.flush().await?;
+        }
+        Ok(())
+    }
+}
+
+fn ticker() -> Interval {
+    let mut ticker = interval(SIZE_POLL);
+    ticker.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    ticker
+}
+
+/// Returns the width of the terminal.
+fn columns() -> usize {
+    match rustix::termios::tcgetwinsize(rustix::stdio::stdout()) {
+        Ok(size) if size.ws_col > 0 => usize::from(size.ws_col),
+        _ => USUAL_COLUMNS,
+    }
+}

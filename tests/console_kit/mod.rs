@@ -1,0 +1,488 @@
+//! The other actors as the console sees them: one actor that answers every message from memory.
+//!
+//! It is no model and no trainer: it lets the console's own behaviour be seen, at any speed.
+
+use std::collections::BTreeMap;
+use std::io::{self, BufRead, Write};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use actix::prelude::*;
+use shammah::actors::console::{
+    Banner, ConsoleActor, ConsoleOptions, ConsolePorts, Frontend, Settings,
+};
+use shammah::config::Config;
+use shammah::domain::{AdapterId, Mark};
+use shammah::engine::FinishReason;
+use shammah::messages::console::{CloseConsole, JobNotice, Progress};
+use shammah::messages::feedback::{AddFix, AddMark, Buffer, Marked, SetAutoTrain, UndoMark};
+use shammah::messages::inference::{Answer, Generate, Piece};
+use shammah::messages::registry::{
+    AdapterLine, DeleteAdapter, ListAdapters, LoadAdapter, RollbackAdapter, RolledBack,
+    UnloadAdapter,
+};
+use shammah::messages::supervisor::Shutdown;
+use shammah::messages::training::{CancelJob, EnqueueTraining, JobLine, ListJobs, WaitForJobs};
+use shammah::messages::{ActorError, ActorName, Port};
+use tokio::sync::{oneshot, watch};
+
+/// How the fake behaves.
+#[derive(Clone)]
+pub struct Script {
+    /// Between two pieces of an answer.
+    pub pause: Duration,
+    /// Steps of a job, and the pause between two.
+    pub steps: usize,
+    pub step_pause: Duration,
+    /// How a job ends.
+    pub rejected: bool,
+}
+
+impl Default for Script {
+    fn default() -> Self {
+        Self {
+            pause: Duration::ZERO,
+            steps: 8,
+            step_pause: Duration::from_millis(2),
+            rejected: false,
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Row {
+    mark: Mark,
+    weight: f64,
+    note: Option<String>,
+    fix: Option<String>,
+}
+
+pub struct Others {
+    script: Script,
+    rows: BTreeMap<i64, Row>,
+    threshold: Option<usize>,
+    jobs: i64,
+    running: watch::Sender<usize>,
+    console: Option<Addr<ConsoleActor>>,
+    shutdown: Option<oneshot::Sender<u8>>,
+}
+
+impl Actor for Others {
+    type Context = Context<Self>;
+}
+
+impl Others {
+    fn buffer(&self) -> Buffer {
+        let trainable = self.rows.values().filter(|row| has_target(row)).count();
+        Buffer {
+            domain: "general".into(),
+            examples: self.rows.len(),
+            weighted: self.rows.values().map(|row| row.weight).sum(),
+            trainable,
+            waiting_for_correction: self.rows.len() - trainable,
+            heldout: 0,
+            threshold: self.threshold,
+        }
+    }
+
+    fn marked(&self, id: i64) -> Marked {
+        let row = self.rows[&id].clone();
+        Marked {
+            id,
+            has_target: has_target(&row),
+            mark: row.mark,
+            weight: row.weight,
+            note: row.note,
+            heldout: false,
+            buffer: self.buffer(),
+        }
+    }
+
+    fn put(&mut self, id: Option<i64>, row: Row) -> Marked {
+        let id = id.unwrap_or_else(|| self.rows.keys().max().map_or(1, |id| id + 1));
+        self.rows.insert(id, row);
+        self.marked(id)
+    }
+}
+
+fn has_target(row: &Row) -> bool {
+    row.mark == Mark::Good || row.fix.is_some()
+}
+
+fn weight(mark: Mark) -> f64 {
+    match mark {
+        Mark::Good => 1.0,
+        Mark::Critical => 10.0,
+        _ => 3.0,
+    }
+}
+
+/// What the fake model says.
+fn answer_to(text: &str) -> String {
+    match text {
+        "long" => {
+            "Every word of this answer comes by itself, so that there is time to type. ".repeat(12)
+        }
+        "hostile" => "before \u{1b}[2J\u{1b}[31mred\u{202e} after".to_owned(),
+        text => format!("You said: {text}"),
+    }
+}
+
+impl Handler<Generate> for Others {
+    type Result = Result<(), ActorError>;
+
+    fn handle(&mut self, message: Generate, ctx: &mut Self::Context) -> Self::Result {
+        let pause = self.script.pause;
+        let said = message.messages.last().map(|m| m.content.clone()).unwrap_or_default();
+        let turns = message.messages.len();
+        let work = async move {
+            let _ = message.out.send(Piece::Started { adapters: Vec::new() }).await;
+            if said == "fail" {
+                let error = ActorError::Engine("the context is full: /clear starts anew".into());
+                let _ = message.out.send(Piece::Ended(Err(error))).await;
+                return;
+            }
+            let (mut text, mut reason) = (String::new(), FinishReason::Stop);
+            for word in answer_to(&said).split_inclusive(' ') {
+                if message.cancel.load(Ordering::Relaxed) {
+                    reason = FinishReason::Cancelled;
+                    break;
+                }
+                text.push_str(word);
+                let _ = message.out.send(Piece::Text(word.to_owned())).await;
+                tokio::time::sleep(pause).await;
+            }
+            let answer = Answer {
+                new_tokens: text.split(' ').count(),
+                text,
+                adapters: Vec::new(),
+                prompt_tokens: turns,
+                cached_tokens: 0,
+                prefill_ms: 1,
+                decode_ms: 1,
+                finish_reason: reason,
+            };
+            let _ = message.out.send(Piece::Ended(Ok(answer))).await;
+        };
+        ctx.spawn(work.into_actor(self));
+        Ok(())
+    }
+}
+
+impl Handler<AddMark> for Others {
+    type Result = Result<Marked, ActorError>;
+
+    fn handle(&mut self, m: AddMark, _: &mut Self::Context) -> Self::Result {
+        let row = Row { mark: m.mark, weight: weight(m.mark), note: m.note, fix: None };
+        Ok(self.put(m.replaces, row))
+    }
+}
+
+impl Handler<AddFix> for Others {
+    type Result = Result<Marked, ActorError>;
+
+    fn handle(&mut self, m: AddFix, _: &mut Self::Context) -> Self::Result {
+        let fresh = Row { mark: Mark::Fix, weight: weight(Mark::Fix), note: None, fix: None };
+        let mut row = m.mark.map_or(fresh, |id| self.rows[&id].clone());
+        row.fix = Some(m.fix);
+        Ok(self.put(m.mark, row))
+    }
+}
+
+impl Handler<UndoMark> for Others {
+    type Result = Result<Buffer, ActorError>;
+
+    fn handle(&mut self, m: UndoMark, _: &mut Self::Context) -> Self::Result {
+        self.rows.remove(&m.id);
+        Ok(self.buffer())
+    }
+}
+
+impl Handler<SetAutoTrain> for Others {
+    type Result = Result<(), ActorError>;
+
+    fn handle(&mut self, m: SetAutoTrain, _: &mut Self::Context) -> Self::Result {
+        self.threshold = m.threshold;
+        Ok(())
+    }
+}
+
+fn job_line(id: i64, state: &str) -> JobLine {
+    JobLine {
+        id,
+        name: format!("lora_{id}"),
+        domain: "general".into(),
+        state: state.into(),
+        attempts: 0,
+        examples: 2,
+        step: 0,
+        total_steps: 0,
+        loss: None,
+        heldout_before: None,
+        heldout_after: None,
+        adapter: None,
+        error: None,
+        created_at: "2026-11-22T10:00:00Z".into(),
+        finished_at: None,
+    }
+}
+
+/// What a job of these steps reports; only its course is made up, no figure leaves the test.
+async fn train(script: Script, job: i64, examples: usize, console: Addr<ConsoleActor>) {
+    let tell = |notice| console.send(notice);
+    let _ = tell(JobNotice::Started { job, examples, attempt: 1 }).await;
+    for step in 1..=script.steps {
+        tokio::time::sleep(script.step_pause).await;
+        let left = u64::try_from(script.step_pause.as_millis()).unwrap_or(0)
+            * (script.steps - step) as u64;
+        let progress = Progress {
+            job,
+            epoch: 1 + step * 2 / script.steps.max(1),
+            epochs: 3,
+            step,
+            total_steps: script.steps,
+            loss: 2.0 / step as f64,
+            elapsed_ms: 0,
+            eta_ms: Some(left),
+        };
+        let _ = tell(JobNotice::Progressed(progress)).await;
+    }
+    let _ = tell(JobNotice::Evaluating { job }).await;
+    tokio::time::sleep(script.step_pause * 4).await;
+    let (final_loss, report) = (0.25, "2 better, 0 worse (held-out loss 2.00 → 1.00)".to_owned());
+    let end = if script.rejected {
+        JobNotice::Rejected {
+            job,
+            reasons: vec!["too far from the base".into()],
+            examples,
+            final_loss,
+            report,
+        }
+    } else {
+        let adapter: AdapterId = format!("lora_{job}").parse().expect("an id");
+        let path = format!("/data/adapters/{adapter}").into();
+        JobNotice::Succeeded { job, adapter, path, examples, final_loss, report, live: true }
+    };
+    let _ = tell(end).await;
+}
+
+impl Handler<EnqueueTraining> for Others {
+    type Result = ResponseActFuture<Self, Result<JobLine, ActorError>>;
+
+    fn handle(&mut self, m: EnqueueTraining, ctx: &mut Self::Context) -> Self::Result {
+        let examples = self.buffer().trainable;
+        if examples == 0 {
+            let text = "nothing to train: no mark of this domain has a target, /fix TEXT gives one";
+            return Box::pin(actix::fut::err(ActorError::NothingToTrain(text.into())));
+        }
+        self.jobs += 1;
+        self.running.send_modify(|running| *running += 1);
+        let (job, console) = (self.jobs, self.console.clone().expect("a console"));
+        let queued = JobNotice::Queued { job, domain: m.domain, examples, automatic: false };
+        let work = train(self.script.clone(), job, examples, console.clone());
+        ctx.spawn(work.into_actor(self).map(|(), this, _| {
+            this.running.send_modify(|running| *running -= 1);
+        }));
+        let told = async move {
+            let _ = console.send(queued).await;
+            Ok(job_line(job, "queued"))
+        };
+        Box::pin(told.into_actor(self))
+    }
+}
+
+impl Handler<WaitForJobs> for Others {
+    type Result = ResponseFuture<Result<usize, ActorError>>;
+
+    fn handle(&mut self, _: WaitForJobs, _: &mut Self::Context) -> Self::Result {
+        let mut running = self.running.subscribe();
+        let count = *running.borrow();
+        Box::pin(async move {
+            let _ = running.wait_for(|running| *running == 0).await;
+            Ok(count)
+        })
+    }
+}
+
+impl Handler<CancelJob> for Others {
+    type Result = Result<JobLine, ActorError>;
+
+    fn handle(&mut self, m: CancelJob, _: &mut Self::Context) -> Self::Result {
+        Err(ActorError::Refused(format!("there is no job {}: /jobs lists them", m.id)))
+    }
+}
+
+impl Handler<ListJobs> for Others {
+    type Result = Result<Vec<JobLine>, ActorError>;
+
+    fn handle(&mut self, _: ListJobs, _: &mut Self::Context) -> Self::Result {
+        Ok((1..=self.jobs).map(|id| job_line(id, "running")).collect())
+    }
+}
+
+fn unknown(id: &AdapterId) -> ActorError {
+    ActorError::Refused(format!("there is no adapter {id}: /adapters lists them"))
+}
+
+impl Handler<ListAdapters> for Others {
+    type Result = Result<Vec<AdapterLine>, ActorError>;
+
+    fn handle(&mut self, _: ListAdapters, _: &mut Self::Context) -> Self::Result {
+        Ok(Vec::new())
+    }
+}
+
+impl Handler<LoadAdapter> for Others {
+    type Result = Result<AdapterLine, ActorError>;
+
+    fn handle(&mut self, m: LoadAdapter, _: &mut Self::Context) -> Self::Result {
+        Err(unknown(&m.id))
+    }
+}
+
+impl Handler<UnloadAdapter> for Others {
+    type Result = Result<Vec<AdapterId>, ActorError>;
+
+    fn handle(&mut self, m: UnloadAdapter, _: &mut Self::Context) -> Self::Result {
+        Ok(m.id.into_iter().collect())
+    }
+}
+
+impl Handler<RollbackAdapter> for Others {
+    type Result = Result<RolledBack, ActorError>;
+
+    fn handle(&mut self, _: RollbackAdapter, _: &mut Self::Context) -> Self::Result {
+        Ok(RolledBack { from: "lora_1".parse().expect("an id"), to: None })
+    }
+}
+
+impl Handler<DeleteAdapter> for Others {
+    type Result = Result<u64, ActorError>;
+
+    fn handle(&mut self, m: DeleteAdapter, _: &mut Self::Context) -> Self::Result {
+        Err(unknown(&m.id))
+    }
+}
+
+impl Handler<Shutdown> for Others {
+    type Result = ();
+
+    fn handle(&mut self, m: Shutdown, _: &mut Self::Context) {
+        if let Some(shutdown) = self.shutdown.take() {
+            let _ = shutdown.send(m.code);
+        }
+    }
+}
+
+fn port<M>(actor: ActorName, others: &Addr<Others>) -> Port<M>
+where
+    M: Message + Send + 'static,
+    M::Result: Send,
+    Others: Handler<M>,
+{
+    Port::new(actor, others.clone().recipient())
+}
+
+fn ports(others: &Addr<Others>) -> ConsolePorts {
+    ConsolePorts {
+        generate: port(ActorName::Inference, others),
+        add_mark: port(ActorName::Feedback, others),
+        add_fix: port(ActorName::Feedback, others),
+        undo_mark: port(ActorName::Feedback, others),
+        set_auto_train: port(ActorName::Feedback, others),
+        enqueue: port(ActorName::Training, others),
+        cancel_job: port(ActorName::Training, others),
+        list_jobs: port(ActorName::Training, others),
+        wait_for_jobs: port(ActorName::Training, others),
+        list_adapters: port(ActorName::Registry, others),
+        load_adapter: port(ActorName::Registry, others),
+        unload_adapter: port(ActorName::Registry, others),
+        rollback_adapter: port(ActorName::Registry, others),
+        delete_adapter: port(ActorName::Registry, others),
+        shutdown: others.clone().recipient(),
+    }
+}
+
+/// Something that sets the connection to the others, for it and the console know each other.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Meet(Addr<ConsoleActor>);
+
+impl Handler<Meet> for Others {
+    type Result = ();
+
+    fn handle(&mut self, m: Meet, _: &mut Self::Context) {
+        self.console = Some(m.0);
+    }
+}
+
+/// Runs a console between this frontend and the fake until it asks to end; returns the exit code.
+pub fn run(frontend: Frontend, script: Script) -> u8 {
+    System::new().block_on(async move {
+        let (shutdown, asked) = oneshot::channel();
+        let others = Others {
+            script,
+            rows: BTreeMap::new(),
+            threshold: Some(10),
+            jobs: 0,
+            running: watch::Sender::new(0),
+            console: None,
+            shutdown: Some(shutdown),
+        }
+        .start();
+        let banner = Banner {
+            model: "a test's parrot".into(),
+            parameters: 0,
+            device: "no device".into(),
+            adapters: Vec::new(),
+            notes: Vec::new(),
+        };
+        let config = Config::defaults().expect("the defaults fit");
+        let options =
+            ConsoleOptions { banner, settings: Settings::new(&config), show_usage: false };
+        let console = ConsoleActor::new(frontend, ports(&others), options, None).start();
+        others.send(Meet(console.clone())).await.expect("the fake lives");
+        let code = asked.await.expect("the console asks to end");
+        console.send(CloseConsole { reason: String::new() }).await.expect("the console closes");
+        code
+    })
+}
+
+/// A place to write to that the test keeps.
+#[derive(Clone, Default)]
+pub struct Sink(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().expect("no writer panicked").extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Sink {
+    pub fn text(&self) -> String {
+        String::from_utf8(self.0.lock().expect("no writer panicked").clone()).expect("UTF-8")
+    }
+}
+
+/// What a piped session said.
+#[allow(dead_code, reason = "not every test that uses the fake is piped")]
+pub struct Transcript {
+    pub out: String,
+    pub errors: String,
+    pub code: u8,
+}
+
+/// Runs a piped session.
+#[allow(dead_code, reason = "not every test that uses the fake is piped")]
+pub fn piped(input: impl BufRead + Send + 'static, script: Script) -> Transcript {
+    let (out, errors) = (Sink::default(), Sink::default());
+    let frontend = Frontend::plain(input, out.clone(), errors.clone()).expect("threads start");
+    let code = run(frontend, script);
+    Transcript { out: out.text(), errors: errors.text(), code }
+}

@@ -1,0 +1,137 @@
+//! Piped sessions of the console, whole: what goes in, what comes out, which exit code.
+
+mod console_kit;
+
+use std::io::Cursor;
+
+use console_kit::{Script, Transcript, piped};
+
+fn session(lines: &str) -> Transcript {
+    piped(Cursor::new(lines.as_bytes().to_vec()), Script::default())
+}
+
+#[test]
+fn a_session_of_marks_reads_as_a_transcript() {
+    let said = session(
+        "What is your name?\n/critical wrong name\n/fix I am Ada.\n\nhello\n/good\n/medium too short\n/undo\n",
+    );
+    assert_eq!(
+        said.out,
+        "You said: What is your name?\n\
+         Marked critical (weight 10): wrong name\n\
+         Waiting for a correction: /fix TEXT gives it.\n\
+         Training buffer: 1 example (10.0 weighted) · 0 of 10 for a training · 1 waiting for a correction\n\
+         Corrected the critical mark (weight 10): wrong name\n\
+         Training buffer: 1 example (10.0 weighted) · 1 of 10 for a training\n\
+         You said: hello\n\
+         Marked good (weight 1)\n\
+         Training buffer: 2 examples (11.0 weighted) · 2 of 10 for a training\n\
+         Marked medium (weight 3): too short\n\
+         Waiting for a correction: /fix TEXT gives it.\n\
+         Training buffer: 2 examples (13.0 weighted) · 1 of 10 for a training · 1 waiting for a correction\n\
+         Mark 2 is taken back.\n\
+         Training buffer: 1 example (10.0 weighted) · 1 of 10 for a training\n"
+    );
+    assert_eq!((said.errors.as_str(), said.code), ("", 0));
+}
+
+#[test]
+fn a_job_is_waited_for_and_reported_sparsely() {
+    let said = session("hello\n/good\n/train\n/jobs wait\nhello again\n");
+    let tail = said.out.split_once("Job 1 queued").expect("queued").1;
+    assert!(tail.starts_with(": 1 example, domain general.\n"), "{tail}");
+    assert_eq!(tail.matches("Job 1: epoch").count(), 4, "{tail}");
+    assert!(tail.contains("Job 1 started: training on 1 example in the background.\n"));
+    let end = "Job 1 finished: 1 example, final loss 0.2500\n\
+               2 better, 0 worse (held-out loss 2.00 → 1.00)\n\
+               Adapter lora_1 is live: /data/adapters/lora_1\n\
+               Waited for 1 job.\n\
+               You said: hello again\n";
+    assert!(tail.ends_with(end), "{tail}");
+    assert_eq!((said.errors.as_str(), said.code), ("", 0));
+}
+
+#[test]
+fn a_rejected_job_ends_with_its_own_code() {
+    let script = Script { rejected: true, ..Script::default() };
+    let lines = "hello\n/good\n/train\n/jobs wait\n";
+    let said = piped(Cursor::new(lines.as_bytes().to_vec()), script);
+    assert!(said.out.contains("Job 1 rejected: 1 example"), "{}", said.out);
+    assert!(said.out.contains("\n- too far from the base\n"));
+    assert_eq!(said.code, 3);
+}
+
+#[test]
+fn errors_are_named_the_session_goes_on_and_the_code_tells() {
+    for (line, error) in [
+        ("/god", "error: unknown command /god: did you mean /good?\n"),
+        ("/good", "error: there is no answer to mark yet: say something first\n"),
+        ("/fix x", "error: there is no answer to correct yet: say something first\n"),
+        ("/adapters load lora_9", "error: there is no adapter lora_9: /adapters lists them\n"),
+        ("/jobs cancel 9", "error: there is no job 9: /jobs lists them\n"),
+        ("/set temperature 9", "error: /set: generation.temperature = 9"),
+        ("/train", "error: nothing to train: "),
+        ("fail", "error: the context is full: /clear starts anew\n"),
+    ] {
+        let said = session(&format!("{line}\nhello\n"));
+        assert!(said.errors.starts_with(error), "{line}: {}", said.errors);
+        assert_eq!(said.errors.lines().count(), 1, "{line}");
+        assert_eq!(said.out, "You said: hello\n", "{line}");
+        assert_eq!(said.code, 1, "{line}");
+    }
+}
+
+#[test]
+fn a_failed_question_leaves_the_conversation_as_it_was() {
+    let said = session("hello\nfail\n/good\n");
+    assert!(said.out.contains("Marked good"), "the mark is for the answer to hello: {}", said.out);
+}
+
+#[test]
+fn settings_are_shown_and_hold() {
+    let said = session("/set seed 7\n/set auto_train off\nhello\n/good\n/set seed\n");
+    assert_eq!(
+        said.out,
+        "seed = 7\nauto_train = false\nYou said: hello\nMarked good (weight 1)\n\
+         Training buffer: 1 example (1.0 weighted) · /train starts a training\nseed = 7\n"
+    );
+    let all = session("/set\n").out;
+    assert!(all.contains("temperature          = 0.3\n") && all.contains("max_tokens"), "{all}");
+}
+
+#[test]
+fn two_slashes_send_a_text_and_clear_begins_anew() {
+    let said = session("//etc is what?\n/clear\n/good\n");
+    assert_eq!(said.out, "You said: /etc is what?\nA new conversation.\n");
+    assert!(said.errors.contains("there is no answer to mark"));
+}
+
+#[test]
+fn what_follows_quit_is_not_read() {
+    let said = session("hello\n/quit\nhello again\n");
+    assert_eq!((said.out.as_str(), said.code), ("You said: hello\n", 0));
+}
+
+#[test]
+fn unreadable_lines_are_skipped_with_a_reason() {
+    let input = b"ok\n\xff\xfe\nhello\n".to_vec();
+    let said = piped(Cursor::new(input), Script::default());
+    assert_eq!(said.out, "You said: ok\nYou said: hello\n");
+    assert!(said.errors.contains("line 2 of the input is not UTF-8"), "{}", said.errors);
+    assert_eq!(said.code, 1);
+}
+
+#[test]
+fn control_characters_never_reach_the_output() {
+    let said = session("hostile\n/good \u{1b}]0;title\u{7}nice\n/\u{1b}[2Jbad\n");
+    for text in [&said.out, &said.errors] {
+        assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
+    }
+    assert!(said.out.starts_with("before "), "{}", said.out);
+}
+
+#[test]
+fn nothing_in_nothing_out() {
+    let said = session("");
+    assert_eq!((said.out.as_str(), said.errors.as_str(), said.code), ("", "", 0));
+}
