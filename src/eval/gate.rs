@@ -8,6 +8,8 @@ use super::{ItemLoss, Measurements};
 
 /// Losses closer than this, in nats per token, count as a tie.
 const TIE: f64 = 1e-3;
+/// What the loss of held-out examples is called.
+const HELDOUT: &str = "held-out loss";
 /// The bootstrap draws the same samples for the same numbers: a verdict can be repeated.
 const BOOTSTRAP_SEED: u64 = 0x5EED;
 
@@ -60,6 +62,10 @@ pub struct GateReport {
 
 /// Proof that the gate let an adapter pass; nothing else can make one.
 ///
+/// ```
+/// fn needs_proof(_: shammah::eval::Promotion) {}
+/// ```
+///
 /// ```compile_fail
 /// let forged = shammah::eval::Promotion { _private: () };
 /// ```
@@ -108,12 +114,14 @@ pub fn gate(m: &Measurements, config: &GateConfig) -> (GateReport, Verdict) {
         reasons.push("a measured loss is no number".to_owned());
     }
     if !(trained.after < trained.before - TIE && trained.better > trained.worse) {
-        reasons.push(format!("it did not learn the new examples ({trained})"));
+        reasons.push(format!("it did not learn the new examples: {}", trained.describe("loss")));
     }
-    if let Some(heldout) = heldout.filter(|h| h.interval.0 > 0.0) {
-        reasons.push(format!("it got worse on held-out examples ({heldout})"));
+    if let Some(heldout) = heldout.filter(|h| h.interval.0 > TIE) {
+        reasons
+            .push(format!("it got worse on examples it never saw: {}", heldout.describe(HELDOUT)));
     }
-    if m.kl.is_nan() || m.kl > config.max_kl {
+    let under_ceiling = m.kl <= config.max_kl;
+    if !under_ceiling {
         reasons.push(format!(
             "it changes answers to unrelated questions (KL {:.3} above {:.3})",
             m.kl, config.max_kl
@@ -141,6 +149,13 @@ fn all_finite(m: &Measurements) -> bool {
 }
 
 impl Comparison {
+    /// Returns `5 better, 1 worse (held-out loss 1.92 → 1.41)`, with `loss` for what was compared.
+    pub fn describe(&self, loss: &str) -> String {
+        let equal = if self.equal > 0 { format!(", {} equal", self.equal) } else { String::new() };
+        let Self { better, worse, before, after, .. } = self;
+        format!("{better} better, {worse} worse{equal} ({loss} {before:.2} → {after:.2})")
+    }
+
     /// Compares pairs of losses; of no pairs, everything is 0.
     pub fn of(items: &[ItemLoss], config: &GateConfig) -> Self {
         let n = items.len().max(1) as f64;
@@ -173,27 +188,19 @@ fn bootstrap(values: &[f64], config: &GateConfig) -> (f64, f64) {
         })
         .collect();
     means.sort_unstable_by(f64::total_cmp);
-    let tail = (1.0 - config.confidence) / 2.0;
+    // Out of range, the widest interval there is.
+    let confidence = if (0.0..=1.0).contains(&config.confidence) { config.confidence } else { 1.0 };
+    let tail = (1.0 - confidence) / 2.0;
     let at = |share: f64| means[((samples - 1) as f64 * share).round() as usize];
     (at(tail), at(1.0 - tail))
 }
 
-impl std::fmt::Display for Comparison {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} better, {} worse", self.better, self.worse)?;
-        if self.equal > 0 {
-            write!(f, ", {} equal", self.equal)?;
-        }
-        write!(f, " (loss {:.2} → {:.2})", self.before, self.after)
-    }
-}
-
 impl std::fmt::Display for GateReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "trained: {}; ", self.trained)?;
+        write!(f, "{}; ", self.trained.describe("trained loss"))?;
         match &self.heldout {
-            Some(heldout) => write!(f, "held-out: {heldout}; ")?,
-            None => write!(f, "held-out: none yet; ")?,
+            Some(heldout) => write!(f, "{}; ", heldout.describe(HELDOUT))?,
+            None => write!(f, "nothing held out yet; ")?,
         }
         write!(f, "KL to the base {:.3} (at most {:.3})", self.kl, self.max_kl)
     }

@@ -1,12 +1,13 @@
 //! A LoRA adapter (Hu et al. 2021): `base(x) + (α/r) · B(A x)`, in the files of Hugging Face PEFT.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::io::Read;
+use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Result as TensorResult, Tensor};
-use safetensors::SafeTensors;
+use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -73,13 +74,14 @@ impl LoraAdapter {
     pub fn load(dir: &Path, model: &ModelConfig, device: &Device) -> Result<Self, LoraError> {
         let config_path = dir.join(CONFIG_FILE);
         let config_bytes = read_capped(&config_path, MAX_CONFIG_BYTES)?;
-        let mut config = parse_config(&config_bytes, &config_path)?;
+        let (mut config, targets) = parse_config(&config_bytes, &config_path)?;
         let weights_path = dir.join(WEIGHTS_FILE);
         let weights = read_capped(&weights_path, MAX_FILE_BYTES)?;
         let sites = parse_weights(&weights, &weights_path, model, config.rank, device)?;
         let mut modules: Vec<Module> = sites.keys().map(|site| site.module).collect();
         modules.sort_unstable();
         modules.dedup();
+        check_targets(&targets, &modules, &config_path)?;
         config.target_modules = modules.into_iter().map(|m| m.name().to_owned()).collect();
         let mut hasher = Sha256::new();
         hasher.update(config.scale().to_le_bytes());
@@ -175,15 +177,17 @@ fn invalid(path: &Path, problem: impl Into<String>, remedy: &str) -> LoraError {
 }
 
 fn read_capped(path: &Path, limit: u64) -> Result<Vec<u8>, LoraError> {
-    let size = fs_err::metadata(path)?.len();
-    if size > limit {
-        return Err(invalid(
-            path,
-            format!("{size} bytes, at most {limit} are read"),
-            "use a smaller adapter",
-        ));
+    let file = fs_err::File::open(path)?;
+    let size = file.metadata()?.len();
+    let mut bytes = Vec::new();
+    if size <= limit {
+        file.take(limit + 1).read_to_end(&mut bytes)?;
     }
-    Ok(fs_err::read(path)?)
+    if size.max(bytes.len() as u64) > limit {
+        let problem = format!("more than the {limit} bytes that are read");
+        return Err(invalid(path, problem, "use a smaller adapter"));
+    }
+    Ok(bytes)
 }
 
 /// The keys of PEFT's `adapter_config.json` that change what an adapter computes.
@@ -194,12 +198,31 @@ struct PeftConfig {
     lora_alpha: f64,
     #[serde(default)]
     use_rslora: bool,
+    #[serde(default)]
+    target_modules: Targets,
+    #[serde(default)]
+    init_lora_weights: Value,
     #[serde(flatten)]
     rest: HashMap<String, Value>,
 }
 
+/// What `target_modules` may be; a pattern is not looked into.
+#[derive(Default, Deserialize)]
+#[serde(untagged)]
+enum Targets {
+    Names(Vec<String>),
+    #[expect(dead_code, reason = "the tensors say what it matched")]
+    Pattern(String),
+    #[default]
+    Absent,
+}
+
+/// Ways of setting the first values that leave the base as it is. The others (PiSSA, OLoRA, CorDA,
+/// LoftQ) subtract something from the base's weights, so their adapter fits no other base.
+const HARMLESS_INITS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
+
 /// What PEFT can do and this program cannot: an adapter that uses one of them is refused by its name.
-const UNSUPPORTED: [&str; 11] = [
+const UNSUPPORTED: [&str; 16] = [
     "use_dora",
     "fan_in_fan_out",
     "modules_to_save",
@@ -211,9 +234,14 @@ const UNSUPPORTED: [&str; 11] = [
     "target_parameters",
     "use_qalora",
     "alora_invocation_tokens",
+    "arrow_config",
+    "use_bdlora",
+    "kasa_config",
+    "monteclora_config",
+    "velora_config",
 ];
 
-fn parse_config(bytes: &[u8], path: &Path) -> Result<LoraConfig, LoraError> {
+fn parse_config(bytes: &[u8], path: &Path) -> Result<(LoraConfig, Targets), LoraError> {
     let peft: PeftConfig = serde_json::from_slice(bytes).map_err(|e| {
         invalid(path, format!("not a PEFT config: {e}"), "export the adapter again")
     })?;
@@ -238,16 +266,43 @@ fn parse_config(bytes: &[u8], path: &Path) -> Result<LoraConfig, LoraError> {
             "train it with bias \"none\"",
         ));
     }
+    if let Some(init) = peft.init_lora_weights.as_str().filter(|i| !HARMLESS_INITS.contains(i)) {
+        let problem =
+            format!("init_lora_weights \"{init}\" belongs to a base with changed weights");
+        return Err(invalid(path, problem, "convert it to a plain LoRA adapter with PEFT"));
+    }
     if peft.r == 0 || !peft.lora_alpha.is_finite() {
         let problem = format!("rank {} and alpha {} make no adapter", peft.r, peft.lora_alpha);
         return Err(invalid(path, problem, "export the adapter again"));
     }
-    Ok(LoraConfig {
+    let config = LoraConfig {
         rank: peft.r,
         alpha: peft.lora_alpha,
         rslora: peft.use_rslora,
         target_modules: Vec::new(),
-    })
+    };
+    Ok((config, peft.target_modules))
+}
+
+/// Checks that the config names the modules that the weights adapt, and no others.
+fn check_targets(targets: &Targets, modules: &[Module], path: &Path) -> Result<(), LoraError> {
+    let Targets::Names(names) = targets else {
+        return Ok(());
+    };
+    // A name may be a whole path; its end is the module.
+    let named = |name: &str| name.rsplit('.').next().and_then(Module::from_name);
+    let problem = modules
+        .iter()
+        .find(|m| !names.iter().any(|n| named(n) == Some(**m)))
+        .map(|m| format!("the weights adapt {}, target_modules does not name it", m.name()))
+        .or_else(|| {
+            let lacking = names.iter().find(|n| !named(n).is_some_and(|m| modules.contains(&m)));
+            lacking.map(|n| format!("target_modules names \"{n}\", the weights hold none of it"))
+        });
+    match problem {
+        Some(problem) => Err(invalid(path, problem, "take config and weights of one adapter")),
+        None => Ok(()),
+    }
 }
 
 /// Splits a PEFT tensor name into its site and whether it is `lora_A`.
@@ -260,7 +315,9 @@ fn parse_name(name: &str) -> Option<(Site, bool)> {
         "B.weight" => false,
         _ => return None,
     };
-    Some((Site { layer: layer.parse().ok()?, module }, is_a))
+    let site = Site { layer: layer.parse().ok()?, module };
+    // "+1" and "01" would name layer 1 a second time.
+    (tensor_name(site, if is_a { 'A' } else { 'B' }) == name).then_some((site, is_a))
 }
 
 /// Returns PEFT's name of a factor.
@@ -270,7 +327,7 @@ pub(super) fn tensor_name(site: Site, factor: char) -> String {
 
 fn parse_weights(
     bytes: &[u8],
-    path: &PathBuf,
+    path: &Path,
     model: &ModelConfig,
     rank: usize,
     device: &Device,
@@ -300,6 +357,10 @@ fn parse_weights(
                 view.shape()
             );
             return Err(invalid(path, problem, "load the adapter's own base model"));
+        }
+        if !matches!(view.dtype(), Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64) {
+            let problem = format!("tensor {name} has the type {:?}", view.dtype());
+            return Err(invalid(path, problem, "export it in f32, f16 or bf16"));
         }
         let tensor = view.load(&Device::Cpu)?.to_dtype(DType::F32)?;
         if !tensor.sum_all()?.to_scalar::<f32>()?.is_finite() {

@@ -12,10 +12,11 @@ use super::{AdamW, AdamWConfig, JobError, Moments};
 const FILE: &str = "checkpoint.safetensors";
 const STEP: &str = "step";
 const FINGERPRINT: &str = "fingerprint";
+const LOSS: &str = "loss";
 
 /// Writes a checkpoint: temporary file, fsync, rename, fsync of the directory.
 ///
-/// `fingerprint` names the job's input; a checkpoint of another input is never taken up.
+/// `loss` is the last step's, `fingerprint` names the job's input; a checkpoint of another input is never taken up.
 ///
 /// # Errors
 /// A directory that cannot be written.
@@ -23,6 +24,7 @@ pub fn save(
     dir: &Path,
     lora: &TrainableLora,
     optimizer: &AdamW,
+    loss: f64,
     fingerprint: &str,
 ) -> Result<(), JobError> {
     let mut tensors = HashMap::new();
@@ -34,6 +36,8 @@ pub fn save(
     let metadata = HashMap::from([
         (STEP.to_owned(), optimizer.step_count().to_string()),
         (FINGERPRINT.to_owned(), fingerprint.to_owned()),
+        // The shortest text that reads back as the same number.
+        (LOSS.to_owned(), loss.to_string()),
     ]);
     let bytes = safetensors::serialize(&tensors, Some(metadata))
         .map_err(|e| JobError::Input(format!("checkpoint cannot be serialised: {e}")))?;
@@ -47,8 +51,8 @@ pub fn save(
     Ok(())
 }
 
-/// Sets `lora` to the checkpoint of the same input and returns its optimiser; `None` if there is
-/// none that is whole and fits: then the job starts anew.
+/// Sets `lora` to the checkpoint of the same input and returns its optimiser and last loss; `None` if
+/// there is none that is whole and fits: then the job starts anew.
 ///
 /// # Errors
 /// A failed tensor operation.
@@ -58,7 +62,7 @@ pub fn restore(
     config: AdamWConfig,
     fingerprint: &str,
     device: &Device,
-) -> Result<Option<AdamW>, JobError> {
+) -> Result<Option<(AdamW, f64)>, JobError> {
     let Ok(bytes) = fs_err::read(dir.join(FILE)) else {
         return Ok(None);
     };
@@ -69,8 +73,9 @@ pub fn restore(
         return Ok(None);
     };
     let step = metadata.get(STEP).and_then(|s| s.parse().ok());
-    let (Some(step), Some(true)) = (step, metadata.get(FINGERPRINT).map(|f| f == fingerprint))
-    else {
+    let loss = metadata.get(LOSS).and_then(|s| s.parse().ok());
+    let same = metadata.get(FINGERPRINT).map(|f| f == fingerprint);
+    let (Some(step), Some(loss), Some(true)) = (step, loss, same) else {
         return Ok(None);
     };
     let Ok(tensors) = candle_core::safetensors::load_buffer(&bytes, device) else {
@@ -96,16 +101,5 @@ pub fn restore(
         });
     }
     let vars = vars.into_iter().map(|(_, var)| var).collect();
-    Ok(Some(AdamW::resume(vars, config, moments, step)?))
-}
-
-/// Removes a checkpoint that is no longer needed.
-///
-/// # Errors
-/// A directory that cannot be written.
-pub fn remove(dir: &Path) -> Result<(), JobError> {
-    match fs_err::remove_file(dir.join(FILE)) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e.into()),
-        _ => Ok(()),
-    }
+    Ok(Some((AdamW::resume(vars, config, moments, step)?, loss)))
 }

@@ -6,7 +6,7 @@ use rand::seq::SliceRandom;
 use rand::{Rng, distr::weighted::WeightedIndex};
 
 use super::params::Weighting;
-use crate::domain::TrainExample;
+use crate::domain::{Message, Role, TrainExample};
 use crate::models::{ModelError, Tokenizer};
 
 /// One example as the trainer sees it.
@@ -40,8 +40,9 @@ pub struct Dataset {
 
 /// Encodes examples for a context of `context_length` tokens.
 ///
-/// A conversation that is too long loses its oldest messages; an answer that alone is too long, or
-/// empty, is skipped. Both are noted.
+/// A conversation that is too long loses its oldest messages, but not its instructions (a first message
+/// of the system) and not the last message; an answer that is too long even so, or empty, or without a
+/// positive weight, is skipped. All are noted.
 ///
 /// # Errors
 /// What the chat template refuses.
@@ -57,11 +58,16 @@ pub fn encode(
             dataset.notes.push(format!("example {id} has an empty answer and was skipped"));
             continue;
         }
+        if !(example.weight.is_finite() && example.weight > 0.0) {
+            let weight = example.weight;
+            dataset.notes.push(format!("example {id} has the weight {weight} and was skipped"));
+            continue;
+        }
         match fit(example, tokenizer, context_length)? {
             Some((cut, ids, answer_start)) => {
                 if cut > 0 {
                     dataset.notes.push(format!(
-                        "example {id} is longer than {context_length} tokens: its first {cut} messages were cut"
+                        "example {id} is longer than {context_length} tokens: its oldest {cut} messages were cut"
                     ));
                 }
                 dataset.sequences.push(Sequence { id, ids, answer_start, weight: example.weight });
@@ -74,16 +80,26 @@ pub fn encode(
     Ok(dataset)
 }
 
-/// Cuts messages from the left until the sequence fits; returns how many, the ids, and the answer's start.
+/// Cuts the oldest messages until the sequence fits; returns how many, the ids, and the answer's start.
 fn fit(
     example: &TrainExample,
     tokenizer: &Tokenizer,
     context_length: usize,
 ) -> Result<Option<(usize, Vec<u32>, usize)>, ModelError> {
-    for cut in 0..example.messages.len() {
-        let (ids, start) = tokenizer.encode_answer(&example.messages[cut..], &example.target)?;
-        if ids.len() <= context_length {
-            return Ok(Some((cut, ids, start)));
+    let messages = &example.messages;
+    let kept = usize::from(messages.first().is_some_and(|m| m.role == Role::System));
+    for from in kept..messages.len().max(kept + 1) {
+        // What is left begins with the user: some templates refuse anything else.
+        if from > kept && messages[from].role == Role::Assistant {
+            continue;
+        }
+        let left: Vec<Message> =
+            messages[..kept].iter().chain(&messages[from.min(messages.len())..]).cloned().collect();
+        let (ids, start) = tokenizer.encode_answer(&left, &example.target)?;
+        // Nothing predicts the first token of all, so it is no target.
+        let start = start.max(1);
+        if ids.len() <= context_length && start < ids.len() {
+            return Ok(Some((from - kept, ids, start)));
         }
     }
     Ok(None)

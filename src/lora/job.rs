@@ -9,7 +9,8 @@ use sha2::{Digest, Sha256};
 use super::dataset::{Sequence, encode};
 use super::trainer::{self, TrainingData};
 use super::{
-    AdamW, AdamWConfig, JobError, LoraAdapter, TrainableLora, TrainingParams, adapter, checkpoint,
+    AdamW, AdamWConfig, JobError, LoraAdapter, LoraError, TrainableLora, TrainingParams, adapter,
+    checkpoint,
 };
 use crate::domain::TrainExample;
 use crate::eval::{GeneralSet, ItemLoss, Measurements, measure};
@@ -80,8 +81,9 @@ pub struct TrainingRecord {
 
 /// Runs a job and writes the adapter into `out_dir`, which exists and is empty.
 ///
-/// A checkpoint of the same input in `checkpoint_dir` is taken up. `cancelled` is asked after every
-/// step; then a checkpoint is written and the job ends with [`JobError::Cancelled`].
+/// A checkpoint of the same input in `checkpoint_dir` is taken up; the last one stays there until the
+/// caller has published the adapter. `cancelled` is asked after every step; then a checkpoint is written
+/// and the job ends with [`JobError::Cancelled`].
 ///
 /// # Errors
 /// Whatever keeps the job from its end; the adapter is complete only if there is none.
@@ -100,6 +102,7 @@ pub fn run_job(
             model.name
         )));
     }
+    check_heldout(input)?;
     let sets = Sets::encode(input, &model, events)?;
     let baseline = load_adapter(input.baseline.as_deref(), &model)?;
     let before: &dyn Adapt = baseline.as_ref().map_or(&NoAdapter, |a| a as &dyn Adapt);
@@ -128,8 +131,19 @@ pub fn run_job(
         examples: sets.new.len(),
     };
     write(input, &model, &lora, &after, &measurements, out_dir)?;
-    checkpoint::remove(checkpoint_dir)?;
     Ok(measurements)
+}
+
+/// An example that is trained on measures nothing.
+fn check_heldout(input: &JobInput) -> Result<(), JobError> {
+    let trained = |id: i64| input.train.iter().chain(&input.replay).any(|e| e.id == id);
+    match input.heldout.iter().find(|e| trained(e.id)) {
+        Some(both) => Err(JobError::Input(format!(
+            "example {} is held out and trained on; enqueue the job again with /train",
+            both.id
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// The job's data as token sequences.
@@ -165,19 +179,52 @@ impl Sets {
         let prompts = GeneralSet::for_model(&input.model);
         let taught: Vec<TrainExample> =
             [&input.train, &input.replay, &input.heldout].into_iter().flatten().cloned().collect();
-        Ok(Self {
-            new,
-            train,
-            heldout: take(&input.heldout)?,
-            anchors: take(&prompts.anchors(&taught)?)?,
-            general: take(&prompts.gate(&taught)?)?,
-        })
+        let general = take(&prompts.gate(&taught)?)?;
+        if general.is_empty() {
+            return Err(JobError::Input(format!(
+                "no general prompt fits in {limit} tokens, so the gate could not measure; choose a model with a longer context"
+            )));
+        }
+        let (heldout, anchors) = (take(&input.heldout)?, take(&prompts.anchors(&taught)?)?);
+        Ok(Self { new, train, heldout, anchors, general })
     }
 }
 
+/// Checks that an adapter was made for the base model of this hash, as far as its `training.json`
+/// says; one of PEFT has none, there names and shapes decide.
+///
+/// # Errors
+/// Another base, or a file that is no training record.
+pub fn check_base(dir: &Path, base_hash: &str) -> Result<(), LoraError> {
+    #[derive(Deserialize)]
+    struct Pinned {
+        base: String,
+        base_hash: String,
+    }
+    let path = dir.join(TRAINING_FILE);
+    if !path.exists() {
+        return Ok(());
+    }
+    let invalid = |problem: String, remedy: &str| LoraError::Invalid {
+        path: path.clone(),
+        problem,
+        remedy: remedy.to_owned(),
+    };
+    let pinned: Pinned = serde_json::from_slice(&fs_err::read(&path)?)
+        .map_err(|e| invalid(format!("not a training record: {e}"), "do not edit it"))?;
+    if pinned.base_hash != base_hash {
+        let made_for = format!("it was trained on another base model ({})", pinned.base);
+        return Err(invalid(made_for, "load that model, or train a new adapter"));
+    }
+    Ok(())
+}
+
 fn load_adapter(dir: Option<&Path>, model: &LoadedModel) -> Result<Option<LoraAdapter>, JobError> {
-    let load = |dir| LoraAdapter::load(dir, model.decoder.config(), model.decoder.device());
-    Ok(dir.map(load).transpose()?)
+    let Some(dir) = dir else {
+        return Ok(None);
+    };
+    check_base(dir, &model.base_hash)?;
+    Ok(Some(LoraAdapter::load(dir, model.decoder.config(), model.decoder.device())?))
 }
 
 fn train(
@@ -191,19 +238,25 @@ fn train(
     let params = &input.params;
     let (decoder, device) = (&model.decoder, model.decoder.device());
     let lora = match load_adapter(input.parent.as_deref(), model)? {
-        Some(parent) => TrainableLora::from_adapter(&parent, params.dropout)?,
+        Some(parent) => {
+            note_shape(&parent, params, events);
+            TrainableLora::from_adapter(&parent, params.dropout)?
+        }
         None => TrainableLora::fresh(decoder.config(), params, device)?,
     };
     let fingerprint = fingerprint(input)?;
     let config = AdamWConfig { weight_decay: params.weight_decay, ..AdamWConfig::default() };
-    let mut optimizer =
+    let (mut optimizer, last_loss) =
         match checkpoint::restore(checkpoint_dir, &lora, config, &fingerprint, device)? {
-            Some(optimizer) => {
+            Some((optimizer, loss)) => {
                 let step = optimizer.step_count();
                 events(JobEvent::Note(format!("goes on from the checkpoint of step {step}")));
-                optimizer
+                (optimizer, loss)
             }
-            None => AdamW::new(lora.vars().into_iter().map(|(_, var)| var).collect(), config)?,
+            None => {
+                let vars = lora.vars().into_iter().map(|(_, var)| var).collect();
+                (AdamW::new(vars, config)?, f64::NAN)
+            }
         };
     let wanted = if params.anchor > 0.0 { sets.anchors.clone() } else { Vec::new() };
     let anchors = trainer::anchors(decoder, wanted)?;
@@ -217,14 +270,25 @@ fn train(
         let stop = cancelled();
         let due = progress.step % params.checkpoint_every_steps.max(1) == 0;
         if stop || due || progress.step == progress.total_steps {
-            checkpoint::save(checkpoint_dir, &lora, optimizer, &fingerprint)?;
+            checkpoint::save(checkpoint_dir, &lora, optimizer, progress.loss, &fingerprint)?;
             events(JobEvent::Checkpointed { step: progress.step });
         }
         if stop { Err(JobError::Cancelled) } else { Ok(()) }
     };
     let loss = trainer::train(decoder, &lora, &data, params, &mut optimizer, &mut after_step)?;
     let steps = optimizer.step_count();
-    Ok((lora, loss, steps))
+    Ok((lora, loss.unwrap_or(last_loss), steps))
+}
+
+/// An adapter that is continued keeps its shape: says so where the configuration asks for another.
+fn note_shape(parent: &LoraAdapter, params: &TrainingParams, events: &mut dyn FnMut(JobEvent)) {
+    let kept = parent.config();
+    if (kept.rank, kept.alpha) != (params.rank, params.alpha) {
+        events(JobEvent::Note(format!(
+            "goes on with rank {} and alpha {} of the adapter before; a fresh one would take rank {} and alpha {}",
+            kept.rank, kept.alpha, params.rank, params.alpha
+        )));
+    }
 }
 
 /// Names a job's input, so that a checkpoint of another one is never taken up.

@@ -19,7 +19,9 @@ fn rows<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<(&'a [f32], usiz
 /// Returns log Σ exp of a row, with the maximum taken out.
 fn log_sum_exp(row: &[f32]) -> f32 {
     let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    max + row.iter().map(|x| (x - max).exp()).sum::<f32>().ln()
+    // In f64: a vocabulary of 150,000 terms would cost an f32 sum five digits.
+    let sum: f64 = row.iter().map(|x| f64::from((x - max).exp())).sum();
+    max + sum.ln() as f32
 }
 
 struct CrossEntropy {

@@ -38,6 +38,9 @@ impl TrainableLora {
                 JobError::Input(format!("unknown target module \"{name}\" in lora.target_modules"))
             })?);
         }
+        if modules.is_empty() {
+            return Err(JobError::Input("lora.target_modules is empty: name one at least".into()));
+        }
         let mut sites = BTreeMap::new();
         for layer in 0..model.num_hidden_layers {
             for module in Module::ALL.into_iter().filter(|m| modules.contains(m)) {

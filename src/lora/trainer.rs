@@ -8,6 +8,9 @@ use super::params::Weighting;
 use super::{AdamW, JobError, TrainableLora, TrainingParams, clip_gradients, warmup_cosine};
 use crate::models::{Adapt, Decoder, ModelError, NoAdapter};
 
+/// Steps whose gradients are looked at one by one: B of a fresh adapter moves in the first, A in the second.
+const CHECKED_STEPS: usize = 2;
+
 /// What one step trains on.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Batch {
@@ -150,8 +153,8 @@ pub fn loss(
 
 /// One optimiser step; returns the gradients' norm before clipping.
 ///
-/// `check_gradients` (after the first step of a job) makes sure that every tensor really learns:
-/// candle skips operations without a backward silently.
+/// `check_gradients` (in the first steps of a job) makes sure that every tensor really learns: candle
+/// skips operations without a backward silently.
 ///
 /// # Errors
 /// A loss that is no number, a tensor without gradient.
@@ -167,12 +170,12 @@ pub fn step(
     let mut gradients = Vec::new();
     for (name, var) in lora.vars() {
         let gradient = store.get(&var).ok_or_else(|| JobError::NoGradient(name.clone()))?.detach();
-        if check_gradients && !learns(&name, &gradient)? {
-            return Err(JobError::NoGradient(name));
-        }
         gradients.push(gradient);
     }
     drop(store);
+    if check_gradients {
+        check_all_learn(lora, &gradients)?;
+    }
     let limit = if max_grad_norm > 0.0 { max_grad_norm } else { f64::INFINITY };
     let norm = clip_gradients(&mut gradients, limit)?;
     if !norm.is_finite() {
@@ -184,10 +187,22 @@ pub fn step(
     Ok(norm)
 }
 
-/// A's gradient is zero while B is all zero; everything else must move.
-fn learns(name: &str, gradient: &Tensor) -> Result<bool, JobError> {
-    let magnitude = gradient.abs()?.max_all()?.to_scalar::<f32>()?;
-    Ok(magnitude.is_finite() && (magnitude > 0.0 || name.ends_with("lora_A")))
+/// A's gradient is zero while B is all zero; everything else must move. Values that are no numbers are
+/// left to the norm.
+fn check_all_learn(lora: &TrainableLora, gradients: &[Tensor]) -> Result<(), JobError> {
+    let largest = |t: &Tensor| t.detach().abs()?.max_all()?.to_scalar::<f32>();
+    let vars = lora.vars();
+    // Pairs of A and B of a site lie side by side.
+    for (pair, gradients) in vars.chunks_exact(2).zip(gradients.chunks_exact(2)) {
+        let b_is_zero = largest(pair[1].1.as_tensor())? == 0.0;
+        for (index, gradient) in gradients.iter().enumerate() {
+            let may_rest = index == 0 && b_is_zero;
+            if largest(gradient)? == 0.0 && !may_rest {
+                return Err(JobError::NoGradient(pair[index].0.clone()));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Mean loss per answer token of each sequence, in nats.
@@ -211,7 +226,8 @@ pub fn evaluate(
 }
 
 /// Runs all batches from where the optimiser stands. `after_step` is told of every step, with the
-/// optimiser to checkpoint; what it returns as an error ends the run.
+/// optimiser to checkpoint; what it returns as an error ends the run. Returns the last step's loss, if a
+/// step was left to do.
 ///
 /// # Errors
 /// Divergence, missing gradients, cancellation, a failed tensor operation.
@@ -222,24 +238,25 @@ pub fn train(
     params: &TrainingParams,
     optimizer: &mut AdamW,
     after_step: &mut dyn FnMut(Progress, &AdamW) -> Result<(), JobError>,
-) -> Result<f64, JobError> {
+) -> Result<Option<f64>, JobError> {
     let plan = batches(data.train, data.anchors.len(), params);
     let total_steps = plan.len();
     let epochs = plan.last().map_or(0, |b| b.epoch);
     let warmup = (params.warmup_ratio * total_steps as f64).round() as usize;
-    let mut last = f64::NAN;
+    let mut last = None;
     for (index, batch) in plan.iter().enumerate().skip(optimizer.step_count()) {
         lora.seed_step(params.seed, index);
         let loss = loss(decoder, lora, data, batch, params.anchor)?;
-        last = f64::from(loss.to_scalar::<f32>()?);
-        if !last.is_finite() {
+        let value = f64::from(loss.to_scalar::<f32>()?);
+        if !value.is_finite() {
             let examples = batch.items.iter().map(|&i| data.train[i].id).collect();
-            return Err(JobError::Diverged { step: index + 1, loss: last, examples });
+            return Err(JobError::Diverged { step: index + 1, loss: value, examples });
         }
+        last = Some(value);
         let rate = params.learning_rate * warmup_cosine(index, warmup, total_steps);
-        step(&loss, lora, optimizer, rate, params.max_grad_norm, index == 0)?;
+        step(&loss, lora, optimizer, rate, params.max_grad_norm, index < CHECKED_STEPS)?;
         let progress =
-            Progress { epoch: batch.epoch, epochs, step: index + 1, total_steps, loss: last };
+            Progress { epoch: batch.epoch, epochs, step: index + 1, total_steps, loss: value };
         after_step(progress, optimizer)?;
     }
     Ok(last)

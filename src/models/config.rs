@@ -86,6 +86,7 @@ struct RawConfig {
     #[serde(default)]
     use_sliding_window: bool,
     hidden_act: Option<String>,
+    quantization_config: Option<serde_json::Value>,
     eos_token_id: Option<OneOrMany>,
 }
 
@@ -144,6 +145,13 @@ impl ModelConfig {
                 "choose a model that uses silu",
             ));
         }
+        if let Some(quantization) = &raw.quantization_config {
+            let method = quantization["quant_method"].as_str().unwrap_or("unknown");
+            return Err(unsupported(
+                format!("quantization_config of method \"{method}\""),
+                "choose the model's full weights (bf16, f16 or f32)",
+            ));
+        }
         for scaling in [&raw.rope_scaling, &raw.rope_parameters].into_iter().flatten() {
             let kind = scaling.get("rope_type").or_else(|| scaling.get("type"));
             if let Some(kind) = kind.and_then(|k| k.as_str()).filter(|k| *k != "default") {
@@ -168,7 +176,8 @@ impl ModelConfig {
             rope_theta: raw.rope_theta.or(nested_theta).unwrap_or(10_000.0),
             max_position_embeddings: raw.max_position_embeddings,
             tie_word_embeddings: raw.tie_word_embeddings,
-            qkv_bias: raw.attention_bias.unwrap_or(family == Family::Qwen2),
+            // Qwen2 has these biases whatever its config says, and no key for them.
+            qkv_bias: family == Family::Qwen2 || raw.attention_bias.unwrap_or(false),
             o_bias: raw.attention_bias.unwrap_or(false) && family != Family::Qwen2,
             mlp_bias: raw.mlp_bias.unwrap_or(false),
             qk_norm: family == Family::Qwen3,
@@ -196,6 +205,12 @@ impl ModelConfig {
         for (name, value) in dimensions {
             if value == 0 || value > MAX_DIMENSION {
                 return invalid(format!("{name} is {value}, out of 1..={MAX_DIMENSION}"));
+            }
+        }
+        for (name, value) in [("rms_norm_eps", self.rms_norm_eps), ("rope_theta", self.rope_theta)]
+        {
+            if !(value.is_finite() && value > 0.0) {
+                return invalid(format!("{name} is {value}, not a positive number"));
             }
         }
         if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {

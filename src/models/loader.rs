@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Tensor};
-use safetensors::SafeTensors;
+use safetensors::{Dtype, SafeTensors};
 
 use super::files::{self, CONFIG, ModelSource, TOKENIZER, TOKENIZER_CONFIG};
 use super::{Decoder, ModelConfig, ModelError, Tokenizer};
@@ -66,6 +66,7 @@ pub fn load(
         parameters += tensor.elem_count();
         Ok(tensor)
     })?;
+    refuse_unused(&tensors)?;
     let context_length = decoder.config().max_position_embeddings;
     Ok(LoadedModel {
         name: match source {
@@ -114,11 +115,34 @@ fn read_tensors(
             )
         })?;
         for (name, view) in parsed.iter() {
+            if !matches!(view.dtype(), Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64) {
+                return Err(ModelError::invalid(
+                    &path,
+                    format!("tensor {name} has the type {:?}", view.dtype()),
+                    "choose the model's full weights (bf16, f16 or f32)",
+                ));
+            }
             let tensor = view.load(&Device::Cpu)?.to_dtype(DType::F32)?.to_device(device)?;
             tensors.insert(name.to_owned(), (path.clone(), tensor));
         }
     }
     Ok(tensors)
+}
+
+/// A weight of a layer that the decoder has no use for (a bias, a scale) would change what the model
+/// computes. Heads that tied models carry and frequencies that old files carry would not.
+fn refuse_unused(tensors: &HashMap<String, (PathBuf, Tensor)>) -> Result<(), ModelError> {
+    let unused = |name: &&String| {
+        name.starts_with("model.layers.") && !name.ends_with(".rotary_emb.inv_freq")
+    };
+    match tensors.keys().filter(unused).min() {
+        Some(name) => Err(ModelError::invalid(
+            &tensors[name].0,
+            format!("tensor {name} has no place in the model that config.json describes"),
+            "take config.json and weights of the same model",
+        )),
+        None => Ok(()),
+    }
 }
 
 fn take(

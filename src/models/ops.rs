@@ -4,7 +4,9 @@
 //! there without an error. These have one. On other devices the same value is composed of plain
 //! tensor operations, which candle differentiates by itself.
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, Layout, Result, Shape, Tensor};
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, Layout, Result, Shape, Tensor, bail,
+};
 use rayon::prelude::*;
 
 /// Below this many elements threads cost more than they bring.
@@ -177,6 +179,10 @@ impl CustomOp2 for RmsNormGradWeight {
 /// # Errors
 /// Shapes that do not fit.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    let width = x.dim(D::Minus1)?;
+    if weight.dims() != [width] || width == 0 {
+        bail!("rms_norm: weight {:?} does not fit {:?}", weight.shape(), x.shape());
+    }
     if x.device().is_cpu() {
         return x.contiguous()?.apply_op2(weight, RmsNorm { eps: eps as f32 });
     }
@@ -244,6 +250,11 @@ impl CustomOp3 for Rope {
 /// # Errors
 /// Shapes that do not fit.
 pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    let (_, _, seq, head_dim) = x.dims4()?;
+    let angles = [seq, head_dim / 2];
+    if head_dim == 0 || head_dim % 2 != 0 || cos.dims() != angles || sin.dims() != angles {
+        bail!("rope: angles {:?}, {:?} do not fit {:?}", cos.shape(), sin.shape(), x.shape());
+    }
     if x.device().is_cpu() {
         return x.contiguous()?.apply_op3(cos, sin, Rope { direction: 1.0 });
     }
@@ -333,6 +344,9 @@ impl CustomOp3 for SwiGluGradGate {
 /// # Errors
 /// Shapes that do not fit.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    if gate.dims() != up.dims() || gate.dim(D::Minus1)? == 0 {
+        bail!("swiglu: gate {:?} and up {:?} do not fit", gate.shape(), up.shape());
+    }
     if gate.device().is_cpu() {
         return gate.contiguous()?.apply_op2(&up.contiguous()?, SwiGlu);
     }
@@ -423,11 +437,14 @@ impl CustomOp2 for CausalSoftmaxGrad {
 /// # Errors
 /// Shapes that do not fit.
 pub fn causal_softmax(scores: &Tensor, scale: f64, seq: usize) -> Result<Tensor> {
+    let (_, _, rows, keys) = scores.dims4()?;
+    if seq == 0 || keys < seq || rows % seq != 0 {
+        bail!("causal_softmax: {seq} queries do not fit scores {:?}", scores.shape());
+    }
     if scores.device().is_cpu() {
         let op = CausalSoftmax { scale: scale as f32, seq };
         return scores.contiguous()?.apply_op1(op);
     }
-    let (_, _, rows, keys) = scores.dims4()?;
     let past = keys - seq;
     let mask: Vec<f32> = (0..rows)
         .flat_map(|r| {

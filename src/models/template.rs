@@ -53,6 +53,12 @@ impl ChatTemplate {
             .render(context! {
                 messages,
                 add_generation_prompt,
+                // What transformers passes when there are none.
+                tools => Value::from(()),
+                documents => Value::from(()),
+                // Qwen3 thinks aloud otherwise: its thoughts would be shown, marked and learned as
+                // part of the answer.
+                enable_thinking => false,
                 bos_token => self.bos_token,
                 eos_token => self.eos_token,
             })

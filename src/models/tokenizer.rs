@@ -17,6 +17,9 @@ const BREAK_CANDIDATES: std::ops::RangeInclusive<char> = '\u{E000}'..='\u{E0FF}'
 /// The tokens that end an answer, in the families that are supported.
 const END_OF_TURN: [&str; 4] = ["<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|endoftext|>"];
 
+/// Ids from here on are hostile: the table of bytes has an entry for every id below the largest.
+const MAX_ID: u32 = 1 << 22;
+
 /// A tokenizer with its chat template.
 #[derive(Debug)]
 pub struct Tokenizer {
@@ -26,6 +29,8 @@ pub struct Tokenizer {
     added: Vec<(String, u32)>,
     template: Option<ChatTemplate>,
     bos: Option<u32>,
+    /// The token behind an answer that is learned, where no template writes one.
+    end_of_answer: Option<u32>,
     stop_ids: Vec<u32>,
     /// Raw bytes of every id; empty for added tokens.
     bytes: Vec<Vec<u8>>,
@@ -49,7 +54,8 @@ impl Tokenizer {
             .map_err(|e| bad(format!("tokenizer.json is not JSON: {e}")))?;
         let mut added = added_tokens(&json);
         json["added_tokens"] = Value::Array(Vec::new());
-        let bos_first = json["post_processor"].to_string();
+        forget(&mut json["model"], &added);
+        let first = first_special(&json["post_processor"]).map(str::to_owned);
         json["post_processor"] = Value::Null;
         json["truncation"] = Value::Null;
         json["padding"] = Value::Null;
@@ -64,24 +70,23 @@ impl Tokenizer {
         let id_of = |text: &str| added.iter().find(|(t, _)| t == text).map(|(_, id)| *id);
         let bos_token = token_text(&config["bos_token"]);
         let eos_token = token_text(&config["eos_token"]);
-        let mut stop_ids = eos_token_ids.to_vec();
-        stop_ids.extend(eos_token.as_deref().and_then(id_of));
+        let mut stop_ids: Vec<u32> = eos_token.as_deref().and_then(id_of).into_iter().collect();
+        stop_ids.extend(eos_token_ids);
         stop_ids.extend(END_OF_TURN.iter().filter_map(|t| id_of(t)));
+        let end_of_answer = stop_ids.first().copied();
         stop_ids.sort_unstable();
         stop_ids.dedup();
         let template = match config["chat_template"].as_str() {
             Some(text) => Some(ChatTemplate::new(text, bos_token.clone(), eos_token)?),
             None => None,
         };
-        // Without a config the post-processor tells which token begins a sequence, if one does.
-        let bos = bos_token.as_deref().and_then(id_of).or_else(|| {
-            added
-                .iter()
-                .find(|(t, _)| t == "<s>" && bos_first.contains("\"<s>\""))
-                .map(|(_, id)| *id)
-        });
+        let bos = first.as_deref().and_then(id_of);
+        let largest = plain.get_vocab(false).into_values().chain(added.iter().map(|t| t.1)).max();
+        if let Some(id) = largest.filter(|id| *id >= MAX_ID) {
+            return Err(bad(format!("tokenizer.json has the token id {id}, above {MAX_ID}")));
+        }
         let (bytes, special) = token_table(&plain, &json, &added);
-        Ok(Self { plain, added, template, bos, stop_ids, bytes, special })
+        Ok(Self { plain, added, template, bos, end_of_answer, stop_ids, bytes, special })
     }
 
     /// Encodes a text in which nothing is special.
@@ -145,7 +150,7 @@ impl Tokenizer {
         }
         ids = prompt;
         ids.extend(self.encode_text(target)?);
-        ids.extend(self.stop_ids.first());
+        ids.extend(self.end_of_answer);
         Ok((ids, start))
     }
 
@@ -185,12 +190,19 @@ impl Tokenizer {
         Ok(ids)
     }
 
+    /// Finds the longest added token that a text begins with. One of a single character is a character,
+    /// and no marker: nothing could break it.
+    fn marker_at(&self, text: &str) -> Option<&(String, u32)> {
+        let longer = |token: &str| token.chars().nth(1).is_some();
+        self.added.iter().find(|(token, _)| text.starts_with(token.as_str()) && longer(token))
+    }
+
     /// Breaks every look-alike of an added token behind its first character.
     fn defuse(&self, text: &str, break_mark: char) -> String {
         let mut safe = String::with_capacity(text.len());
         for (at, c) in text.char_indices() {
             safe.push(c);
-            if self.added.iter().any(|(token, _)| text[at..].starts_with(token.as_str())) {
+            if self.marker_at(&text[at..]).is_some() {
                 safe.push(break_mark);
             }
         }
@@ -210,7 +222,7 @@ impl Tokenizer {
         };
         while at < text.len() {
             let rest = &text[at..];
-            match self.added.iter().find(|(token, _)| rest.starts_with(token.as_str())) {
+            match self.marker_at(rest) {
                 Some((token, id)) => {
                     flush(pending, at, &mut ids)?;
                     ids.push(*id);
@@ -231,6 +243,29 @@ fn unused_char(messages: &[Message]) -> char {
         .into_iter()
         .find(|&c| messages.iter().all(|m| !m.content.contains(c)))
         .unwrap_or('\u{E000}')
+}
+
+/// Takes the added tokens out of a vocabulary in which whole words are looked up (`ignore_merges`): a
+/// text could become them. Where words are merged, no merge makes a marker. The token for unknown text
+/// stays: it says nothing.
+fn forget(model: &mut Value, added: &[(String, u32)]) {
+    if model["type"] == "BPE" && model["ignore_merges"] != true {
+        return;
+    }
+    let unknown = model["unk_token"].as_str().map(str::to_owned);
+    if let Some(vocab) = model["vocab"].as_object_mut() {
+        for (token, _) in added.iter().filter(|(t, _)| unknown.as_ref() != Some(t)) {
+            vocab.remove(token);
+        }
+    }
+}
+
+/// Finds the special token that a post-processor puts before a text, if it puts one.
+fn first_special(processor: &Value) -> Option<&str> {
+    if let Some(parts) = processor["processors"].as_array() {
+        return parts.iter().find_map(first_special);
+    }
+    processor["single"][0]["SpecialToken"]["id"].as_str()
 }
 
 fn added_tokens(json: &Value) -> Vec<(String, u32)> {
