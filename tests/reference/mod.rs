@@ -1,6 +1,8 @@
 //! The fixtures of tests/fixtures and how far a tensor may be from them (see the README there).
 #![allow(dead_code, reason = "each test uses some of it")]
 
+pub mod adapters;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
