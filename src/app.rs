@@ -1,0 +1,81 @@
+//! The running program: starts the actors, waits for the end, and ends them in order.
+//!
+//! Two ways to run: [`run_console`] with a person or a script in front of it, and [`run_queue`] for the queue alone. Both
+//! build the same [`team`], both end through [`shutdown`].
+
+mod console;
+mod queue;
+mod shutdown;
+mod signals;
+mod team;
+
+use std::path::PathBuf;
+
+use crate::config::Config;
+use crate::messages::ActorError;
+use crate::models::{LoadedModel, ModelSource};
+use crate::store::{Home, StoreError};
+
+pub use console::run_console;
+pub use queue::{QueueEnd, Until, run_queue};
+
+/// Exit code of a program that was interrupted by a signal.
+pub const INTERRUPTED: u8 = 130;
+
+/// What a running program is made of.
+pub struct Setup {
+    /// The data directory.
+    pub home: Home,
+    /// The configuration.
+    pub config: Config,
+    /// The model, loaded.
+    pub model: LoadedModel,
+    /// Where it was loaded from, to load it again.
+    pub source: ModelSource,
+    /// Where hashes of weight files are cached.
+    pub hash_cache: Option<PathBuf>,
+    /// Where it computes, in words for the user.
+    pub device: String,
+    /// Lines that the user should see at the start.
+    pub notes: Vec<String>,
+}
+
+/// Why the program could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// Another process runs the queue of this data directory. Exit code 75.
+    #[error(
+        "the queue of {home} is run by another process{}: end that one, or choose another data directory with --home",
+        .holder.map(|pid| format!(" (pid {pid})")).unwrap_or_default()
+    )]
+    QueueHeld {
+        /// The data directory.
+        home: PathBuf,
+        /// The process, as far as the lock file tells.
+        holder: Option<u32>,
+    },
+    /// The data directory refused.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// An actor refused at the start.
+    #[error("{0}")]
+    Actor(#[from] ActorError),
+    /// The system gave no thread, signal handler or terminal.
+    #[error("cannot {action}: {source}")]
+    System {
+        /// What was being done, as an infinitive.
+        action: &'static str,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+}
+
+impl AppError {
+    fn held(home: &Home) -> Self {
+        Self::QueueHeld { home: home.root().to_owned(), holder: home.queue_holder() }
+    }
+
+    fn system(action: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::System { action, source }
+    }
+}

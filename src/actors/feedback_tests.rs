@@ -1,1 +1,157 @@
+use actix::Addr;
+use tempfile::TempDir;
 
+use super::*;
+use crate::actors::test_kit::{Log, probe, question, temp_store};
+use crate::config::Config;
+use crate::messages::ActorError;
+use crate::store::NewJob;
+
+struct Stage {
+    _dir: TempDir,
+    db: Db,
+    actor: Addr<FeedbackActor>,
+    reached: Log<ThresholdReached>,
+}
+
+fn stage(threshold: Option<usize>, holds_queue: bool) -> Stage {
+    let (dir, store) = temp_store();
+    let db = Db::new(store);
+    let rules = FeedbackRules {
+        section: Config::defaults().unwrap().feedback,
+        threshold,
+        domains: BTreeSet::from(["general".to_owned()]),
+        holds_queue,
+    };
+    let (training, reached) = probe(|_: &ThresholdReached| ());
+    let actor = FeedbackActor::new(db.clone(), rules, training, None).start();
+    Stage { _dir: dir, db, actor, reached }
+}
+
+fn turn(text: &str) -> Turn {
+    Turn {
+        messages: question(text),
+        response: format!("answer to {text}"),
+        domain: "general".to_owned(),
+        adapter: None,
+    }
+}
+
+impl Stage {
+    async fn mark(&self, text: &str, mark: Mark) -> Marked {
+        let note = Some("because".to_owned());
+        let add = AddMark { turn: turn(text), mark, note, replaces: None };
+        self.actor.send(add).await.unwrap().unwrap()
+    }
+
+    async fn fix(&self, text: &str, mark: Option<i64>) -> Result<Marked, ActorError> {
+        let add = AddFix { turn: turn(text), fix: "better".to_owned(), mark };
+        self.actor.send(add).await.unwrap()
+    }
+}
+
+#[actix::test]
+async fn marks_get_their_weights_and_the_buffer_counts_them() {
+    let stage = stage(None, false);
+    assert_eq!(stage.mark("bees", Mark::Good).await.weight, 1.0);
+    assert_eq!(stage.mark("rivers", Mark::Medium).await.weight, 3.0);
+    let critical = stage.mark("copper", Mark::Critical).await;
+    assert_eq!((critical.weight, critical.has_target), (10.0, false));
+    let fixed = stage.fix("tea", None).await.unwrap();
+    assert_eq!((fixed.mark, fixed.weight, fixed.has_target), (Mark::Fix, 3.0, true));
+    assert_eq!((fixed.buffer.examples, fixed.buffer.weighted), (4, 17.0));
+    assert_eq!(fixed.buffer.waiting_for_correction, 2);
+}
+
+#[actix::test]
+async fn a_fix_of_a_marked_turn_keeps_the_marks_kind_and_weight() {
+    let stage = stage(None, false);
+    let critical = stage.mark("copper", Mark::Critical).await;
+    let fixed = stage.fix("copper", Some(critical.id)).await.unwrap();
+    assert_eq!((fixed.id, fixed.mark, fixed.weight), (critical.id, Mark::Critical, 10.0));
+    assert_eq!(fixed.note.as_deref(), Some("because"));
+    assert_eq!((fixed.has_target, fixed.buffer.examples), (true, 1));
+}
+
+#[actix::test]
+async fn a_second_mark_of_a_turn_replaces_the_first() {
+    let stage = stage(None, false);
+    let first = stage.mark("bees", Mark::Good).await;
+    let again =
+        AddMark { turn: turn("bees"), mark: Mark::Critical, note: None, replaces: Some(first.id) };
+    let second = stage.actor.send(again).await.unwrap().unwrap();
+    assert_eq!((second.id, second.weight, second.buffer.examples), (first.id, 10.0, 1));
+}
+
+#[actix::test]
+async fn the_threshold_is_reported_before_the_mark_is_acknowledged() {
+    let stage = stage(Some(2), true);
+    stage.mark("bees", Mark::Good).await;
+    assert_eq!(stage.reached.len(), 0);
+    stage.mark("rivers", Mark::Good).await;
+    let reached = ThresholdReached { domain: "general".to_owned(), threshold: 2 };
+    stage.reached.until("report", |message| *message == reached).await;
+}
+
+#[actix::test]
+async fn marks_of_another_process_are_found_by_looking() {
+    tokio::time::pause();
+    let stage = stage(Some(1), true);
+    let rules = Config::defaults().unwrap().feedback;
+    stage
+        .db
+        .call(move |store| {
+            let new = new_feedback(turn("bees"), Mark::Good, rules.weight_good, None, None);
+            store.add_feedback(&new)
+        })
+        .await
+        .unwrap();
+    stage.reached.until("report", |message| message.domain == "general").await;
+}
+
+#[actix::test]
+async fn switching_automatic_training_on_reports_what_is_there() {
+    let stage = stage(None, true);
+    stage.mark("bees", Mark::Good).await;
+    assert_eq!(stage.reached.len(), 0);
+    stage.actor.send(SetAutoTrain { threshold: Some(1) }).await.unwrap().unwrap();
+    stage.reached.until("report", |message| message.threshold == 1).await;
+}
+
+#[actix::test]
+async fn undo_takes_a_mark_back_but_not_out_of_a_job() {
+    let stage = stage(None, false);
+    let bees = stage.mark("bees", Mark::Good).await.id;
+    let rivers = stage.mark("rivers", Mark::Good).await.id;
+    let buffer = stage.actor.send(UndoMark { id: bees }).await.unwrap().unwrap();
+    assert_eq!((buffer.examples, buffer.weighted), (1, 1.0));
+    let job = NewJob {
+        name: None,
+        domain: "general".to_owned(),
+        from: Default::default(),
+        priority: 0,
+        params: serde_json::json!({}),
+        replay_limit: 0,
+        only: None,
+    };
+    stage.db.call(move |store| store.enqueue_job(&job)).await.unwrap();
+    for id in [rivers, bees] {
+        let refused = stage.actor.send(UndoMark { id }).await.unwrap();
+        assert!(matches!(refused, Err(ActorError::Refused(_))), "{refused:?}");
+    }
+    assert!(matches!(stage.fix("rivers", Some(rivers)).await, Err(ActorError::Refused(_))));
+}
+
+#[actix::test]
+async fn lists_are_newest_first_and_pending_means_waiting_for_a_correction() {
+    let stage = stage(None, false);
+    stage.mark("bees", Mark::Good).await;
+    stage.mark("rivers", Mark::Medium).await;
+    stage.mark("copper", Mark::Critical).await;
+    let list = |pending| ListMarks { domain: None, pending, limit: 2 };
+    let prompts = |rows: Vec<MarkLine>| rows.into_iter().map(|r| r.prompt).collect::<Vec<_>>();
+    let all = stage.actor.send(list(false)).await.unwrap().unwrap();
+    assert_eq!(prompts(all), ["copper", "rivers"]);
+    let pending = stage.actor.send(list(true)).await.unwrap().unwrap();
+    assert_eq!(prompts(pending), ["copper", "rivers"]);
+}

@@ -16,4 +16,4 @@ pub mod training;
 mod views;
 
 #[cfg(test)]
-mod test_kit;
+pub(crate) mod test_kit;

@@ -220,6 +220,9 @@ impl RegistryParts {
         if self.holds_queue {
             lines.extend(describe(&self.db.call(|store| store.reconcile()).await?));
         }
+        if self.inference.is_none() {
+            return Ok(lines);
+        }
         let rows = self.db.call(|store| store.adapters()).await?;
         for row in rows.into_iter().filter(|row| row.live && row.base_hash == self.base_hash) {
             match self.read(self.home.adapter(&row.id)).await {

@@ -1,1 +1,234 @@
+use std::sync::Mutex;
 
+use actix::Addr;
+use tempfile::TempDir;
+
+use super::*;
+use crate::actors::test_kit::{Log, probe, question, temp_home};
+use crate::domain::Mark;
+use crate::eval::Promotion;
+use crate::store::{JobMetrics, NewFeedback, NewJob};
+
+struct Stage {
+    _dir: TempDir,
+    home: Home,
+    db: Db,
+    actor: Addr<AdapterRegistryActor>,
+    swaps: Log<SetLive>,
+    changes: Log<LiveChanged>,
+    damaged: Arc<Mutex<bool>>,
+}
+
+fn stage() -> Stage {
+    let (dir, home) = temp_home();
+    let db = Db::new(Store::open(&home).unwrap());
+    let (inference, swaps) = probe(|_: &SetLive| ());
+    let (changed, changes) = probe(|_: &LiveChanged| ());
+    let damaged = Arc::new(Mutex::new(false));
+    let is_damaged = Arc::clone(&damaged);
+    let parts = RegistryParts {
+        home: home.clone(),
+        db: db.clone(),
+        base: "tiny".to_owned(),
+        base_hash: "b".repeat(64),
+        load: Arc::new(move |path| match *is_damaged.lock().unwrap() {
+            true => Err(format!("{} is damaged", path.display())),
+            false => Ok(AdapterSet::empty()),
+        }),
+        inference: Some(inference),
+        changed: Some(changed),
+        holds_queue: true,
+    };
+    let actor = AdapterRegistryActor::new(parts, None).start();
+    Stage { _dir: dir, home, db, actor, swaps, changes, damaged }
+}
+
+fn id(text: &str) -> AdapterId {
+    text.parse().unwrap()
+}
+
+impl Stage {
+    /// Brings a job as far as the gate and publishes what its worker would have left.
+    async fn publish(&self, name: &str) -> Result<Published, ActorError> {
+        let (home, name_id) = (self.home.clone(), id(name));
+        let text = name.to_owned();
+        let prepare = move |store: &Store| {
+            let new = NewFeedback {
+                messages: question(&format!("what about {text}?")),
+                response: text,
+                mark: Mark::Good,
+                weight: 10.0,
+                note: None,
+                fix: None,
+                domain: "general".to_owned(),
+                adapter: None,
+            };
+            store.add_feedback(&new)?;
+            let job = store.enqueue_job(&NewJob {
+                name: Some(name_id),
+                domain: "general".to_owned(),
+                from: Default::default(),
+                priority: 0,
+                params: serde_json::json!({}),
+                replay_limit: 0,
+                only: None,
+            })?;
+            store.claim_next()?;
+            let parent = store.live(&"b".repeat(64), "general")?.map(|row| row.id);
+            store.set_job_parent(job.id, parent.as_ref())?;
+            store.set_evaluating(job.id)
+        };
+        let job = self.db.call(prepare).await.unwrap();
+        let dir = home.outcome(job.id);
+        fs_err::create_dir_all(&dir).unwrap();
+        for file in ["adapter_model.safetensors", "adapter_config.json", "training.json"] {
+            fs_err::write(dir.join(file), name).unwrap();
+        }
+        let message = PublishAdapter {
+            job: job.id,
+            id: id(name),
+            dir,
+            domain: "general".to_owned(),
+            rank: 4,
+            target_modules: vec!["q_proj".to_owned()],
+            examples: 1,
+            metrics: JobMetrics::default(),
+            promotion: Promotion::for_tests(),
+        };
+        self.actor.send(message).await.unwrap()
+    }
+
+    /// The names of the last swap; `None` is the base.
+    fn last_swap(&self) -> Option<String> {
+        let live = self.swaps.take().pop().expect("a swap").live?;
+        Some(live.ids[0].0.to_string())
+    }
+
+    async fn live(&self) -> Option<AdapterId> {
+        let find = |store: &Store| store.live(&"b".repeat(64), "general");
+        self.db.call(find).await.unwrap().map(|row| row.id)
+    }
+
+    async fn rollback(&self) -> Result<RolledBack, ActorError> {
+        self.actor.send(RollbackAdapter { domain: "general".to_owned() }).await.unwrap()
+    }
+}
+
+#[actix::test]
+async fn a_published_adapter_is_stored_swapped_in_and_told() {
+    let stage = stage();
+    let published = stage.publish("first").await.unwrap();
+    assert!(published.live && published.path.join("adapter_config.json").is_file());
+    assert_eq!(stage.last_swap().as_deref(), Some("first"));
+    assert_eq!(stage.live().await, Some(id("first")));
+    stage.changes.until("news", |change| change.adapters == [id("first")]).await;
+}
+
+#[actix::test]
+async fn a_damaged_outcome_changes_nothing() {
+    let stage = stage();
+    *stage.damaged.lock().unwrap() = true;
+    let refused = stage.publish("first").await;
+    assert!(matches!(refused, Err(ActorError::Adapter(text)) if text.contains("is damaged")));
+    assert_eq!((stage.swaps.len(), stage.live().await), (0, None));
+}
+
+#[actix::test]
+async fn rollback_goes_to_the_parent_then_to_the_base_then_refuses() {
+    let stage = stage();
+    stage.publish("first").await.unwrap();
+    stage.publish("second").await.unwrap();
+    let back = stage.rollback().await.unwrap();
+    assert_eq!((back.from, back.to), (id("second"), Some(id("first"))));
+    assert_eq!(stage.last_swap().as_deref(), Some("first"));
+    let back = stage.rollback().await.unwrap();
+    assert_eq!((back.from, back.to), (id("first"), None));
+    assert_eq!(stage.last_swap(), None);
+    assert!(matches!(stage.rollback().await, Err(ActorError::Refused(_))));
+}
+
+#[actix::test]
+async fn a_rollback_to_a_damaged_parent_leaves_the_adapter_live() {
+    let stage = stage();
+    stage.publish("first").await.unwrap();
+    stage.publish("second").await.unwrap();
+    stage.swaps.take();
+    *stage.damaged.lock().unwrap() = true;
+    assert!(matches!(stage.rollback().await, Err(ActorError::Adapter(_))));
+    assert_eq!((stage.live().await, stage.swaps.len()), (Some(id("second")), 0));
+}
+
+#[actix::test]
+async fn load_unload_and_delete_follow_the_row() {
+    let stage = stage();
+    stage.publish("first").await.unwrap();
+    let gone = stage.actor.send(UnloadAdapter { id: None }).await.unwrap().unwrap();
+    assert_eq!((gone, stage.last_swap()), (vec![id("first")], None));
+    let again = stage.actor.send(UnloadAdapter { id: Some(id("first")) }).await.unwrap();
+    assert!(matches!(again, Err(ActorError::Refused(_))));
+    let line = stage.actor.send(LoadAdapter { id: id("first") }).await.unwrap().unwrap();
+    assert!(line.live && line.fits);
+    assert_eq!(stage.last_swap().as_deref(), Some("first"));
+    let live = stage.actor.send(DeleteAdapter { id: id("first") }).await.unwrap();
+    assert!(matches!(live, Err(ActorError::Refused(_))));
+    stage.rollback().await.unwrap();
+    let bytes = stage.actor.send(DeleteAdapter { id: id("first") }).await.unwrap().unwrap();
+    assert_eq!(bytes, 15);
+    assert!(stage.actor.send(ListAdapters).await.unwrap().unwrap().is_empty());
+    let unknown = stage.actor.send(LoadAdapter { id: id("first") }).await.unwrap();
+    assert!(matches!(unknown, Err(ActorError::Refused(_))));
+}
+
+#[actix::test]
+async fn a_damaged_adapter_is_refused_and_the_old_one_stays() {
+    let stage = stage();
+    stage.publish("first").await.unwrap();
+    stage.publish("second").await.unwrap();
+    stage.swaps.take();
+    *stage.damaged.lock().unwrap() = true;
+    let refused = stage.actor.send(LoadAdapter { id: id("first") }).await.unwrap();
+    assert!(matches!(refused, Err(ActorError::Adapter(_))));
+    assert_eq!((stage.live().await, stage.swaps.len()), (Some(id("second")), 0));
+}
+
+#[actix::test]
+async fn at_start_the_live_adapter_is_swapped_in_and_strangers_are_removed() {
+    let stage = stage();
+    stage.publish("first").await.unwrap();
+    stage.swaps.take();
+    let stranger = stage.home.adapter(&id("stranger"));
+    fs_err::create_dir(&stranger).unwrap();
+    let lines = stage.actor.send(RestoreLive).await.unwrap().unwrap();
+    assert!(lines.len() == 1 && lines[0].contains("stranger"), "{lines:?}");
+    assert!(!stranger.exists());
+    assert_eq!(stage.last_swap().as_deref(), Some("first"));
+}
+
+#[actix::test]
+async fn at_start_a_damaged_adapter_is_reported_and_the_base_answers() {
+    let stage = stage();
+    stage.publish("first").await.unwrap();
+    stage.swaps.take();
+    *stage.damaged.lock().unwrap() = true;
+    let lines = stage.actor.send(RestoreLive).await.unwrap().unwrap();
+    assert!(lines.len() == 1 && lines[0].contains("first"), "{lines:?}");
+    assert_eq!(stage.swaps.len(), 0);
+}
+
+#[actix::test]
+async fn usage_is_counted_for_base_and_adapters() {
+    let stage = stage();
+    let row = |adapters| RecordUsage {
+        adapters,
+        prompt_tokens: 5,
+        new_tokens: 2,
+        prefill_ms: 1,
+        decode_ms: 1,
+        finish_reason: crate::engine::FinishReason::Stop,
+    };
+    stage.actor.send(row(vec![])).await.unwrap();
+    stage.actor.send(row(vec![(id("first"), 1.0)])).await.unwrap();
+    let usage = stage.db.call(|store| store.usage()).await.unwrap();
+    let answers: Vec<_> = usage.iter().map(|u| (u.adapter.as_deref(), u.answers)).collect();
+    assert_eq!(answers, [(None, 1), (Some("first"), 1)]);
+}

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::messages::console::Notice;
-use crate::messages::supervisor::{Down, Shutdown, ShutdownReason};
+use crate::messages::supervisor::{Down, Shutdown, ShutdownReason, StartChild};
 use crate::messages::{ActorName, MAILBOX_CAPACITY, Port};
 
 /// Restarts of one actor within [`RESTART_WINDOW`] before the program gives up: a fault that comes back five times in a
@@ -102,7 +102,6 @@ struct Child {
 pub struct Supervisor {
     policy: RestartPolicy,
     children: BTreeMap<ActorName, Child>,
-    order: Vec<ActorName>,
     notices: Port<Notice>,
     shutdown: mpsc::Sender<Shutdown>,
     closing: bool,
@@ -118,19 +117,17 @@ impl Supervisor {
         Self {
             policy,
             children: BTreeMap::new(),
-            order: Vec::new(),
             notices,
             shutdown,
             closing: false,
         }
     }
 
-    /// Adds a child; children start in this order.
+    /// Adds a child; [`StartChild`] starts it.
     #[must_use]
     pub fn with_child(mut self, actor: ActorName, start: Starter) -> Self {
         let history = RestartHistory::default();
         self.children.insert(actor, Child { start, incarnation: 0, history });
-        self.order.push(actor);
         self
     }
 
@@ -192,9 +189,6 @@ impl Actor for Supervisor {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX_CAPACITY);
-        for actor in self.order.clone() {
-            self.start_child(actor, ctx);
-        }
     }
 }
 
@@ -214,6 +208,14 @@ impl Handler<Down> for Supervisor {
         } else {
             self.restart(down.actor, ctx);
         }
+    }
+}
+
+impl Handler<StartChild> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, message: StartChild, ctx: &mut Self::Context) {
+        self.start_child(message.0, ctx);
     }
 }
 

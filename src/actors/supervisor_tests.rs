@@ -66,7 +66,9 @@ fn stage(actor: ActorName) -> Stage {
     };
     let supervisor =
         Supervisor::new(RestartPolicy::STANDARD, notices, shutdown).with_child(actor, starter);
-    Stage { supervisor: supervisor.start(), ping, die, starts, ended }
+    let supervisor = supervisor.start();
+    supervisor.do_send(StartChild(actor));
+    Stage { supervisor, ping, die, starts, ended }
 }
 
 impl Stage {

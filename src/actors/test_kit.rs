@@ -14,19 +14,19 @@ use crate::store::{Home, Store};
 /// Longest that a test waits for something to happen, by tokio's clock.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-pub(super) fn temp_home() -> (TempDir, Home) {
+pub(crate) fn temp_home() -> (TempDir, Home) {
     let dir = tempfile::tempdir().unwrap();
     let home = Home::open_or_create(dir.path().join("home")).unwrap();
     (dir, home)
 }
 
-pub(super) fn temp_store() -> (TempDir, Store) {
+pub(crate) fn temp_store() -> (TempDir, Store) {
     let (dir, home) = temp_home();
     (dir, Store::open(&home).unwrap())
 }
 
 /// Messages that a probe got.
-pub(super) struct Log<M>(Arc<Mutex<Vec<M>>>);
+pub(crate) struct Log<M>(Arc<Mutex<Vec<M>>>);
 
 impl<M> Clone for Log<M> {
     fn clone(&self) -> Self {
@@ -35,26 +35,26 @@ impl<M> Clone for Log<M> {
 }
 
 impl<M> Log<M> {
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.0.lock().unwrap().len()
     }
 
-    pub(super) fn take(&self) -> Vec<M> {
+    pub(crate) fn take(&self) -> Vec<M> {
         std::mem::take(&mut *self.0.lock().unwrap())
     }
 
-    pub(super) fn any(&self, wanted: impl Fn(&M) -> bool) -> bool {
+    pub(crate) fn any(&self, wanted: impl Fn(&M) -> bool) -> bool {
         self.0.lock().unwrap().iter().any(wanted)
     }
 
     /// Waits until a message like this came.
-    pub(super) async fn until(&self, what: &str, wanted: impl Fn(&M) -> bool) {
+    pub(crate) async fn until(&self, what: &str, wanted: impl Fn(&M) -> bool) {
         eventually(what, || self.any(&wanted)).await;
     }
 }
 
 /// Waits until `done`.
-pub(super) async fn eventually(what: &str, done: impl Fn() -> bool) {
+pub(crate) async fn eventually(what: &str, done: impl Fn() -> bool) {
     let wait = async {
         while !done() {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -91,7 +91,7 @@ where
 }
 
 /// Makes a port with a recorder behind it that answers with `answer`.
-pub(super) fn probe<M>(answer: impl FnMut(&M) -> M::Result + 'static) -> (Port<M>, Log<M>)
+pub(crate) fn probe<M>(answer: impl FnMut(&M) -> M::Result + 'static) -> (Port<M>, Log<M>)
 where
     M: Message + Unpin + Send + 'static,
     M::Result: Send + 'static,
@@ -102,6 +102,6 @@ where
 }
 
 /// A conversation of one question.
-pub(super) fn question(text: &str) -> Vec<domain::Message> {
+pub(crate) fn question(text: &str) -> Vec<domain::Message> {
     vec![domain::Message::user(text)]
 }

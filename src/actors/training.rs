@@ -167,7 +167,10 @@ impl TrainingActor {
     }
 
     fn answer_parked(&mut self) {
-        self.parked.drain(..).for_each(|reply| drop(reply.send(())));
+        for reply in self.parked.drain(..) {
+            // Whoever waited may have run out of patience.
+            let _ = reply.send(());
+        }
     }
 
     /// Enqueues an automatic job if its domain really has enough marks.
@@ -377,7 +380,9 @@ impl Handler<ParkTraining> for TrainingActor {
 
     fn handle(&mut self, _: ParkTraining, _: &mut Self::Context) -> Self::Result {
         self.closing = true;
-        self.waiters.drain(..).for_each(|waiter| drop(waiter.reply.send(Err(ActorError::Closing))));
+        for waiter in self.waiters.drain(..) {
+            let _ = waiter.reply.send(Err(ActorError::Closing));
+        }
         match &self.current {
             Some(current) => drop(current.wish.send_replace(Wish::Stop)),
             // A job claimed in this moment starts with the wish to stop.

@@ -1,1 +1,423 @@
+use std::sync::Mutex;
 
+use actix::Addr;
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+
+use super::notices::Subscribers;
+use super::retry::RetryPolicy;
+use super::runner::{Launcher, Worker};
+use super::*;
+use crate::actors::db::Db;
+use crate::actors::test_kit::{Log, eventually, probe, question, temp_home};
+use crate::domain::Mark;
+use crate::eval::{ItemLoss, Measurements};
+use crate::messages::registry::{PublishAdapter, Published};
+use crate::models::ModelSource;
+use crate::plan::TrainedBase;
+use crate::store::{Home, JobMetrics, NewAdapter, NewFeedback};
+use crate::worker::{WorkerEvent, WorkerExit};
+
+/// A worker that does what the test says.
+#[derive(Clone)]
+struct Puppet {
+    events: mpsc::Sender<WorkerEvent<Measurements>>,
+    asked: Arc<Mutex<Vec<&'static str>>>,
+    examples: usize,
+}
+
+impl Worker for Puppet {
+    fn cancel(&self) {
+        self.asked.lock().unwrap().push("cancel");
+        let _ = self.events.try_send(WorkerEvent::Ended(WorkerExit::Cancelled));
+    }
+
+    fn kill(&self) {
+        self.asked.lock().unwrap().push("kill");
+    }
+}
+
+impl Puppet {
+    async fn say(&self, event: WorkerEvent<Measurements>) {
+        self.events.send(event).await.unwrap();
+    }
+
+    async fn end(&self, exit: WorkerExit<Measurements>) {
+        self.say(WorkerEvent::Ended(exit)).await;
+    }
+
+    async fn finish(&self, before: f64, after: f64) {
+        self.say(WorkerEvent::Evaluating).await;
+        let item = |id| ItemLoss { id, before, after };
+        let measured = Measurements {
+            trained: vec![item(1), item(2)],
+            heldout: vec![],
+            general: vec![],
+            kl: 0.01,
+            final_loss: after,
+            steps: 30,
+            examples: 2,
+        };
+        self.end(WorkerExit::Finished(Box::new(measured))).await;
+    }
+}
+
+struct Stage {
+    _dir: TempDir,
+    home: Home,
+    db: Db,
+    actor: Addr<TrainingActor>,
+    workers: Arc<Mutex<Vec<Puppet>>>,
+    notices: Log<JobNotice>,
+}
+
+fn stage() -> Stage {
+    stage_of(true, |_| ())
+}
+
+fn stage_of(holds_queue: bool, adjust: impl FnOnce(&mut Config)) -> Stage {
+    let (dir, home) = temp_home();
+    let db = Db::new(Store::open(&home).unwrap());
+    let mut config = Config::defaults().unwrap();
+    adjust(&mut config);
+    let workers: Arc<Mutex<Vec<Puppet>>> = Arc::default();
+    let launched = Arc::clone(&workers);
+    let launch: Launcher = Arc::new(move |request, events| {
+        let examples = request.input.train.len();
+        let puppet = Puppet { events, asked: Arc::default(), examples };
+        launched.lock().unwrap().push(puppet.clone());
+        Box::new(puppet)
+    });
+    let subscribers = Subscribers::default();
+    let (port, notices) = probe(|_: &JobNotice| ());
+    subscribers.add(port);
+    let (registry, _) = {
+        let home = home.clone();
+        probe(move |message: &PublishAdapter| publish(&home, message))
+    };
+    let runner = Runner {
+        home: home.clone(),
+        db: db.clone(),
+        base: TrainedBase {
+            source: ModelSource::Builtin,
+            base_hash: "b".repeat(64),
+            hash_cache: None,
+            parameters: 1000,
+        },
+        launch,
+        registry,
+        notices: subscribers,
+        retry: RetryPolicy {
+            max_attempts: 3,
+            base: Duration::from_secs(600),
+            longest: Duration::from_secs(3600),
+        },
+    };
+    let rules = QueueRules { config: Arc::new(config), holds_queue };
+    let actor = TrainingActor::new(runner, rules, None).start();
+    Stage { _dir: dir, home, db, actor, workers, notices }
+}
+
+/// What the registry does, without a model: its tests show the rest.
+fn publish(home: &Home, message: &PublishAdapter) -> Result<Published, ActorError> {
+    fs_err::create_dir_all(&message.dir).unwrap();
+    for file in ["adapter_model.safetensors", "adapter_config.json", "training.json"] {
+        fs_err::write(message.dir.join(file), "x").unwrap();
+    }
+    let new = NewAdapter {
+        id: message.id.clone(),
+        domain: message.domain.clone(),
+        base: "tiny".to_owned(),
+        base_hash: "b".repeat(64),
+        rank: message.rank,
+        target_modules: message.target_modules.clone(),
+        examples: message.examples,
+        dir: message.dir.clone(),
+    };
+    let store = Store::open(home).unwrap();
+    let metrics = JobMetrics::default();
+    store
+        .finish_succeeded(message.job, &new, &metrics, &message.promotion)
+        .map_err(|error| ActorError::Adapter(error.to_string()))?;
+    Ok(Published { path: home.adapter(&message.id), live: true })
+}
+
+impl Stage {
+    async fn marks(&self, texts: &[&'static str]) {
+        let texts = texts.to_vec();
+        let add = move |store: &Store| {
+            for text in texts {
+                store.add_feedback(&NewFeedback {
+                    messages: question(text),
+                    response: format!("{text} indeed"),
+                    mark: Mark::Good,
+                    weight: 10.0,
+                    note: None,
+                    fix: None,
+                    domain: "general".to_owned(),
+                    adapter: None,
+                })?;
+            }
+            Ok(())
+        };
+        self.db.call(add).await.unwrap();
+    }
+
+    async fn enqueue(&self) -> Result<JobLine, ActorError> {
+        self.actor.send(EnqueueTraining::of("general")).await.unwrap()
+    }
+
+    /// Waits for the n-th worker, from 1.
+    async fn worker(&self, n: usize) -> Puppet {
+        eventually("a worker", || self.workers.lock().unwrap().len() >= n).await;
+        self.workers.lock().unwrap()[n - 1].clone()
+    }
+
+    fn started(&self) -> usize {
+        self.workers.lock().unwrap().len()
+    }
+
+    async fn job(&self, id: i64) -> JobRow {
+        self.db.call(move |store| store.job(id)).await.unwrap()
+    }
+
+    async fn threshold(&self) {
+        let domain = "general".to_owned();
+        self.actor.send(ThresholdReached { domain, threshold: 1 }).await.unwrap();
+    }
+}
+
+fn killed() -> WorkerExit<Measurements> {
+    WorkerExit::Signal(9)
+}
+
+#[actix::test]
+async fn a_good_job_is_published_and_everything_is_told_in_order() {
+    let stage = stage();
+    stage.marks(&["bees", "rivers"]).await;
+    let job = stage.enqueue().await.unwrap();
+    let worker = stage.worker(1).await;
+    assert_eq!(worker.examples, 2);
+    let (epoch, epochs, step, total_steps) = (1, 3, 10, 30);
+    let (loss, elapsed_ms, eta_ms) = (1.5, 100, Some(200));
+    worker
+        .say(WorkerEvent::Progress { epoch, epochs, step, total_steps, loss, elapsed_ms, eta_ms })
+        .await;
+    worker.say(WorkerEvent::Checkpointed { step: 10 }).await;
+    worker.finish(2.0, 0.5).await;
+    stage.notices.until("success", |n| matches!(n, JobNotice::Succeeded { .. })).await;
+    let told: Vec<_> = stage.notices.take();
+    let names: Vec<_> = told.iter().map(name).collect();
+    let all = ["queued", "started", "progressed", "checkpointed", "evaluating", "succeeded"];
+    assert_eq!(names, all);
+    let JobNotice::Succeeded { final_loss, examples, path, live, .. } = &told[5] else { panic!() };
+    assert_eq!((*final_loss, *examples, *live), (0.5, 2, true));
+    assert!(path.is_dir());
+    let row = stage.job(job.id).await;
+    assert_eq!((row.state, row.step), (JobState::Succeeded, 0));
+    assert!(!stage.home.checkpoint(job.id).exists());
+}
+
+fn name(notice: &JobNotice) -> &'static str {
+    match notice {
+        JobNotice::Queued { .. } => "queued",
+        JobNotice::Started { .. } => "started",
+        JobNotice::Progressed(_) => "progressed",
+        JobNotice::Checkpointed { .. } => "checkpointed",
+        JobNotice::Evaluating { .. } => "evaluating",
+        JobNotice::Noted { .. } => "noted",
+        JobNotice::Retrying { .. } => "retrying",
+        JobNotice::Succeeded { .. } => "succeeded",
+        JobNotice::Rejected { .. } => "rejected",
+        JobNotice::Failed { .. } => "failed",
+        JobNotice::Cancelled { .. } => "cancelled",
+        JobNotice::Parked { .. } => "parked",
+    }
+}
+
+#[actix::test]
+async fn a_job_that_learned_nothing_is_rejected_with_reasons_and_keeps_its_examples() {
+    let stage = stage();
+    stage.marks(&["bees"]).await;
+    let job = stage.enqueue().await.unwrap();
+    stage.worker(1).await.finish(1.0, 1.0).await;
+    let rejected = |n: &JobNotice| matches!(n, JobNotice::Rejected { reasons, .. } if !reasons.is_empty());
+    stage.notices.until("rejection", rejected).await;
+    let row = stage.job(job.id).await;
+    assert_eq!(row.state, JobState::Rejected);
+    assert!(row.error.unwrap().contains("did not learn"));
+    let buffer = stage.db.call(|store| store.buffer_status("general")).await.unwrap();
+    assert_eq!(buffer.trainable_unconsumed, 1);
+}
+
+#[actix::test]
+async fn a_killed_worker_is_tried_again_after_longer_and_longer_pauses_and_then_fails() {
+    let stage = stage();
+    tokio::time::pause();
+    stage.marks(&["bees"]).await;
+    let job = stage.enqueue().await.unwrap();
+    for attempt in 1..=3 {
+        stage.worker(attempt).await.end(killed()).await;
+        if attempt == 3 {
+            break;
+        }
+        let next = u32::try_from(attempt).unwrap() + 1;
+        let retry = move |n: &JobNotice| matches!(n, JobNotice::Retrying { attempt, .. } if *attempt == next);
+        stage.notices.until("a retry", retry).await;
+        // Half of the pause is certain, whatever the jitter.
+        let certain = Duration::from_secs(600) * 2_u32.pow(next - 2) / 2;
+        tokio::time::sleep(certain - Duration::from_secs(10)).await;
+        assert_eq!(stage.started(), attempt, "not yet");
+        tokio::time::sleep(certain + Duration::from_secs(20)).await;
+        assert_eq!(stage.worker(attempt + 1).await.examples, 1);
+    }
+    let failed = |n: &JobNotice| matches!(n, JobNotice::Failed { attempts: 3, error, .. } if error.contains("SIGKILL"));
+    stage.notices.until("failure", failed).await;
+    assert_eq!(stage.job(job.id).await.state, JobState::Failed);
+}
+
+#[actix::test]
+async fn what_the_job_itself_decides_is_not_tried_again() {
+    let stage = stage();
+    stage.marks(&["bees"]).await;
+    let job = stage.enqueue().await.unwrap();
+    stage.worker(1).await.end(WorkerExit::Failed("the loss became NaN".to_owned())).await;
+    let failed = |n: &JobNotice| matches!(n, JobNotice::Failed { attempts: 1, .. });
+    stage.notices.until("failure", failed).await;
+    assert_eq!(stage.job(job.id).await.error.as_deref(), Some("the loss became NaN"));
+}
+
+#[actix::test]
+async fn a_cancelled_job_stops_its_worker_and_gives_its_examples_back() {
+    let stage = stage();
+    stage.marks(&["bees"]).await;
+    let job = stage.enqueue().await.unwrap();
+    let worker = stage.worker(1).await;
+    stage.actor.send(CancelJob { id: job.id }).await.unwrap().unwrap();
+    stage.notices.until("the end", |n| matches!(n, JobNotice::Cancelled { .. })).await;
+    assert_eq!(worker.asked.lock().unwrap()[0], "cancel");
+    assert_eq!(stage.job(job.id).await.state, JobState::Cancelled);
+    let again = stage.actor.send(CancelJob { id: job.id }).await.unwrap();
+    assert!(matches!(again, Err(ActorError::Refused(_))));
+}
+
+#[actix::test]
+async fn another_process_can_cancel_the_running_job() {
+    let stage = stage();
+    stage.marks(&["bees"]).await;
+    let job = stage.enqueue().await.unwrap();
+    stage.worker(1).await;
+    let other = Store::open(&stage.home).unwrap();
+    other.request_cancel(job.id).unwrap();
+    stage.notices.until("the end", |n| matches!(n, JobNotice::Cancelled { .. })).await;
+}
+
+#[actix::test]
+async fn a_parked_job_is_left_for_the_next_start_without_costing_an_attempt() {
+    let stage = stage();
+    stage.marks(&["bees"]).await;
+    let job = stage.enqueue().await.unwrap();
+    stage.worker(1).await;
+    stage.actor.send(ParkTraining).await.unwrap();
+    assert!(stage.notices.any(|n| matches!(n, JobNotice::Parked { .. })));
+    let row = stage.job(job.id).await;
+    assert_eq!((row.state, row.attempts), (JobState::Queued, 0));
+    assert_eq!(stage.enqueue().await, Err(ActorError::Closing));
+    assert_eq!(stage.actor.send(WaitForJobs).await.unwrap(), Err(ActorError::Closing));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(stage.started(), 1, "nothing is claimed any more");
+}
+
+#[actix::test]
+async fn thresholds_reached_while_a_job_runs_make_one_follow_up_job() {
+    let stage = stage();
+    stage.marks(&["bees"]).await;
+    stage.threshold().await;
+    let first = stage.worker(1).await;
+    stage.marks(&["rivers", "copper"]).await;
+    for _ in 0..3 {
+        stage.threshold().await;
+    }
+    let waited = stage.actor.send(WaitForJobs);
+    first.finish(2.0, 0.5).await;
+    let second = stage.worker(2).await;
+    assert_eq!(second.examples, 2);
+    second.finish(2.0, 0.5).await;
+    assert_eq!(waited.await.unwrap(), Ok(2));
+    assert_eq!(stage.started(), 2);
+    let automatic = |n: &&JobNotice| matches!(n, JobNotice::Queued { automatic: true, .. });
+    assert_eq!(stage.notices.take().iter().filter(automatic).count(), 2);
+}
+
+#[actix::test]
+async fn waiting_with_nothing_to_wait_for_answers_at_once() {
+    let stage = stage();
+    assert_eq!(stage.actor.send(WaitForJobs).await.unwrap(), Ok(0));
+}
+
+#[actix::test]
+async fn a_threshold_reported_just_before_is_waited_for() {
+    let stage = stage();
+    stage.marks(&["bees"]).await;
+    let domain = "general".to_owned();
+    stage.actor.do_send(ThresholdReached { domain, threshold: 1 });
+    let waited = stage.actor.send(WaitForJobs);
+    let finish = async { stage.worker(1).await.finish(2.0, 0.5).await };
+    let (waited, ()) = tokio::join!(waited, finish);
+    assert_eq!(waited.unwrap(), Ok(1));
+}
+
+#[actix::test]
+async fn nothing_to_train_and_a_full_queue_are_refused() {
+    let stage = stage_of(false, |config| config.queue.max_queued = 1);
+    let nothing = stage.enqueue().await;
+    assert!(matches!(nothing, Err(ActorError::NothingToTrain(_))), "{nothing:?}");
+    stage.marks(&["bees"]).await;
+    stage.enqueue().await.unwrap();
+    stage.marks(&["rivers"]).await;
+    let full = stage.enqueue().await;
+    assert!(matches!(&full, Err(ActorError::Refused(text)) if text.contains("queue is full")));
+}
+
+#[actix::test]
+async fn a_second_instance_enqueues_and_waits_but_runs_nothing() {
+    let stage = stage_of(false, |_| ());
+    stage.marks(&["bees"]).await;
+    let job = stage.enqueue().await.unwrap();
+    let mut waited = Box::pin(stage.actor.send(WaitForJobs));
+    let early = tokio::time::timeout(QUEUE_POLL * 2, &mut waited).await;
+    assert!(early.is_err(), "the job is still open");
+    assert_eq!(stage.started(), 0);
+    Store::open(&stage.home).unwrap().request_cancel(job.id).unwrap();
+    assert_eq!(waited.await.unwrap(), Ok(1));
+}
+
+#[actix::test]
+async fn a_job_left_running_by_a_dead_process_goes_on() {
+    let stage = stage();
+    stage.marks(&["bees"]).await;
+    let job = stage.enqueue().await.unwrap();
+    stage.worker(1).await;
+    // The actor dies as a panic would make it die; its runner goes with it.
+    let (home, db) = (stage.home.clone(), stage.db.clone());
+    assert_eq!(db.call(move |store| store.job(job.id)).await.unwrap().state, JobState::Running);
+    drop(stage.actor);
+    let orphans = Store::open(&home).unwrap().requeue_orphans().unwrap();
+    assert_eq!(orphans.requeued, [job.id]);
+}
+
+#[actix::test]
+async fn an_adapter_that_cannot_be_published_fails_the_job() {
+    let stage = stage();
+    stage.marks(&["bees"]).await;
+    let job = stage.enqueue().await.unwrap();
+    let worker = stage.worker(1).await;
+    // Somebody takes the name meanwhile.
+    let taken = stage.home.outcome(job.id);
+    fs_err::create_dir_all(taken.parent().unwrap()).unwrap();
+    fs_err::write(&taken, "a file where a directory should be").unwrap();
+    let panics_in_publish = worker.finish(2.0, 0.5);
+    panics_in_publish.await;
+    stage.notices.until("failure", |n| matches!(n, JobNotice::Failed { .. })).await;
+    assert_eq!(stage.job(job.id).await.state, JobState::Failed);
+}

@@ -10,6 +10,7 @@ mod optimizer;
 pub mod params;
 mod trainable;
 pub mod trainer;
+mod verified;
 
 pub use adapter::{AdapterSet, CONFIG_FILE, Factors, LoraAdapter, LoraConfig, WEIGHTS_FILE, save};
 pub use error::{JobError, LoraError};
@@ -17,3 +18,4 @@ pub use job::{JobEvent, JobInput, TRAINING_FILE, TrainingRecord, check_base, run
 pub use optimizer::{AdamW, AdamWConfig, Moments, clip_gradients, warmup_cosine};
 pub use params::{SizeDefaults, TrainingParams, Weighting, size_defaults};
 pub use trainable::TrainableLora;
+pub use verified::load_verified;

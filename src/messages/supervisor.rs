@@ -38,3 +38,11 @@ pub struct Shutdown {
     /// The exit code: 0 done, 1 the work failed, 130 interrupted.
     pub code: u8,
 }
+
+/// Starts an actor. From `app`, which knows what must be there first: the live adapters before anybody can ask, a tidy
+/// directory before the queue runs.
+///
+/// **Reply:** when the actor is behind its ports. A failure is treated like any other death.
+#[derive(ActixMessage, Debug, Clone, Copy, PartialEq, Eq)]
+#[rtype(result = "()")]
+pub struct StartChild(pub ActorName);

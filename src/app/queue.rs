@@ -1,0 +1,173 @@
+//! The queue without a console: `train --wait` and `jobs run`.
+
+use std::time::Duration;
+
+use actix::{Actor, Context, Handler, System};
+
+use super::shutdown::Ending;
+use super::signals::{self, CtrlC};
+use super::team::{Inputs, Ports, Team};
+use super::{AppError, Setup};
+use crate::actors::db::Db;
+use crate::messages::console::{JobNotice, Progress};
+use crate::messages::registry::RestoreLive;
+use crate::messages::supervisor::{Shutdown, ShutdownReason, StartChild};
+use crate::messages::{ActorName, MAILBOX_CAPACITY, Port};
+use crate::store::{JobRow, QueueLock, Store, StoreError};
+
+/// How often the end of the jobs is looked for.
+const END_POLL: Duration = Duration::from_millis(300);
+
+/// How long [`run_queue`] runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Until {
+    /// Until these jobs have ended; where another process runs the queue, it only watches them.
+    Ended(Vec<i64>),
+    /// Until it is told to end.
+    Stopped,
+}
+
+/// How the queue stood at the end.
+#[derive(Debug, Clone, PartialEq)]
+pub struct QueueEnd {
+    /// The jobs that were waited for.
+    pub jobs: Vec<JobRow>,
+    /// The exit code of an end that came from outside (a signal, an actor that dies again and again); `None` when the
+    /// jobs have ended.
+    pub cut_short: Option<u8>,
+}
+
+/// Takes what becomes of jobs.
+pub type OnNotice = Box<dyn FnMut(&JobNotice)>;
+
+/// Runs the queue, and tells `on_notice` everything that becomes of jobs. Where another process runs it, only the
+/// progress of the jobs waited for is told (without epochs and times, which only that process knows).
+///
+/// # Errors
+/// [`AppError::QueueHeld`] for [`Until::Stopped`] where another process runs it; a data directory that refuses.
+pub fn run_queue(setup: &Setup, until: &Until, on_notice: OnNotice) -> Result<QueueEnd, AppError> {
+    let lock = setup.home.try_lock_queue()?;
+    if lock.is_none() && *until == Until::Stopped {
+        return Err(AppError::held(&setup.home));
+    }
+    let cut_short = System::new().block_on(run(setup, until, on_notice, lock.as_ref()))?;
+    // The database of the actors is closed; what they wrote is there.
+    let store = Store::open(&setup.home)?;
+    let jobs = rows(&store, until)?;
+    Ok(QueueEnd { jobs, cut_short })
+}
+
+async fn run(
+    setup: &Setup,
+    until: &Until,
+    on_notice: OnNotice,
+    lock: Option<&QueueLock>,
+) -> Result<Option<u8>, AppError> {
+    let inputs = Inputs::unconnected();
+    let listener = Listener { on_notice }.start();
+    inputs.jobs.connect(listener.clone().recipient());
+    let team = Team::new(setup, &inputs, lock.is_some(), false)?;
+    let Team { ports, db, mut ended, supervisor, .. } = team;
+    let supervisor = supervisor.start();
+    signals::watch(CtrlC::Signal, supervisor.clone().recipient())
+        .map_err(AppError::system("watch for signals"))?;
+    start(&supervisor, ActorName::Registry).await;
+    for line in ports.restore.ask(RestoreLive).await? {
+        tracing::warn!("{line}");
+    }
+    start(&supervisor, ActorName::Training).await;
+    let watch = lock.is_none().then_some(&inputs.jobs);
+    let first = tokio::select! {
+        asked = ended.recv() => asked.unwrap_or(DONE),
+        over = all_ended(&db, until, watch) => over.map(|()| DONE)?,
+    };
+    end(&ports, &inputs, &db, &mut ended, &first).await;
+    Ok((first.reason != ShutdownReason::Done).then_some(first.code))
+}
+
+const DONE: Shutdown = Shutdown { reason: ShutdownReason::Done, code: 0 };
+
+/// Starts an actor; one that cannot start is restarted by the supervisor, which gives up in the end.
+pub(super) async fn start(
+    supervisor: &actix::Addr<crate::actors::supervisor::Supervisor>,
+    actor: ActorName,
+) {
+    if supervisor.send(StartChild(actor)).await.is_err() {
+        tracing::error!(%actor, "the supervisor is gone");
+    }
+}
+
+async fn end(
+    ports: &Ports,
+    inputs: &Inputs,
+    db: &Db,
+    hurry: &mut tokio::sync::mpsc::Receiver<Shutdown>,
+    first: &Shutdown,
+) {
+    Ending { ports, notices: &inputs.notices, console: None, db, hurry }.run(first).await;
+}
+
+/// Waits until the jobs have ended; for ever if there is nothing to wait for.
+async fn all_ended(
+    db: &Db,
+    until: &Until,
+    watch: Option<&Port<JobNotice>>,
+) -> Result<(), AppError> {
+    let mut steps = 0;
+    loop {
+        let wanted = until.clone();
+        let found = db.call(move |store| rows(store, &wanted)).await;
+        let jobs = found.map_err(crate::messages::ActorError::from)?;
+        if *until != Until::Stopped && jobs.iter().all(|job| job.state.is_final()) {
+            return Ok(());
+        }
+        if let (Some(port), Some(job)) = (watch, jobs.iter().find(|job| job.state.is_active()))
+            && job.step != std::mem::replace(&mut steps, job.step)
+        {
+            // The next look brings newer figures.
+            let _ = port.try_send(progress(job));
+        }
+        tokio::time::sleep(END_POLL).await;
+    }
+}
+
+fn rows(store: &Store, until: &Until) -> Result<Vec<JobRow>, StoreError> {
+    match until {
+        Until::Ended(ids) => ids.iter().map(|id| store.job(*id)).collect(),
+        Until::Stopped => Ok(Vec::new()),
+    }
+}
+
+/// What the row of another process's job tells.
+fn progress(job: &JobRow) -> JobNotice {
+    JobNotice::Progressed(Progress {
+        job: job.id,
+        epoch: 0,
+        epochs: 0,
+        step: job.step,
+        total_steps: job.total_steps,
+        loss: job.loss.unwrap_or(f64::NAN),
+        elapsed_ms: 0,
+        eta_ms: None,
+    })
+}
+
+struct Listener {
+    on_notice: OnNotice,
+}
+
+impl Actor for Listener {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX_CAPACITY);
+    }
+}
+
+impl Handler<JobNotice> for Listener {
+    type Result = ();
+
+    fn handle(&mut self, notice: JobNotice, _: &mut Self::Context) {
+        (self.on_notice)(&notice);
+    }
+}

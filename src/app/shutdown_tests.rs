@@ -1,0 +1,106 @@
+use std::sync::{Arc, Mutex};
+
+use tokio::time::Instant;
+
+use super::*;
+use crate::actors::test_kit::{probe, temp_store};
+use crate::messages::ActorName;
+
+struct Stage {
+    ports: Ports,
+    notices: Port<Notice>,
+    console: Port<CloseConsole>,
+    db: Db,
+    order: Arc<Mutex<Vec<&'static str>>>,
+    _dir: tempfile::TempDir,
+}
+
+fn stage() -> Stage {
+    let order: Arc<Mutex<Vec<&'static str>>> = Arc::default();
+    let heard = |what: &'static str| {
+        let order = Arc::clone(&order);
+        move || order.lock().unwrap().push(what)
+    };
+    let (said, answer, worker, closed) =
+        (heard("notice"), heard("answer"), heard("worker"), heard("console"));
+    let mut ports = Ports::unconnected();
+    ports.stop_generating = probe(move |stop: &StopGenerating| {
+        assert!(stop.closing);
+        answer();
+    })
+    .0;
+    ports.park = probe(move |_: &ParkTraining| worker()).0;
+    let (notices, _) = probe(move |_: &Notice| said());
+    let (console, _) = probe(move |_: &CloseConsole| closed());
+    let (dir, store) = temp_store();
+    Stage { ports, notices, console, db: Db::new(store), order, _dir: dir }
+}
+
+impl Stage {
+    async fn end(&self, hurry: &mut mpsc::Receiver<Shutdown>) {
+        let ending = Ending {
+            ports: &self.ports,
+            notices: &self.notices,
+            console: Some(&self.console),
+            db: &self.db,
+            hurry,
+        };
+        ending.run(&signal()).await;
+    }
+}
+
+fn signal() -> Shutdown {
+    Shutdown { reason: ShutdownReason::Signal("SIGTERM"), code: 130 }
+}
+
+#[actix::test]
+async fn answers_end_before_the_worker_the_worker_before_the_console_and_the_store_last() {
+    let stage = stage();
+    let (_keep, mut hurry) = mpsc::channel(1);
+    stage.end(&mut hurry).await;
+    assert_eq!(*stage.order.lock().unwrap(), ["notice", "answer", "worker", "console"]);
+    assert!(stage.db.call(|store| store.jobs()).await.is_err(), "the store is closed");
+}
+
+#[actix::test]
+async fn a_worker_that_does_not_end_is_waited_for_only_so_long() {
+    tokio::time::pause();
+    let mut stage = stage();
+    stage.ports.park = hung();
+    let (_keep, mut hurry) = mpsc::channel(1);
+    let start = Instant::now();
+    stage.end(&mut hurry).await;
+    let took = start.elapsed();
+    assert!(took >= WORKER_PATIENCE && took < WORKER_PATIENCE * 2, "{took:?}");
+    assert!(stage.order.lock().unwrap().contains(&"console"));
+}
+
+#[actix::test]
+async fn a_second_request_cuts_the_wait_short() {
+    tokio::time::pause();
+    let mut stage = stage();
+    stage.ports.park = hung();
+    let (again, mut hurry) = mpsc::channel(1);
+    again.send(signal()).await.unwrap();
+    let start = Instant::now();
+    // The first step may take the request, so there is one for each.
+    actix::spawn(async move { while again.send(signal()).await.is_ok() {} });
+    stage.end(&mut hurry).await;
+    assert!(start.elapsed() < WORKER_PATIENCE);
+}
+
+/// A training actor that never answers.
+fn hung() -> Port<ParkTraining> {
+    use actix::{Actor, Context, Handler, ResponseFuture};
+    struct Hung;
+    impl Actor for Hung {
+        type Context = Context<Self>;
+    }
+    impl Handler<ParkTraining> for Hung {
+        type Result = ResponseFuture<()>;
+        fn handle(&mut self, _: ParkTraining, _: &mut Self::Context) -> Self::Result {
+            Box::pin(std::future::pending())
+        }
+    }
+    Port::new(ActorName::Training, Hung.start().recipient())
+}

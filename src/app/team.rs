@@ -1,0 +1,371 @@
+//! The actors and the ports between them.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use actix::{Actor, Addr};
+use tokio::sync::mpsc;
+
+use super::Setup;
+use crate::actors::db::Db;
+use crate::actors::feedback::{FeedbackActor, FeedbackRules};
+use crate::actors::inference::{InferenceActor, LoaderFactory};
+use crate::actors::model_thread::{Answerer, LiveTable, ModelLoader};
+use crate::actors::registry::{AdapterLoader, AdapterRegistryActor, RegistryParts};
+use crate::actors::supervisor::{RestartPolicy, SHUTDOWN_QUEUE, Starter, Supervisor};
+use crate::actors::training::notices::Subscribers;
+use crate::actors::training::retry::RetryPolicy;
+use crate::actors::training::runner::{Launcher, Runner};
+use crate::actors::training::{QueueRules, TrainingActor};
+use crate::config::Config;
+use crate::domain::{DEFAULT_DOMAIN, Message};
+use crate::engine::{Engine, Generated, Sampling};
+use crate::lora::{self, AdapterSet};
+use crate::messages::console::{JobNotice, LiveChanged, Notice};
+use crate::messages::feedback::{AddFix, AddMark, GetBuffer, ListMarks, SetAutoTrain, UndoMark};
+use crate::messages::inference::{Generate, SetLive, StopGenerating};
+use crate::messages::registry::{
+    DeleteAdapter, ListAdapters, LoadAdapter, PublishAdapter, RecordUsage, RestoreLive,
+    RollbackAdapter, UnloadAdapter,
+};
+use crate::messages::supervisor::Shutdown;
+use crate::messages::training::{
+    CancelJob, EnqueueTraining, ListJobs, ParkTraining, SubscribeJobs, ThresholdReached,
+    WaitForJobs,
+};
+use crate::messages::{ActorName, Port};
+use crate::models::{self, LoadedModel, ModelSource};
+use crate::plan::TrainedBase;
+use crate::store::{Store, StoreError};
+use crate::worker::protocol::Limits;
+use crate::worker::{WorkerConfig, WorkerHandle};
+
+/// Bytes in a mebibyte.
+const MEBIBYTE: u64 = 1 << 20;
+/// The log of the worker, in the directory of logs.
+const WORKER_LOG: &str = "worker.log";
+
+/// Declares the ports of all actors, and how each actor is put behind its own.
+macro_rules! ports {
+    ($($(#[$doc:meta])* $actor:ident by $connect:ident: $type:ty { $($port:ident: $message:ty,)* })*) => {
+        /// Where every message goes.
+        #[derive(Clone)]
+        pub struct Ports {
+            $($(#[doc = concat!("[`", stringify!($message), "`]")] pub $port: Port<$message>,)*)*
+        }
+
+        impl Ports {
+            /// Makes ports with nobody behind them.
+            pub fn unconnected() -> Self {
+                Self { $($($port: Port::unconnected(ActorName::$actor),)*)* }
+            }
+
+            $(fn $connect(&self, actor: &Addr<$type>) {
+                $(self.$port.connect(actor.clone().recipient());)*
+            })*
+        }
+    };
+}
+
+ports! {
+    Inference by connect_inference: InferenceActor {
+        generate: Generate,
+        set_live: SetLive,
+        stop_generating: StopGenerating,
+    }
+    Feedback by connect_feedback: FeedbackActor {
+        add_mark: AddMark,
+        add_fix: AddFix,
+        undo_mark: UndoMark,
+        set_auto_train: SetAutoTrain,
+        get_buffer: GetBuffer,
+        list_marks: ListMarks,
+    }
+    Training by connect_training: TrainingActor {
+        enqueue: EnqueueTraining,
+        threshold: ThresholdReached,
+        cancel_job: CancelJob,
+        list_jobs: ListJobs,
+        wait_for_jobs: WaitForJobs,
+        subscribe: SubscribeJobs,
+        park: ParkTraining,
+    }
+    Registry by connect_registry: AdapterRegistryActor {
+        publish: PublishAdapter,
+        restore: RestoreLive,
+        list_adapters: ListAdapters,
+        load_adapter: LoadAdapter,
+        unload_adapter: UnloadAdapter,
+        rollback_adapter: RollbackAdapter,
+        delete_adapter: DeleteAdapter,
+        usage: RecordUsage,
+    }
+}
+
+/// What a console (or [`run_queue`](super::run_queue)) is told; an actor of its own is put behind these.
+#[derive(Clone)]
+pub struct Inputs {
+    /// What becomes of jobs.
+    pub jobs: Port<JobNotice>,
+    /// Swaps.
+    pub live: Port<LiveChanged>,
+    /// Lines for the user.
+    pub notices: Port<Notice>,
+}
+
+impl Inputs {
+    /// Makes ports with nobody behind them.
+    pub fn unconnected() -> Self {
+        let console = ActorName::Console;
+        Self {
+            jobs: Port::unconnected(console),
+            live: Port::unconnected(console),
+            notices: Port::unconnected(console),
+        }
+    }
+}
+
+/// Everything that several actors share, and the supervisor that will start them.
+pub struct Team {
+    /// Where messages go.
+    pub ports: Ports,
+    /// The database.
+    pub db: Db,
+    /// What answers, by domain.
+    pub live: LiveTable,
+    /// Requests to shut down come out here.
+    pub ended: mpsc::Receiver<Shutdown>,
+    /// Not started yet.
+    pub supervisor: Supervisor,
+}
+
+impl Team {
+    /// Puts the actors together; none runs yet. `chat` says whether anybody asks questions here.
+    ///
+    /// # Errors
+    /// A database that cannot be opened, or a program that does not know its own file.
+    pub fn new(
+        setup: &Setup,
+        inputs: &Inputs,
+        holds_queue: bool,
+        chat: bool,
+    ) -> Result<Self, TeamError> {
+        let db = Db::new(Store::open(&setup.home)?);
+        let (ports, live) = (Ports::unconnected(), LiveTable::default());
+        let config = Arc::new(setup.config.clone());
+        let (shutdown, ended) = mpsc::channel(SHUTDOWN_QUEUE);
+        let mut supervisor =
+            Supervisor::new(RestartPolicy::STANDARD, inputs.notices.clone(), shutdown);
+        if chat {
+            let start = inference(setup, &ports, &live);
+            supervisor = supervisor.with_child(ActorName::Inference, start);
+            let start = feedback(&config, &db, &ports, holds_queue);
+            supervisor = supervisor.with_child(ActorName::Feedback, start);
+        }
+        let changed = inputs.live.clone();
+        let start = registry(setup, &db, &ports, chat.then_some(changed), holds_queue);
+        supervisor = supervisor.with_child(ActorName::Registry, start);
+        let runner = runner(setup, &db, &ports)?;
+        runner.notices.add(inputs.jobs.clone());
+        let start = training(runner, &config, &ports, holds_queue);
+        supervisor = supervisor.with_child(ActorName::Training, start);
+        Ok(Self { ports, db, live, ended, supervisor })
+    }
+}
+
+/// Why the actors cannot be put together.
+#[derive(Debug, thiserror::Error)]
+pub enum TeamError {
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The program's own file, which is the worker too.
+    #[error("cannot find the program's own file, which trains too: {0}")]
+    Program(io::Error),
+}
+
+fn inference(setup: &Setup, ports: &Ports, live: &LiveTable) -> Starter {
+    let (ports, live) = (ports.clone(), live.clone());
+    let reload = Reload::new(setup);
+    Box::new(move |guard| {
+        let actor = InferenceActor::new(
+            reload.clone().factory(),
+            live.clone(),
+            ports.usage.clone(),
+            Some(guard),
+        );
+        ports.connect_inference(&actor.start());
+        Ok(())
+    })
+}
+
+fn feedback(config: &Arc<Config>, db: &Db, ports: &Ports, holds_queue: bool) -> Starter {
+    let (db, ports) = (db.clone(), ports.clone());
+    let training = &config.lora.training;
+    let mut domains: BTreeSet<String> = config.domains.keys().cloned().collect();
+    domains.insert(DEFAULT_DOMAIN.to_owned());
+    let rules = FeedbackRules {
+        section: config.feedback.clone(),
+        threshold: training.auto_train.then_some(training.auto_train_threshold),
+        domains,
+        holds_queue,
+    };
+    Box::new(move |guard| {
+        let threshold = ports.threshold.clone();
+        let actor = FeedbackActor::new(db.clone(), rules.clone(), threshold, Some(guard));
+        ports.connect_feedback(&actor.start());
+        Ok(())
+    })
+}
+
+fn registry(
+    setup: &Setup,
+    db: &Db,
+    ports: &Ports,
+    changed: Option<Port<LiveChanged>>,
+    holds_queue: bool,
+) -> Starter {
+    let ports = ports.clone();
+    let model = setup.model.clone();
+    let load: AdapterLoader = Arc::new(move |dir: &Path| {
+        let adapter = lora::load_verified(dir, &model).map_err(|error| error.to_string())?;
+        Ok(AdapterSet::single(Arc::new(adapter)))
+    });
+    let parts = RegistryParts {
+        home: setup.home.clone(),
+        db: db.clone(),
+        base: setup.model.name.clone(),
+        base_hash: setup.model.base_hash.clone(),
+        load,
+        inference: changed.is_some().then(|| ports.set_live.clone()),
+        changed,
+        holds_queue,
+    };
+    Box::new(move |guard| {
+        let actor = AdapterRegistryActor::new(parts.clone(), Some(guard));
+        ports.connect_registry(&actor.start());
+        Ok(())
+    })
+}
+
+fn training(runner: Runner, config: &Arc<Config>, ports: &Ports, holds_queue: bool) -> Starter {
+    let ports = ports.clone();
+    let rules = QueueRules { config: Arc::clone(config), holds_queue };
+    Box::new(move |guard| {
+        let actor = TrainingActor::new(runner.clone(), rules.clone(), Some(guard));
+        ports.connect_training(&actor.start());
+        Ok(())
+    })
+}
+
+fn runner(setup: &Setup, db: &Db, ports: &Ports) -> Result<Runner, TeamError> {
+    let queue = &setup.config.queue;
+    let worker = worker_config(setup).map_err(TeamError::Program)?;
+    let launch: Launcher = Arc::new(move |request, events| {
+        Box::new(WorkerHandle::spawn(worker.clone(), request, events))
+    });
+    Ok(Runner {
+        home: setup.home.clone(),
+        db: db.clone(),
+        base: TrainedBase {
+            source: setup.source.clone(),
+            base_hash: setup.model.base_hash.clone(),
+            hash_cache: setup.hash_cache.clone(),
+            parameters: setup.model.parameters,
+        },
+        launch,
+        registry: ports.publish.clone(),
+        notices: Subscribers::default(),
+        retry: RetryPolicy {
+            max_attempts: usize::try_from(queue.max_attempts).unwrap_or(usize::MAX),
+            base: Duration::from_millis(queue.backoff_base_ms),
+            longest: Duration::from_millis(queue.backoff_max_ms),
+        },
+    })
+}
+
+fn worker_config(setup: &Setup) -> io::Result<WorkerConfig> {
+    /// Seconds in a minute.
+    const MINUTE: u64 = 60;
+    let worker = &setup.config.worker;
+    let limits = Limits {
+        nice: i32::from(worker.nice),
+        threads: worker.threads,
+        memory_bytes: worker.memory_limit_mb.saturating_mul(MEBIBYTE),
+    };
+    let mut config = WorkerConfig::new(std::env::current_exe()?, limits);
+    let minutes = setup.config.lora.training.timeout_minutes;
+    config.timeout = Some(Duration::from_secs(minutes.saturating_mul(MINUTE)));
+    config.heartbeat_timeout = Duration::from_secs(worker.heartbeat_timeout_s);
+    config.log_path = Some(setup.home.logs().join(WORKER_LOG));
+    Ok(config)
+}
+
+/// How the model gets into the thread that owns it: as loaded at the start, and read again from its files after a panic.
+#[derive(Clone)]
+struct Reload {
+    model: LoadedModel,
+    source: ModelSource,
+    hash_cache: Option<PathBuf>,
+}
+
+impl Reload {
+    fn new(setup: &Setup) -> Self {
+        Self {
+            model: setup.model.clone(),
+            source: setup.source.clone(),
+            hash_cache: setup.hash_cache.clone(),
+        }
+    }
+
+    fn factory(self) -> LoaderFactory {
+        Box::new(move || {
+            let this = self.clone();
+            let mut first = Some(this.model.clone());
+            let load: ModelLoader = Box::new(move || {
+                let model = first.take().map_or_else(|| this.read(), Ok)?;
+                Ok(Box::new(Timed::new(model)) as Box<dyn Answerer>)
+            });
+            load
+        })
+    }
+
+    fn read(&self) -> Result<LoadedModel, String> {
+        let device = self.model.decoder.device();
+        let mut model = models::load(&self.source, device, self.hash_cache.as_deref())
+            .map_err(|error| error.to_string())?;
+        if model.base_hash != self.model.base_hash {
+            return Err(format!("{}: its files have changed; start again", model.name));
+        }
+        model.context_length = self.model.context_length;
+        Ok(model)
+    }
+}
+
+/// An engine with the program's clock.
+struct Timed(Engine);
+
+impl Timed {
+    fn new(model: LoadedModel) -> Self {
+        let start = Instant::now();
+        Self(Engine::new(model).with_clock(move || start.elapsed()))
+    }
+}
+
+impl Answerer for Timed {
+    fn answer(
+        &mut self,
+        messages: &[Message],
+        sampling: &Sampling,
+        adapters: &AdapterSet,
+        cancel: &std::sync::atomic::AtomicBool,
+        on_text: &mut dyn FnMut(&str) -> std::ops::ControlFlow<()>,
+    ) -> Result<Generated, String> {
+        self.0
+            .generate(messages, sampling, adapters, cancel, on_text)
+            .map_err(|error| error.to_string())
+    }
+}
