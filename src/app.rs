@@ -70,6 +70,17 @@ pub enum AppError {
     },
 }
 
+impl From<team::TeamError> for AppError {
+    fn from(error: team::TeamError) -> Self {
+        match error {
+            team::TeamError::Store(error) => Self::Store(error),
+            team::TeamError::Program(source) => {
+                Self::System { action: "find the program's own file, which trains too", source }
+            }
+        }
+    }
+}
+
 impl AppError {
     fn held(home: &Home) -> Self {
         Self::QueueHeld { home: home.root().to_owned(), holder: home.queue_holder() }

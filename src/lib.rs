@@ -1,6 +1,7 @@
 //! shammah: a local language-model assistant that learns from its user.
 
 pub mod actors;
+pub mod app;
 pub mod cli;
 pub mod config;
 pub mod device;

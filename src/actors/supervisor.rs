@@ -114,13 +114,7 @@ impl Supervisor {
         notices: Port<Notice>,
         shutdown: mpsc::Sender<Shutdown>,
     ) -> Self {
-        Self {
-            policy,
-            children: BTreeMap::new(),
-            notices,
-            shutdown,
-            closing: false,
-        }
+        Self { policy, children: BTreeMap::new(), notices, shutdown, closing: false }
     }
 
     /// Adds a child; [`StartChild`] starts it.

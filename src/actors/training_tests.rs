@@ -241,7 +241,8 @@ async fn a_job_that_learned_nothing_is_rejected_with_reasons_and_keeps_its_examp
     stage.marks(&["bees"]).await;
     let job = stage.enqueue().await.unwrap();
     stage.worker(1).await.finish(1.0, 1.0).await;
-    let rejected = |n: &JobNotice| matches!(n, JobNotice::Rejected { reasons, .. } if !reasons.is_empty());
+    let rejected =
+        |n: &JobNotice| matches!(n, JobNotice::Rejected { reasons, .. } if !reasons.is_empty());
     stage.notices.until("rejection", rejected).await;
     let row = stage.job(job.id).await;
     assert_eq!(row.state, JobState::Rejected);

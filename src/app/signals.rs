@@ -23,8 +23,7 @@ pub enum CtrlC {
 /// # Errors
 /// When the system takes no handler.
 pub fn watch(ctrl_c: CtrlC, supervisor: Recipient<Shutdown>) -> io::Result<()> {
-    let mut watched =
-        vec![("SIGTERM", SignalKind::terminate()), ("SIGHUP", SignalKind::hangup())];
+    let mut watched = vec![("SIGTERM", SignalKind::terminate()), ("SIGHUP", SignalKind::hangup())];
     if ctrl_c == CtrlC::Signal {
         watched.push(("SIGINT", SignalKind::interrupt()));
     }

@@ -26,17 +26,20 @@ pub fn load_verified(dir: &Path, model: &LoadedModel) -> Result<LoraAdapter, Lor
     check_origin(dir, model)?;
     let decoder = &model.decoder;
     let adapter = LoraAdapter::load(dir, decoder.config(), decoder.device())?;
+    let unusable = |problem: String| LoraError::Invalid {
+        path: dir.to_owned(),
+        problem,
+        remedy: "train it again, or delete it".to_owned(),
+    };
     let ids = Tensor::new(&SMOKE_IDS, decoder.device())?.unsqueeze(0)?;
-    let logits = decoder.logits(&decoder.hidden(&ids, None, &adapter)?)?;
+    let hidden = decoder.hidden(&ids, None, &adapter).map_err(|e| unusable(e.to_string()))?;
+    let logits = decoder.logits(&hidden).map_err(|e| unusable(e.to_string()))?;
     let sum = logits.abs()?.sum_all()?.to_scalar::<f32>()?;
     if sum.is_finite() {
-        return Ok(adapter);
+        Ok(adapter)
+    } else {
+        Err(unusable("the model computes no numbers with it".to_owned()))
     }
-    Err(LoraError::Invalid {
-        path: dir.to_owned(),
-        problem: "the model computes no numbers with it".to_owned(),
-        remedy: "train it again, or delete it".to_owned(),
-    })
 }
 
 /// An adapter of PEFT has no `training.json`: then names and shapes decide.
