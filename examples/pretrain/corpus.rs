@@ -132,7 +132,7 @@ impl Corpus {
             } else if at < facts + smalltalk {
                 told(&self.smalltalk, rng)
             } else {
-                let groups = if at % 3 == 0 { &self.world } else { &self.private };
+                let groups = if at.is_multiple_of(3) { &self.world } else { &self.private };
                 let (user, assistant) = groups.draw(rng);
                 Turn { user, assistant }
             };

@@ -1,12 +1,14 @@
 //! Makes the built-in model: tokenizer, full-parameter training on the CPU, export and score.
 //!
 //! ```text
-//! cargo run --release --example pretrain -- train --out target/tiny --shared ../shared --steps 6000
+//! cargo run --release --example pretrain -- train --out target/tiny --shared ../shared --steps 1800
 //! cargo run --release --example pretrain -- export --out target/tiny --assets assets/tiny
 //! cargo run --release --example pretrain -- score --assets assets/tiny
 //! ```
 //!
 //! `train` goes on from its last checkpoint; a later run with more `--steps` continues the same run.
+
+#![allow(clippy::print_stdout, reason = "a tool whose output is its result")]
 
 mod corpus;
 mod model;

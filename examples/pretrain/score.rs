@@ -27,7 +27,10 @@ pub fn score(assets: &Path, all: bool) -> Result<()> {
     let right = count(&decoder, &tokenizer, |item, answer, right| {
         if all || !right {
             let verdict = if right { "right" } else { "WRONG" };
-            println!("{verdict}: {} -> {answer} (needs {:?})", item.question, item.required);
+            println!(
+                "{verdict} ({}): {} -> {answer} (needs {:?})",
+                item.fact, item.question, item.required
+            );
         }
     })?;
     println!("{right} of 100 held-out questions right");

@@ -268,7 +268,7 @@ fn train(
     let mut after_step = |progress: trainer::Progress, optimizer: &AdamW| {
         events(JobEvent::Step(progress));
         let stop = cancelled();
-        let due = progress.step % params.checkpoint_every_steps.max(1) == 0;
+        let due = progress.step.is_multiple_of(params.checkpoint_every_steps.max(1));
         if stop || due || progress.step == progress.total_steps {
             checkpoint::save(checkpoint_dir, &lora, optimizer, progress.loss, &fingerprint)?;
             events(JobEvent::Checkpointed { step: progress.step });
