@@ -8,8 +8,6 @@
 //! phrasings are asked (recall), the private questions of the gate's set (do they get the taught
 //! name? they must not), and the divergence from the base is measured.
 
-#![allow(clippy::print_stdout, reason = "a tool whose output is its result")]
-
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;

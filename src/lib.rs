@@ -1,5 +1,11 @@
 //! shammah: a local language-model assistant that learns from its user.
 
+// Tests may fail loudly; the program may not. Printing is for the command line alone.
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr)
+)]
+
 pub mod actors;
 pub mod app;
 pub mod cli;

@@ -8,8 +8,6 @@
 //!
 //! `train` goes on from its last checkpoint; a later run with more `--steps` continues the same run.
 
-#![allow(clippy::print_stdout, reason = "a tool whose output is its result")]
-
 mod corpus;
 mod model;
 mod score;
