@@ -1,7 +1,7 @@
 //! Makes the built-in model: tokenizer, full-parameter training on the CPU, export and score.
 //!
 //! ```text
-//! cargo run --release --example pretrain -- train --out target/tiny --shared ../shared --steps 1800
+//! cargo run --release --example pretrain -- train --out target/tiny --shared ../shared --steps 1300
 //! cargo run --release --example pretrain -- export --out target/tiny --assets assets/tiny
 //! cargo run --release --example pretrain -- score --assets assets/tiny
 //! ```

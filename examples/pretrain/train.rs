@@ -37,7 +37,7 @@ pub struct TrainArgs {
     #[arg(long, default_value = "../shared")]
     shared: PathBuf,
     /// Optimiser steps in all.
-    #[arg(long, default_value_t = 1800)]
+    #[arg(long, default_value_t = 1300)]
     steps: usize,
     /// Rows per step.
     #[arg(long, default_value_t = 64)]
