@@ -100,7 +100,7 @@ fn the_end_of_a_job_says_examples_loss_heldout_result_and_path() {
 fn a_rejected_job_says_why_and_that_nothing_changed() {
     let rejected = JobNotice::Rejected {
         job: 3,
-        reasons: vec!["KL 1.2 above 0.5".into(), "held-out\u{1b} worse".into()],
+        reasons: vec!["KL 1.2 above 0.5".into(), "held-out\u{7} worse".into()],
         examples: 10,
         final_loss: 0.5,
         report: "1 better, 5 worse".into(),
