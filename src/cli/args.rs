@@ -59,8 +59,12 @@ pub struct GlobalArgs {
 /// What the program can do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Open the console (the default); with piped stdin, one line is one input
+    Chat,
     /// Ask one question and print the answer
     Ask(AskArgs),
+    /// Put a training job into the queue
+    Train(TrainArgs),
     /// List, show and cancel training jobs
     #[command(subcommand)]
     Jobs(JobsCommand),

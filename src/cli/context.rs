@@ -84,10 +84,22 @@ impl Session {
     /// # Errors
     /// A wrong configuration, or a data directory that cannot be used.
     pub fn open(global: &GlobalArgs, more_flags: Vec<Flag>) -> anyhow::Result<Self> {
+        Self::open_for(global, more_flags, Audience::Command)
+    }
+
+    /// [`Session::open`] for a command or for the console.
+    ///
+    /// # Errors
+    /// A wrong configuration, or a data directory that cannot be used.
+    pub fn open_for(
+        global: &GlobalArgs,
+        more_flags: Vec<Flag>,
+        audience: Audience,
+    ) -> anyhow::Result<Self> {
         let path = home_path(global)?;
         let loaded = load_config(global, &path, more_flags)?;
         let home = Home::open_or_create(&path)?;
-        start_log(global, &loaded.config, &home, Audience::Command);
+        start_log(global, &loaded.config, &home, audience);
         let store = Store::open(&home)?;
         Ok(Self { home, loaded, store })
     }

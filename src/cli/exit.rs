@@ -3,6 +3,7 @@
 use std::io;
 use std::process::ExitCode;
 
+use crate::app::AppError;
 use crate::config::ConfigError;
 use crate::device::DeviceError;
 use crate::text::printable_line;
@@ -54,6 +55,9 @@ pub fn exit_of(error: &anyhow::Error) -> Exit {
     for cause in error.chain() {
         if cause.is::<UsageError>() || cause.is::<ConfigError>() || cause.is::<DeviceError>() {
             return Exit::Usage;
+        }
+        if matches!(cause.downcast_ref(), Some(AppError::QueueHeld { .. })) {
+            return Exit::QueueHeld;
         }
         if cause.downcast_ref::<io::Error>().is_some_and(reader_left) {
             // `shammah jobs list | head -1`: the reader has all it wanted.

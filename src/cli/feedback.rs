@@ -110,36 +110,24 @@ fn add(session: &Session, args: &FeedbackAddArgs) -> Result<()> {
 }
 
 fn import(session: &Session, file: &Path, domain: Option<&str>, as_json: bool) -> Result<()> {
-    let ids = import_file(session, file, domain)?.into_iter().map(|(id, _)| id).collect::<Vec<_>>();
+    let ids = session.store.add_all_feedback(&read_file(session, file, domain)?)?;
     if as_json {
         return Ok(output::json(&json!({"imported": ids.len(), "ids": ids}))?);
     }
     Ok(output::line(&format!("stored {} marks from {}", ids.len(), file.display()))?)
 }
 
-/// Stores the marks of a file, all or none, and returns their ids and domains.
+/// Reads the marks of a file or of stdin; stores nothing.
 ///
 /// # Errors
-/// A line that is no mark, or a store that cannot be written.
-pub(super) fn import_file(
-    session: &Session,
-    file: &Path,
-    domain: Option<&str>,
-) -> Result<Vec<(i64, String)>> {
+/// A file that cannot be read, or a line that is no mark.
+pub fn read_file(session: &Session, file: &Path, domain: Option<&str>) -> Result<Vec<NewFeedback>> {
     let weights = &session.loaded.config.feedback;
-    let rows = if file == Path::new(STANDARD_STREAM) {
-        feedback_file::read(io::stdin().lock(), "stdin", weights, domain)?
-    } else {
-        let opened = fs_err::File::open(file)?;
-        feedback_file::read(
-            io::BufReader::new(opened),
-            &file.display().to_string(),
-            weights,
-            domain,
-        )?
-    };
-    let ids = session.store.add_all_feedback(&rows)?;
-    Ok(ids.into_iter().zip(rows.into_iter().map(|row| row.domain)).collect())
+    if file == Path::new(STANDARD_STREAM) {
+        return Ok(feedback_file::read(io::stdin().lock(), "stdin", weights, domain)?);
+    }
+    let opened = io::BufReader::new(fs_err::File::open(file)?);
+    Ok(feedback_file::read(opened, &file.display().to_string(), weights, domain)?)
 }
 
 fn export(store: &Store, file: &Path, domain: Option<String>, as_json: bool) -> Result<()> {

@@ -5,6 +5,7 @@
 mod adapters;
 mod args;
 mod ask;
+mod chat;
 mod config_command;
 mod context;
 mod exit;
@@ -14,6 +15,8 @@ mod interrupt;
 mod jobs;
 mod model;
 mod output;
+mod progress;
+mod train;
 
 use std::process::ExitCode;
 
@@ -23,42 +26,30 @@ pub use args::Cli;
 use args::Command;
 use exit::Exit;
 
-use crate::worker;
-
 use crate::worker::child;
 
 /// Runs what the command line asks for, says what went wrong, and returns the exit code.
 pub fn main(cli: Cli) -> ExitCode {
-    if matches!(cli.command, Some(Command::Worker)) {
-        // Neither configuration nor log: its parent gives it everything, and stdout belongs to its frames.
-        return child::main();
-    }
-    if let Some(Command::Worker) = cli.command {
-        // It speaks in frames and takes stdout for itself: nothing may come before it.
-        return worker::child::main();
-    }
-    let exit = match run(&cli) {
-        Ok(exit) => exit,
-        Err(error) => {
-            if !exit::is_silent(&error) {
-                output::complain(&format!("shammah: {}", exit::message(&error)));
-            }
-            exit::exit_of(&error)
+    run(&cli).unwrap_or_else(|error| {
+        if !exit::is_silent(&error) {
+            output::complain(&format!("shammah: {}", exit::message(&error)));
         }
-    };
-    exit.into()
+        exit::exit_of(&error).into()
+    })
 }
 
-fn run(cli: &Cli) -> Result<Exit> {
+fn run(cli: &Cli) -> Result<ExitCode> {
     let global = &cli.global;
-    match &cli.command {
+    let exit: Exit = match &cli.command {
+        // Neither configuration nor log: its parent gives it everything, and stdout belongs to its frames.
+        Some(Command::Worker) => return Ok(child::main()),
+        None | Some(Command::Chat) => return chat::run(global),
         Some(Command::Ask(args)) => ask::run(args, global),
+        Some(Command::Train(args)) => train::run(args, global),
         Some(Command::Jobs(command)) => jobs::run(command, global),
         Some(Command::Adapters(command)) => adapters::run(command, global),
         Some(Command::Feedback(command)) => feedback::run(command, global),
         Some(Command::Config(command)) => config_command::run(command, global),
-        Some(Command::Worker) | None => {
-            Err(exit::UsageError("give a command: see shammah --help".to_owned()).into())
-        }
-    }
+    }?;
+    Ok(exit.into())
 }

@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
+use candle_core::{Device, DeviceLocation};
 
 use super::context::Session;
+use crate::app::Setup;
 use crate::device::{self, Opened};
 use crate::domain::AdapterId;
 use crate::lora::LoraAdapter;
@@ -27,11 +29,38 @@ pub fn base_hash(session: &Session) -> Result<String> {
 /// # Errors
 /// A device that is not there, or files that are no model.
 pub fn load(session: &Session) -> Result<LoadedModel> {
-    let config = &session.loaded.config.model;
-    let Opened { device, fallback } = device::open(config.device)?;
-    if let Some(reason) = fallback {
+    load_on(session, open_device(session)?.device)
+}
+
+/// Loads the model and hands over all that the running program is made of.
+///
+/// # Errors
+/// A device that is not there, or files that are no model.
+pub fn setup(session: Session) -> Result<Setup> {
+    let opened = open_device(&session)?;
+    let model = load_on(&session, opened.device)?;
+    let (source, cache) = source_and_cache(&session)?;
+    Ok(Setup {
+        device: name_of(model.decoder.device()),
+        home: session.home,
+        config: session.loaded.config,
+        model,
+        source,
+        hash_cache: Some(cache),
+        notes: opened.fallback.into_iter().collect(),
+    })
+}
+
+fn open_device(session: &Session) -> Result<Opened> {
+    let opened = device::open(session.loaded.config.model.device)?;
+    if let Some(reason) = &opened.fallback {
         tracing::info!("device \"auto\": {reason}");
     }
+    Ok(opened)
+}
+
+fn load_on(session: &Session, device: Device) -> Result<LoadedModel> {
+    let config = &session.loaded.config.model;
     use_threads(config.threads)?;
     let (source, cache) = source_and_cache(session)?;
     let mut model = models::load(&source, &device, Some(&cache))?;
@@ -39,6 +68,14 @@ pub fn load(session: &Session) -> Result<LoadedModel> {
         model.context_length = model.context_length.min(config.context_length);
     }
     Ok(model)
+}
+
+fn name_of(device: &Device) -> String {
+    match device.location() {
+        DeviceLocation::Cpu => "cpu".to_owned(),
+        DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+        DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
+    }
 }
 
 /// Loads an adapter and checks it against the model.
