@@ -37,8 +37,20 @@ fn data_is_stored_and_the_job_learns_that_and_nothing_else() {
     assert_eq!((&job["name"], &job["examples"]), (&"heron".into(), &3.into()));
     assert_eq!((&job["from"], &job["priority"]), (&"continue".into(), &(-2).into()));
     for key in [
-        "id", "name", "state", "attempts", "examples", "step", "total_steps", "loss", "heldout_before",
-        "heldout_after", "adapter", "error", "created_at", "finished_at",
+        "id",
+        "name",
+        "state",
+        "attempts",
+        "examples",
+        "step",
+        "total_steps",
+        "loss",
+        "heldout_before",
+        "heldout_after",
+        "adapter",
+        "error",
+        "created_at",
+        "finished_at",
     ] {
         assert!(job.get(key).is_some(), "{key} is missing");
     }
@@ -66,7 +78,10 @@ fn a_job_keeps_the_hyper_parameters_it_was_enqueued_with() {
     let mut args = vec!["--data", &file];
     args.extend(set);
     let job = train(&program, &args);
-    assert_eq!((&job["params"]["rank"], &job["params"]["training"]["epochs"]), (&4.into(), &7.into()));
+    assert_eq!(
+        (&job["params"]["rank"], &job["params"]["training"]["epochs"]),
+        (&4.into(), &7.into())
+    );
     assert_eq!(job["domain"], "rust", "the domain of the marks");
 }
 
@@ -88,7 +103,10 @@ fn marks_of_several_domains_need_a_domain() {
     let text = marks(1, "fix", "rust") + &marks(1, "fix", "python");
     let file = program.write("marks.jsonl", &text);
     let message = program.run(&["train", "--data", &file]).failed(2);
-    assert!(message.contains("\"rust\" and \"python\"") && message.contains("--domain"), "{message}");
+    assert!(
+        message.contains("\"rust\" and \"python\"") && message.contains("--domain"),
+        "{message}"
+    );
     assert_eq!(program.run(&["feedback", "list", "--json"]).done().stdout, "", "nothing is stored");
     assert_eq!(train(&program, &["--data", &file, "--domain", "both"])["examples"], 2);
 }
@@ -120,7 +138,11 @@ fn waiting_runs_the_queue_and_the_exit_code_is_the_gates() {
     let job = run.json();
     assert_eq!(job["state"], "rejected");
     assert!(job["error"].as_str().is_some_and(|why| why.contains("KL")), "{job}");
-    assert!(run.stderr.contains("job 1 (") && run.stderr.contains("was rejected"), "{}", run.stderr);
+    assert!(
+        run.stderr.contains("job 1 (") && run.stderr.contains("was rejected"),
+        "{}",
+        run.stderr
+    );
     let again = program.run(&["feedback", "stats", "--json"]).done().json();
     assert_eq!(again["in_training"], 0, "the marks are back");
 }

@@ -68,8 +68,15 @@ fn bar(step: &Step) -> String {
     let filled = BAR_WIDTH * done / total;
     let bar: String = (0..BAR_WIDTH).map(|i| if i < filled { '█' } else { '░' }).collect();
     let left = step.eta_ms.map(|ms| format!(" · {} left", clock(ms))).unwrap_or_default();
-    let loss = if step.loss.is_finite() { format!(" · loss {:.3}", step.loss) } else { String::new() };
-    format!("job {} {bar} {}% · step {}/{}{loss}{left}", step.job, 100 * done / total, step.step, step.total_steps)
+    let loss =
+        if step.loss.is_finite() { format!(" · loss {:.3}", step.loss) } else { String::new() };
+    format!(
+        "job {} {bar} {}% · step {}/{}{loss}{left}",
+        step.job,
+        100 * done / total,
+        step.step,
+        step.total_steps
+    )
 }
 
 fn clock(ms: u64) -> String {

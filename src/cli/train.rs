@@ -73,10 +73,8 @@ fn jobs_to_wait_for(
     args: &TrainArgs,
     error: anyhow::Error,
 ) -> Result<Vec<JobRow>> {
-    let nothing_new = matches!(
-        error.downcast_ref(),
-        Some(PlanError::Store(StoreError::NothingToTrain { .. }))
-    );
+    let nothing_new =
+        matches!(error.downcast_ref(), Some(PlanError::Store(StoreError::NothingToTrain { .. })));
     if !(args.wait && nothing_new) {
         return Err(error);
     }
@@ -106,7 +104,10 @@ fn exit_of(end: &QueueEnd) -> Exit {
 
 fn queued(job: &JobRow) -> String {
     let noun = if job.examples == 1 { "example" } else { "examples" };
-    format!("job {} ({}) is queued: {} {noun} of domain {}", job.id, job.name, job.examples, job.domain)
+    format!(
+        "job {} ({}) is queued: {} {noun} of domain {}",
+        job.id, job.name, job.examples, job.domain
+    )
 }
 
 fn show(job: &JobRow, as_json: bool) -> Result<()> {

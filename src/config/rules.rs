@@ -50,6 +50,7 @@ pub(super) enum Breach {
 }
 
 const LEARNING_RATE: Rule = Rule::Fraction(1e-7, 1.0);
+const HISTORY_TURNS: Rule = Rule::Whole(0, 10_000);
 const MIN_STEPS: Rule = Rule::Whole(0, 100_000);
 const ANCHOR: Rule = Rule::Fraction(0.0, 100.0);
 const SEED: Rule = Rule::Whole(0, MAX_SEED);
@@ -72,6 +73,7 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("generation.max_tokens", Rule::Whole(1, 131_072)),
     ("generation.seed", Rule::WordOr("random", &SEED)),
     ("generation.stop", Rule::Texts),
+    ("generation.history_turns", Rule::WordOr("auto", &HISTORY_TURNS)),
     ("generation.system", Rule::Text),
     ("feedback.buffer_limit", Rule::Whole(10, 100_000)),
     ("feedback.weight_good", WEIGHT),

@@ -64,6 +64,8 @@ pub struct GenerationSection {
     pub seed: Seed,
     /// Texts that end an answer.
     pub stop: Vec<String>,
+    /// Earlier questions with their answers that the model sees.
+    pub history_turns: Auto<usize>,
     /// System message; empty means none.
     pub system: String,
 }

@@ -32,7 +32,7 @@ impl ConsoleActor {
         let sampling = self.options.settings.sampling(rand::random);
         let max_tokens = sampling.max_tokens;
         let question = Generate {
-            messages: self.conversation.ask(text),
+            messages: self.conversation.ask(text, self.options.settings.history_turns()),
             sampling,
             adapters: AdapterChoice::Live { domain: DEFAULT_DOMAIN.to_owned() },
             out,

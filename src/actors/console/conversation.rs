@@ -1,6 +1,6 @@
 //! The conversation and the marks on it: plain data, no actor.
 
-use crate::domain::{AdapterId, DEFAULT_DOMAIN, Mark, Message};
+use crate::domain::{AdapterId, DEFAULT_DOMAIN, Mark, Message, Role};
 use crate::engine::FinishReason;
 use crate::messages::feedback::{AddFix, AddMark, Marked, Turn, UndoMark};
 use crate::messages::inference::Answer;
@@ -42,8 +42,14 @@ impl Conversation {
         }
     }
 
-    /// Takes in the user's text and returns the conversation that the model must answer.
-    pub fn ask(&mut self, text: String) -> Vec<Message> {
+    /// Takes in the user's text and returns the conversation that the model must answer: the system
+    /// message, the last `history_turns` questions with their answers, and the text. What is older is
+    /// forgotten, so that a mark is about what the model saw.
+    pub fn ask(&mut self, text: String, history_turns: usize) -> Vec<Message> {
+        let system = self.messages.iter().take_while(|m| m.role == Role::System).count();
+        let turns = (self.messages.len() - system) / 2;
+        let old = turns.saturating_sub(history_turns) * 2;
+        self.messages.drain(system..system + old);
         self.messages.push(Message::user(text));
         self.messages.clone()
     }

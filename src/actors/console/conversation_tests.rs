@@ -1,5 +1,4 @@
 use super::*;
-use crate::domain::Role;
 use crate::messages::feedback::Buffer;
 
 fn answer(text: &str, finish_reason: FinishReason) -> Answer {
@@ -17,7 +16,7 @@ fn answer(text: &str, finish_reason: FinishReason) -> Answer {
 
 fn talked() -> Conversation {
     let mut conversation = Conversation::new("");
-    conversation.ask("hello".into());
+    conversation.ask("hello".into(), usize::MAX);
     conversation.answered(&answer("hi", FinishReason::Stop));
     conversation
 }
@@ -40,14 +39,14 @@ fn a_mark_needs_an_answer() {
     assert!(conversation.mark(Mark::Good, None).is_err());
     assert!(conversation.fix("x".into()).is_err());
     assert!(conversation.undo().is_err());
-    conversation.ask("hello".into());
+    conversation.ask("hello".into(), usize::MAX);
     assert!(conversation.mark(Mark::Good, None).is_err(), "the answer is not there yet");
 }
 
 #[test]
 fn a_mark_is_about_the_last_answer_and_what_led_to_it() {
     let mut conversation = talked();
-    conversation.ask("and now?".into());
+    conversation.ask("and now?".into(), usize::MAX);
     conversation.answered(&answer("later", FinishReason::Stop));
     let message = conversation.mark(Mark::Good, Some("yes".into())).expect("an answer");
     let said: Vec<&str> = message.turn.messages.iter().map(|m| m.content.as_str()).collect();
@@ -62,7 +61,7 @@ fn a_second_mark_replaces_and_a_fix_upgrades_the_mark_of_the_turn() {
     conversation.marked(&stored(7));
     assert_eq!(conversation.mark(Mark::Medium, None).expect("an answer").replaces, Some(7));
     assert_eq!(conversation.fix("better".into()).expect("an answer").mark, Some(7));
-    conversation.ask("next".into());
+    conversation.ask("next".into(), usize::MAX);
     conversation.answered(&answer("new", FinishReason::Stop));
     assert_eq!(conversation.fix("better".into()).expect("an answer").mark, None);
 }
@@ -93,7 +92,7 @@ fn after_undo_the_next_mark_of_the_turn_is_a_new_one() {
 fn a_cut_answer_is_no_example_as_it_stands() {
     for reason in [FinishReason::Length, FinishReason::Cancelled] {
         let mut conversation = Conversation::new("");
-        conversation.ask("hello".into());
+        conversation.ask("hello".into(), usize::MAX);
         conversation.answered(&answer("hi and", reason));
         assert!(conversation.mark(Mark::Good, None).is_err());
         assert!(conversation.mark(Mark::Critical, None).is_ok());
@@ -104,9 +103,9 @@ fn a_cut_answer_is_no_example_as_it_stands() {
 #[test]
 fn an_answer_without_text_leaves_no_trace() {
     let mut conversation = talked();
-    conversation.ask("next".into());
+    conversation.ask("next".into(), usize::MAX);
     conversation.answered(&answer("", FinishReason::Cancelled));
-    let messages = conversation.ask("again".into());
+    let messages = conversation.ask("again".into(), usize::MAX);
     let said: Vec<&str> = messages.iter().map(|m| m.content.as_str()).collect();
     assert_eq!(said, ["hello", "hi", "again"]);
 }
@@ -115,8 +114,22 @@ fn an_answer_without_text_leaves_no_trace() {
 fn a_new_conversation_begins_with_the_system_message_only() {
     let mut conversation = talked();
     conversation.clear("be kind");
-    let messages = conversation.ask("hello".into());
+    let messages = conversation.ask("hello".into(), usize::MAX);
     assert_eq!(messages.len(), 2);
     assert_eq!(messages[0].role, Role::System);
     assert!(conversation.mark(Mark::Good, None).is_err());
+}
+
+#[test]
+fn only_the_last_turns_are_sent_and_the_system_message_stays() {
+    let mut conversation = Conversation::new("be kind");
+    for question in ["one", "two", "three"] {
+        conversation.ask(question.into(), 1);
+        conversation.answered(&answer("yes", FinishReason::Stop));
+    }
+    let messages = conversation.ask("four".into(), 1);
+    let said: Vec<&str> = messages.iter().map(|m| m.content.as_str()).collect();
+    assert_eq!(said, ["be kind", "three", "yes", "four"]);
+    let mut conversation = talked();
+    assert_eq!(conversation.ask("alone".into(), 0).len(), 1);
 }

@@ -22,10 +22,16 @@ const KEYS: &[(&str, &str)] = &[
 /// Share of equal letters below which a suggestion is a guess.
 const CLOSE_ENOUGH: f64 = 0.5;
 
+/// The name of the built-in model in the configuration.
+const BUILTIN: &str = "builtin";
+/// Earlier turns that the built-in model can follow: nearly all it was trained on are of one or two.
+const BUILTIN_TURNS: usize = 1;
+
 /// The settings in force.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     generation: GenerationSection,
+    history_turns: usize,
     auto_train: bool,
     auto_train_threshold: usize,
 }
@@ -44,6 +50,9 @@ impl Settings {
     pub fn new(config: &Config) -> Self {
         Self {
             generation: config.generation.clone(),
+            history_turns: config.generation.history_turns.resolve(|| {
+                if config.model.source == BUILTIN { BUILTIN_TURNS } else { usize::MAX }
+            }),
             auto_train: config.lora.training.auto_train,
             auto_train_threshold: config.lora.training.auto_train_threshold,
         }
@@ -63,6 +72,11 @@ impl Settings {
             seed: g.seed.resolve(draw),
             stop: g.stop.clone(),
         }
+    }
+
+    /// Returns how many earlier turns the model sees with a new question.
+    pub fn history_turns(&self) -> usize {
+        self.history_turns
     }
 
     /// Returns the system message; empty for none.
