@@ -27,7 +27,7 @@ use super::views;
 use crate::config::Config;
 use crate::messages::console::JobNotice;
 use crate::messages::training::{
-    CancelJob, EnqueueTraining, JobLine, ListJobs, ParkTraining, SubscribeJobs, ThresholdReached,
+    CancelJob, EnqueueTraining, JobLine, ListJobs, ParkTraining, ThresholdReached,
     WaitForJobs,
 };
 use crate::messages::{ActorError, MAILBOX_CAPACITY};
@@ -364,14 +364,6 @@ impl Handler<WaitForJobs> for TrainingActor {
         self.look_for_waiters(ctx);
         // A dropped sender is an actor that died or closed.
         Box::pin(async { answer.await.unwrap_or(Err(ActorError::Closing)) })
-    }
-}
-
-impl Handler<SubscribeJobs> for TrainingActor {
-    type Result = ();
-
-    fn handle(&mut self, message: SubscribeJobs, _: &mut Self::Context) {
-        self.runner.notices.add(message.0);
     }
 }
 

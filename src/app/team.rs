@@ -33,7 +33,7 @@ use crate::messages::registry::{
 };
 use crate::messages::supervisor::Shutdown;
 use crate::messages::training::{
-    CancelJob, EnqueueTraining, ListJobs, ParkTraining, SubscribeJobs, ThresholdReached,
+    CancelJob, EnqueueTraining, ListJobs, ParkTraining, ThresholdReached,
     WaitForJobs,
 };
 use crate::messages::{ActorName, Port};
@@ -90,7 +90,6 @@ ports! {
         cancel_job: CancelJob,
         list_jobs: ListJobs,
         wait_for_jobs: WaitForJobs,
-        subscribe: SubscribeJobs,
         park: ParkTraining,
     }
     Registry by connect_registry: AdapterRegistryActor {

@@ -187,7 +187,7 @@ pub struct LiveChanged {
 }
 
 /// A line from elsewhere that the user should see (an actor was restarted, the queue is held by another process).
-/// From the supervisor.
+/// From the supervisor and the shutdown task.
 #[derive(ActixMessage, Debug, Clone, PartialEq)]
 #[rtype(result = "()")]
 pub struct Notice(pub String);

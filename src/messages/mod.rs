@@ -17,8 +17,10 @@
 //! | [`registry::LoadAdapter`] and others | console | registry |
 //! | [`console::JobNotice`] | training | console, `run_queue` |
 //! | [`console::LiveChanged`] | registry | console |
-//! | [`console::CloseConsole`] | supervisor | console |
+//! | [`console::Notice`] | supervisor, shutdown | console |
+//! | [`console::CloseConsole`] | shutdown | console |
 //! | [`supervisor::Shutdown`] | console, signals | supervisor |
+//! | [`supervisor::StartChild`] | `app` | supervisor |
 //! | [`supervisor::Down`] | guards of all actors | supervisor |
 
 use std::fmt;

@@ -2,13 +2,13 @@
 
 use actix::Message as ActixMessage;
 
-use super::{ActorError, Port, console::JobNotice};
+use super::ActorError;
 use crate::domain::AdapterId;
 pub use crate::store::StartFrom;
 
 /// `/train [domain]`, `shammah train`: puts a job into the queue, with a snapshot of the unconsumed examples.
 ///
-/// **Reply:** the queued job, after it is committed. [`JobNotice::Queued`] goes to all subscribers before the reply.
+/// **Reply:** the queued job, after it is committed. [`JobNotice::Queued`](super::console::JobNotice::Queued) goes to all subscribers before the reply.
 /// **Errors:** `NothingToTrain`; `Refused` when `queue.max_queued` jobs wait or the
 /// name is taken; `Closing`; `Store`.
 /// Works in a second instance too: the holder of the queue finds the job by itself.
@@ -50,7 +50,7 @@ pub struct ThresholdReached {
 /// `/jobs cancel ID`.
 ///
 /// **Reply:** the job. A queued one is cancelled at once; a running one is asked to stop and
-/// [`JobNotice::Cancelled`] follows when it did. **Errors:** `Refused` when unknown or already over; `Store`.
+/// [`JobNotice::Cancelled`](super::console::JobNotice::Cancelled) follows when it did. **Errors:** `Refused` when unknown or already over; `Store`.
 #[derive(ActixMessage, Debug, Clone)]
 #[rtype(result = "Result<JobLine, ActorError>")]
 pub struct CancelJob {
@@ -74,14 +74,6 @@ pub struct ListJobs {
 #[derive(ActixMessage, Debug, Clone)]
 #[rtype(result = "Result<usize, ActorError>")]
 pub struct WaitForJobs;
-
-/// Subscribes to every [`JobNotice`] from now on. From the console and `run_queue`, at start.
-///
-/// Progress is sent with `try_send`: a subscriber with a full mailbox misses some. The other notices wait for room, a
-/// few seconds at most. Subscriptions survive a restart of the training actor.
-#[derive(ActixMessage)]
-#[rtype(result = "()")]
-pub struct SubscribeJobs(pub Port<JobNotice>);
 
 /// Stops taking work and lets the running job write its checkpoint. From the shutdown task.
 ///

@@ -10,14 +10,21 @@ use crate::messages::console::JobNotice;
 /// queue must go on.
 const NOTICE_PATIENCE: Duration = Duration::from_secs(5);
 
+/// Who may hear of jobs at a time: a console or `run_queue`, and a test's probe.
+const MAX_SUBSCRIBERS: usize = 4;
+
 /// The subscribers; they outlive the training actor, so a restarted one has them.
 #[derive(Clone, Default)]
 pub struct Subscribers(Arc<Mutex<Vec<Port<JobNotice>>>>);
 
 impl Subscribers {
-    /// Adds one.
+    /// Adds one; beyond the limit the oldest goes.
     pub fn add(&self, port: Port<JobNotice>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(port);
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() >= MAX_SUBSCRIBERS {
+            all.remove(0);
+        }
+        all.push(port);
     }
 
     fn all(&self) -> Vec<Port<JobNotice>> {

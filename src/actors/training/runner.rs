@@ -14,7 +14,7 @@ use crate::actors::db::Db;
 use crate::eval::{self, GateReport, ItemLoss, Measurements, Verdict};
 use crate::lora::JobInput;
 use crate::messages::console::{JobNotice, Progress};
-use crate::messages::registry::PublishAdapter;
+use crate::messages::registry::{PublishAdapter, Published};
 use crate::messages::{ActorError, Port};
 use crate::plan::{self, TrainedBase};
 use crate::store::{self, Home, JobMetrics, JobRow, JobState, Store};
@@ -228,7 +228,8 @@ impl Runner {
         let lora = plan::lora_section(job).map_err(|e| ActorError::Refused(e.to_string()))?;
         let (report, verdict) = eval::gate(measured, &plan::gate_config(&lora));
         let metrics = metrics_of(measured, &report);
-        match verdict {
+        let (final_loss, report) = (measured.final_loss, report.to_string());
+        let notice = match verdict {
             Verdict::Promote(promotion) => {
                 let message = PublishAdapter {
                     job: id,
@@ -241,33 +242,18 @@ impl Runner {
                     metrics,
                     promotion,
                 };
-                let published = self.registry.ask(message).await?;
-                self.clean(id).await;
-                let notice = JobNotice::Succeeded {
-                    job: id,
-                    adapter: job.name.clone(),
-                    path: published.path,
-                    examples: job.examples,
-                    final_loss: measured.final_loss,
-                    report: report.to_string(),
-                    live: published.live,
-                };
-                self.notices.tell(notice).await;
+                let Published { path, live } = self.registry.ask(message).await?;
+                let (adapter, examples) = (job.name.clone(), job.examples);
+                JobNotice::Succeeded { job: id, adapter, path, examples, final_loss, report, live }
             }
             Verdict::Reject { reasons } => {
                 let stored = reasons.clone();
                 self.db.call(move |store| store.finish_rejected(id, &stored, &metrics)).await?;
-                self.clean(id).await;
-                let notice = JobNotice::Rejected {
-                    job: id,
-                    reasons,
-                    examples: job.examples,
-                    final_loss: measured.final_loss,
-                    report: report.to_string(),
-                };
-                self.notices.tell(notice).await;
+                JobNotice::Rejected { job: id, reasons, examples: job.examples, final_loss, report }
             }
-        }
+        };
+        self.clean(id).await;
+        self.notices.tell(notice).await;
         Ok(())
     }
 
