@@ -27,8 +27,7 @@ use super::views;
 use crate::config::Config;
 use crate::messages::console::JobNotice;
 use crate::messages::training::{
-    CancelJob, EnqueueTraining, JobLine, ListJobs, ParkTraining, ThresholdReached,
-    WaitForJobs,
+    CancelJob, EnqueueTraining, JobLine, ListJobs, ParkTraining, ThresholdReached, WaitForJobs,
 };
 use crate::messages::{ActorError, MAILBOX_CAPACITY};
 use crate::plan::{self, JobWish, PlanError};

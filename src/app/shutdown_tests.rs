@@ -3,12 +3,13 @@ use std::sync::{Arc, Mutex};
 use tokio::time::Instant;
 
 use super::*;
-use crate::actors::test_kit::{probe, temp_store};
+use crate::actors::test_kit::{Log, probe, temp_store};
 use crate::messages::ActorName;
 
 struct Stage {
     ports: Ports,
     notices: Port<Notice>,
+    said: Log<Notice>,
     console: Port<CloseConsole>,
     db: Db,
     order: Arc<Mutex<Vec<&'static str>>>,
@@ -21,8 +22,7 @@ fn stage() -> Stage {
         let order = Arc::clone(&order);
         move || order.lock().unwrap().push(what)
     };
-    let (said, answer, worker, closed) =
-        (heard("notice"), heard("answer"), heard("worker"), heard("console"));
+    let (answer, worker, closed) = (heard("answer"), heard("worker"), heard("console"));
     let mut ports = Ports::unconnected();
     ports.stop_generating = probe(move |stop: &StopGenerating| {
         assert!(stop.closing);
@@ -30,10 +30,10 @@ fn stage() -> Stage {
     })
     .0;
     ports.park = probe(move |_: &ParkTraining| worker()).0;
-    let (notices, _) = probe(move |_: &Notice| said());
+    let (notices, said) = probe(|_: &Notice| ());
     let (console, _) = probe(move |_: &CloseConsole| closed());
     let (dir, store) = temp_store();
-    Stage { ports, notices, console, db: Db::new(store), order, _dir: dir }
+    Stage { ports, notices, said, console, db: Db::new(store), order, _dir: dir }
 }
 
 impl Stage {
@@ -58,7 +58,8 @@ async fn answers_end_before_the_worker_the_worker_before_the_console_and_the_sto
     let stage = stage();
     let (_keep, mut hurry) = mpsc::channel(1);
     stage.end(&mut hurry).await;
-    assert_eq!(*stage.order.lock().unwrap(), ["notice", "answer", "worker", "console"]);
+    assert_eq!(*stage.order.lock().unwrap(), ["answer", "worker", "console"]);
+    assert_eq!(stage.said.len(), 1, "the user hears why");
     assert!(stage.db.call(|store| store.jobs()).await.is_err(), "the store is closed");
 }
 

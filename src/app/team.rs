@@ -33,8 +33,7 @@ use crate::messages::registry::{
 };
 use crate::messages::supervisor::Shutdown;
 use crate::messages::training::{
-    CancelJob, EnqueueTraining, ListJobs, ParkTraining, ThresholdReached,
-    WaitForJobs,
+    CancelJob, EnqueueTraining, ListJobs, ParkTraining, ThresholdReached, WaitForJobs,
 };
 use crate::messages::{ActorName, Port};
 use crate::models::{self, LoadedModel, ModelSource};
