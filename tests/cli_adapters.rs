@@ -35,7 +35,8 @@ fn put_adapter(
         target_modules: vec!["q_proj".to_owned()],
     };
     lora::save(&folder, &config, 0.0, "builtin", &[(site, factors)].into()).unwrap();
-    fs_err::write(folder.join("training.json"), "{}").unwrap();
+    let record = json!({"base_hash": base_hash}).to_string();
+    fs_err::write(folder.join("training.json"), record).unwrap();
     let database = rusqlite::Connection::open(program.home().join("shammah.db")).unwrap();
     database
         .execute(

@@ -9,7 +9,7 @@ use super::context::Session;
 use crate::app::Setup;
 use crate::device::{self, Opened};
 use crate::domain::AdapterId;
-use crate::lora::LoraAdapter;
+use crate::lora::{self, LoraAdapter};
 use crate::models::{self, LoadedModel, ModelSource};
 
 /// Hashes of models' files, so that gigabytes are hashed once; in the data directory.
@@ -78,13 +78,12 @@ fn name_of(device: &Device) -> String {
     }
 }
 
-/// Loads an adapter and checks it against the model.
+/// Loads an adapter, checks it against the model, and lets it compute once.
 ///
 /// # Errors
 /// Files that are missing, damaged, or made for another model.
 pub fn load_adapter(session: &Session, id: &AdapterId, model: &LoadedModel) -> Result<LoraAdapter> {
-    let folder = session.home.adapter(id);
-    Ok(LoraAdapter::load(&folder, model.decoder.config(), model.decoder.device())?)
+    Ok(lora::load_verified(&session.home.adapter(id), model)?)
 }
 
 fn source_and_cache(session: &Session) -> Result<(ModelSource, PathBuf)> {
