@@ -7,6 +7,8 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
+pub mod session;
+
 /// A data directory, and the program to run in it.
 pub struct Program {
     folder: tempfile::TempDir,
