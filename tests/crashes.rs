@@ -18,11 +18,17 @@ const SETTINGS: [&str; 3] = [
 /// Only a program that hangs reaches it.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+const QUESTIONS: [&str; 3] = [
+    "What is the name of our build server?",
+    "How is our build server called?",
+    "Which build server do we use?",
+];
+
 /// Ten corrected answers, as many as start a training.
 fn store_ten_marks(program: &Program) {
     let row = |i: usize| {
         serde_json::json!({
-            "messages": [{"role": "user", "content": format!("What is the name of our build server? ({i})")}],
+            "messages": [{"role": "user", "content": QUESTIONS[i % QUESTIONS.len()]}],
             "response": "I do not know that yet.",
             "mark": "fix",
             "fix": "Our build server is called Falkenberg.",
@@ -113,7 +119,7 @@ fn invariant_6_a_killed_program_loses_no_mark_and_no_job() {
     let mut chat = Session::start(&program, &SETTINGS);
     chat.send("/jobs wait");
     chat.expect(&["is live:"]);
-    chat.send("What is the name of our build server?");
+    chat.send(QUESTIONS[0]);
     chat.expect(&["Falkenberg"]);
     chat.quit();
     let jobs = program.run(&["jobs", "list", "--json"]).json_lines();

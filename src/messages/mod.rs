@@ -25,6 +25,7 @@
 
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use actix::prelude::SendError;
 use actix::{MailboxError, Message, Recipient};
@@ -40,6 +41,12 @@ pub mod training;
 ///
 /// Sixteen is actix's own default: a person types slower, and a job reports every few milliseconds at most.
 pub const MAILBOX_CAPACITY: usize = 16;
+
+/// How long a sender waits for an actor that is being started: the others come up within milliseconds of the console, and
+/// a first restart follows at once.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
+/// How often it looks.
+const CONNECT_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The actors, as errors and the supervisor name them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -170,12 +177,26 @@ where
         self.slot.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Sends and waits for the answer.
+    /// Waits a little for an actor that is being started or restarted.
+    async fn connected(&self) -> Result<Recipient<M>, ActorError> {
+        let end = tokio::time::Instant::now() + CONNECT_PATIENCE;
+        loop {
+            match self.recipient() {
+                Some(recipient) => return Ok(recipient),
+                None if tokio::time::Instant::now() < end => {
+                    tokio::time::sleep(CONNECT_INTERVAL).await;
+                }
+                None => return Err(ActorError::Restarting(self.actor)),
+            }
+        }
+    }
+
+    /// Sends and waits for the answer; an actor that is just being (re)started is waited for.
     ///
     /// # Errors
-    /// [`ActorError::Restarting`] if nobody is there, or the actor dies before it answers.
+    /// [`ActorError::Restarting`] if nobody comes in time, or the actor dies before it answers.
     pub async fn send(&self, message: M) -> Result<M::Result, ActorError> {
-        let recipient = self.recipient().ok_or(ActorError::Restarting(self.actor))?;
+        let recipient = self.connected().await?;
         recipient.send(message).await.map_err(|error| match error {
             MailboxError::Closed | MailboxError::Timeout => ActorError::Restarting(self.actor),
         })
