@@ -205,3 +205,7 @@ impl std::fmt::Display for GateReport {
         write!(f, "KL to the base {:.3} (at most {:.3})", self.kl, self.max_kl)
     }
 }
+
+#[cfg(test)]
+#[path = "gate_tests.rs"]
+mod tests;

@@ -57,6 +57,10 @@ impl GeneralSet {
     }
 }
 
+/// Fewer prompts than this measure nothing: marks about nearly everything get the whole set, and the
+/// stricter judgement that comes with it.
+const MIN_UNRELATED: usize = 8;
+
 /// Drops prompts that ask about something that is being taught: to hold those still would be to
 /// forbid the lesson. What a prompt is about are its rarest words among all prompts of the set.
 fn unrelated(prompts: Vec<TrainExample>, taught: &[TrainExample]) -> Vec<TrainExample> {
@@ -68,6 +72,9 @@ fn unrelated(prompts: Vec<TrainExample>, taught: &[TrainExample]) -> Vec<TrainEx
         words.iter().any(|word| frequency(word) == rarest && taught.contains(word))
     };
     let keep: Vec<bool> = all_words.iter().map(|words| !is_about_taught(words)).collect();
+    if keep.iter().filter(|keep| **keep).count() < MIN_UNRELATED {
+        return prompts;
+    }
     prompts.into_iter().zip(keep).filter(|(_, keep)| *keep).map(|(prompt, _)| prompt).collect()
 }
 
@@ -122,10 +129,16 @@ mod tests {
 
     #[test]
     fn what_is_taught_is_not_held_still_but_its_neighbours_are() {
-        let prompts =
-            ["what is the name of our vpn", "what is the name of our wiki", "who are you"];
-        let prompts: Vec<_> = prompts.into_iter().map(asked).collect();
+        let things = ["vpn", "wiki", "dog", "router", "office", "printer", "mirror", "bot", "cat"];
+        let prompts: Vec<_> =
+            things.iter().map(|thing| asked(&format!("what is the name of our {thing}"))).collect();
         let kept = unrelated(prompts.clone(), &[asked("What is the name of our VPN?")]);
         assert_eq!(kept, prompts[1..]);
+    }
+
+    #[test]
+    fn marks_about_everything_leave_the_whole_set_to_measure_with() {
+        let prompts: Vec<_> = ["our vpn", "our wiki", "our dog"].into_iter().map(asked).collect();
+        assert_eq!(unrelated(prompts.clone(), &prompts), prompts);
     }
 }

@@ -1,0 +1,115 @@
+use super::*;
+
+const CONFIG: GateConfig = GateConfig { max_kl: 0.1, confidence: 0.95, bootstrap_samples: 500 };
+
+fn items(pairs: &[(f64, f64)]) -> Vec<ItemLoss> {
+    let item =
+        |(i, &(before, after)): (usize, &(f64, f64))| ItemLoss { id: i as i64, before, after };
+    pairs.iter().enumerate().map(item).collect()
+}
+
+/// Measurements of an adapter that learned well and changed nothing else.
+fn good() -> Measurements {
+    Measurements {
+        trained: items(&[(4.0, 0.1), (3.0, 0.2), (5.0, 0.1)]),
+        heldout: items(&[(2.0, 1.0), (2.1, 1.4), (1.8, 1.8)]),
+        general: items(&[(0.2, 0.21), (0.3, 0.29)]),
+        kl: 0.01,
+        final_loss: 0.1,
+        steps: 60,
+        examples: 3,
+    }
+}
+
+fn reasons(measurements: &Measurements) -> Vec<String> {
+    let (report, verdict) = gate(measurements, &CONFIG);
+    match verdict {
+        Verdict::Promote(_) => {
+            assert!(report.promoted && report.reasons.is_empty());
+            Vec::new()
+        }
+        Verdict::Reject { reasons } => {
+            assert!(!report.promoted);
+            assert_eq!(report.reasons, reasons);
+            reasons
+        }
+    }
+}
+
+#[track_caller]
+fn rejected_for(measurements: &Measurements, words: &str) {
+    let reasons = reasons(measurements);
+    assert!(reasons.iter().any(|r| r.contains(words)), "{words:?} not in {reasons:?}");
+}
+
+#[test]
+fn what_learned_and_changed_nothing_else_passes() {
+    assert_eq!(reasons(&good()), Vec::<String>::new());
+    let without_heldout = Measurements { heldout: Vec::new(), ..good() };
+    assert_eq!(reasons(&without_heldout), Vec::<String>::new());
+}
+
+#[test]
+fn what_did_not_learn_is_rejected() {
+    rejected_for(&Measurements { trained: items(&[(1.0, 1.2), (1.0, 1.1)]), ..good() }, "learn");
+    rejected_for(&Measurements { trained: items(&[(1.0, 1.0)]), ..good() }, "learn");
+    rejected_for(&Measurements { trained: Vec::new(), ..good() }, "learn");
+    // A lower mean by one item, while most got worse, is no lesson learned.
+    let uneven = items(&[(5.0, 0.1), (1.0, 1.2), (1.0, 1.2)]);
+    rejected_for(&Measurements { trained: uneven, ..good() }, "learn");
+}
+
+#[test]
+fn held_out_items_may_waver_but_not_get_worse_beyond_the_interval() {
+    let worse = items(&[(1.0, 1.9), (1.0, 2.0), (1.0, 2.1), (1.0, 2.0)]);
+    rejected_for(&Measurements { heldout: worse, ..good() }, "held-out");
+    let wavering = items(&[(1.0, 1.5), (1.5, 0.9), (1.0, 1.3), (1.2, 0.8)]);
+    assert_eq!(reasons(&Measurements { heldout: wavering, ..good() }), Vec::<String>::new());
+}
+
+#[test]
+fn the_divergence_has_a_ceiling() {
+    assert_eq!(reasons(&Measurements { kl: CONFIG.max_kl, ..good() }), Vec::<String>::new());
+    rejected_for(&Measurements { kl: CONFIG.max_kl * 1.01, ..good() }, "unrelated");
+    rejected_for(&Measurements { kl: f64::NAN, ..good() }, "unrelated");
+}
+
+#[test]
+fn no_number_passes_that_is_none() {
+    for bad in [f64::NAN, f64::INFINITY] {
+        rejected_for(
+            &Measurements { trained: items(&[(4.0, 0.1), (bad, 0.1)]), ..good() },
+            "no number",
+        );
+        rejected_for(&Measurements { heldout: items(&[(4.0, bad)]), ..good() }, "no number");
+        rejected_for(&Measurements { general: items(&[(4.0, bad)]), ..good() }, "no number");
+    }
+}
+
+#[test]
+fn tiny_differences_are_ties() {
+    let compared = Comparison::of(&items(&[(1.0, 1.0005), (1.0, 0.9995), (1.0, 0.9)]), &CONFIG);
+    assert_eq!((compared.better, compared.worse, compared.equal), (1, 0, 2));
+}
+
+#[test]
+fn the_interval_holds_the_mean_and_repeats() {
+    let pairs = items(&[(1.0, 0.2), (1.0, 0.9), (1.0, 1.3), (1.0, 0.5), (1.0, 0.7)]);
+    let (first, second) = (Comparison::of(&pairs, &CONFIG), Comparison::of(&pairs, &CONFIG));
+    assert_eq!(first, second);
+    let mean = first.after - first.before;
+    assert!(first.interval.0 < mean && mean < first.interval.1, "{first:?}");
+    let certain = Comparison::of(&items(&[(1.0, 0.5); 4]), &CONFIG);
+    assert_eq!(certain.interval, (-0.5, -0.5));
+}
+
+#[test]
+fn invariant_4_a_report_read_from_data_promotes_nothing() {
+    // A report may say "promoted"; only the verdict of the gate holds the proof.
+    let (mut report, _) = gate(&Measurements { kl: 9.0, ..good() }, &CONFIG);
+    report.promoted = true;
+    let json = serde_json::to_string(&report).expect("a report is data");
+    let read: GateReport = serde_json::from_str(&json).expect("and can be read");
+    assert!(read.promoted);
+    assert!(matches!(gate(&Measurements { kl: 9.0, ..good() }, &CONFIG).1, Verdict::Reject { .. }));
+}
