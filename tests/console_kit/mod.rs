@@ -270,7 +270,7 @@ async fn train(script: Script, job: i64, examples: usize, console: Addr<ConsoleA
 impl Handler<EnqueueTraining> for Others {
     type Result = ResponseActFuture<Self, Result<JobLine, ActorError>>;
 
-    fn handle(&mut self, m: EnqueueTraining, ctx: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, m: EnqueueTraining, _: &mut Self::Context) -> Self::Result {
         let examples = self.buffer().trainable;
         if examples == 0 {
             let text = "nothing to train: no mark of this domain has a target, /fix TEXT gives one";
@@ -280,15 +280,17 @@ impl Handler<EnqueueTraining> for Others {
         self.running.send_modify(|running| *running += 1);
         let (job, console) = (self.jobs, self.console.clone().expect("a console"));
         let queued = JobNotice::Queued { job, domain: m.domain, examples, automatic: false };
-        let work = train(self.script.clone(), job, examples, console.clone());
-        ctx.spawn(work.into_actor(self).map(|(), this, _| {
-            this.running.send_modify(|running| *running -= 1);
-        }));
         let told = async move {
             let _ = console.send(queued).await;
-            Ok(job_line(job, "queued"))
+            console
         };
-        Box::pin(told.into_actor(self))
+        Box::pin(told.into_actor(self).map(move |console, this, ctx| {
+            let work = train(this.script.clone(), job, examples, console);
+            ctx.spawn(work.into_actor(this).map(|(), this, _| {
+                this.running.send_modify(|running| *running -= 1);
+            }));
+            Ok(job_line(job, "queued"))
+        }))
     }
 }
 

@@ -37,8 +37,6 @@ pub enum Event {
 /// Something to show.
 #[derive(Debug)]
 pub enum Output {
-    /// What the user typed.
-    Echo(String),
     /// A piece of an answer, printable.
     Piece(String),
     /// The answer is over.

@@ -22,6 +22,7 @@ mod frontend;
 mod history;
 mod intake;
 pub mod lists;
+mod paint;
 pub mod plain;
 pub mod prompt;
 pub mod render;
@@ -169,7 +170,6 @@ impl ConsoleActor {
         if self.leaving || line.trim().is_empty() {
             return;
         }
-        self.show(Output::Echo(printable_line(line)));
         let work = match commands::parse(line) {
             Ok(Input::Empty) => return,
             Ok(Input::Text(text)) => Work::Say(text),
@@ -178,13 +178,14 @@ impl ConsoleActor {
             Ok(Input::Command(command)) => Work::Command(command),
             Err(error) => return self.error(&error.to_string()),
         };
+        let waited = self.intake.waiting();
         if !self.intake.push(work, ticket) {
             return self.error(&format!(
                 "busy: {WAITING_INPUTS} inputs wait already; Ctrl-C stops the answer and drops them"
             ));
         }
         self.go_on(ctx);
-        if self.intake.waiting() > 0 && self.intake.answering {
+        if self.intake.waiting() > waited && self.intake.answering {
             self.say("(waits for the answer above)");
         }
     }

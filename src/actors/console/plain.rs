@@ -128,7 +128,7 @@ fn write(
                 put(&mut output, &flow.interrupt())?;
                 put(&mut errors, &flow.lines(&format!("error: {text}")))?;
             }
-            Output::Echo(_) | Output::Status(_) => {}
+            Output::Status(_) => {}
             Output::Close(done) => {
                 put(&mut output, &flow.end())?;
                 let _ = done.send(());

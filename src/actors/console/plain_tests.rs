@@ -1,6 +1,7 @@
 use std::io::Cursor;
 
 use super::*;
+use crate::actors::console::prompt::JobStatus;
 
 /// What the reader makes of an input: texts, and problems with a leading "!".
 fn lines(input: &[u8]) -> Vec<String> {
@@ -48,7 +49,7 @@ fn errors_go_to_stderr_and_all_else_to_stdout_in_order() {
     let (sender, outputs) = mpsc::channel(16);
     let (done, closed) = tokio::sync::oneshot::channel();
     for output in [
-        Output::Echo("hello".into()),
+        Output::Status(JobStatus::Starting(1)),
         Output::Piece("The ans".into()),
         Output::Error("the disk is full".into()),
         Output::Piece("wer".into()),

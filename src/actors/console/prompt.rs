@@ -8,7 +8,7 @@ use crate::messages::console::{JobNotice, Progress};
 /// What the prompt ends with; the whole of it when no job runs.
 pub const PROMPT: &str = "> ";
 /// Columns that the prompt leaves for typing before it becomes shorter.
-const ROOM_TO_TYPE: usize = 20;
+const ROOM_TO_TYPE: usize = 12;
 
 /// What the running job does.
 #[derive(Debug, Clone, PartialEq, Default)]

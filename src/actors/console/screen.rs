@@ -1,8 +1,8 @@
 //! The console at a terminal: one thread owns the screen, the line being typed and the history.
 //!
 //! rustyline-async 0.4.9 draws the prompt below what is printed. What it needs, and gets here: output is queued only when
-//! the earlier output is drawn (its queue is bounded, and it is drained by polling `readline`), a part of a line is
-//! flushed by hand, is never empty and never reaches the last column, and the prompt is changed between two polls.
+//! the earlier output is drawn (its queue is bounded, and it is drained by polling `readline`), lines never reach the last
+//! column, and the prompt is changed between two polls. What it gets wrong is worked around by [`paint`](super::paint).
 
 use std::io;
 use std::thread;
@@ -16,7 +16,9 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use super::flow::{Flow, Wrap};
 use super::frontend::{Event, Frontend, Output};
 use super::history::History;
+use super::paint::Painter;
 use super::prompt::{JobStatus, PROMPT};
+use crate::text::printable_line;
 
 /// How often the size of the terminal is looked at; the crate keeps its own view of it to itself.
 const SIZE_POLL: Duration = Duration::from_millis(200);
@@ -55,6 +57,7 @@ struct Screen {
     history: History,
     events: mpsc::Sender<Event>,
     flow: Flow,
+    painter: Painter,
     wrap_words: bool,
     status: JobStatus,
     prompt: String,
@@ -69,8 +72,8 @@ impl Screen {
         events: mpsc::Sender<Event>,
     ) -> Result<Self, ReadlineError> {
         let (mut readline, writer) = Readline::new(PROMPT.to_owned())?;
-        // The echo is ours: wrapped like everything else, and in its place beside the answer.
-        readline.should_print_line_on(false, false);
+        // The echo of a line is replaced by ours; see the painter. What Ctrl-C abandons is not repeated.
+        readline.should_print_line_on(true, false);
         match history.load() {
             Ok(lines) => {
                 readline.set_max_history(history.limit());
@@ -84,6 +87,7 @@ impl Screen {
             history,
             events,
             flow: Flow::new(Wrap::for_terminal(columns(), wrap_words)),
+            painter: Painter::default(),
             wrap_words,
             status: JobStatus::Idle,
             prompt: PROMPT.to_owned(),
@@ -98,7 +102,7 @@ impl Screen {
             // In this order: polling `readline` first draws what is queued, so that the next output finds room.
             let result = tokio::select! {
                 biased;
-                event = self.readline.readline() => self.heard(event),
+                event = self.readline.readline() => self.heard(event).await,
                 output = outputs.recv() => match output {
                     Some(Output::Close(done)) => { closed = Some(done); Ok(()) }
                     Some(output) => self.show(output).await,
@@ -123,13 +127,20 @@ impl Screen {
     }
 
     /// Passes on what the user did.
-    fn heard(&mut self, event: Result<ReadlineEvent, ReadlineError>) -> Result<(), ReadlineError> {
+    async fn heard(
+        &mut self,
+        event: Result<ReadlineEvent, ReadlineError>,
+    ) -> Result<(), ReadlineError> {
         let event = event?;
+        // Whatever came, the prompt is not where it was: an answer goes on below it.
+        let rest = self.flow.interrupt();
+        self.put(rest).await?;
         if self.ended {
             return Ok(());
         }
         let event = match event {
             ReadlineEvent::Line(text) => {
+                self.echo(&text).await?;
                 self.readline.add_history_entry(text.clone());
                 if let Err(error) = self.history.append(&text) {
                     tracing::warn!(%error, "the history cannot be written");
@@ -149,12 +160,23 @@ impl Screen {
         Ok(())
     }
 
+    /// Shows a line that was entered, in the place of what the crate shows.
+    async fn echo(&mut self, text: &str) -> Result<(), ReadlineError> {
+        let lines = if text.trim().is_empty() {
+            String::new()
+        } else {
+            self.flow.lines(&format!("{PROMPT}{}", printable_line(text))).concat()
+        };
+        let data = self.painter.echo(&format!("{}{text}", self.prompt), columns(), &lines);
+        self.writer.write_all(data.as_bytes()).await?;
+        Ok(())
+    }
+
     async fn show(&mut self, output: Output) -> Result<(), ReadlineError> {
         self.fit().await?;
         let chunks = match output {
             Output::Piece(text) => self.flow.piece(&text),
             Output::EndAnswer => self.flow.end(),
-            Output::Echo(text) => self.flow.lines(&format!("{PROMPT}{text}")),
             Output::Say(text) => self.flow.lines(&text),
             Output::Error(text) => self.flow.lines(&format!("error: {text}")),
             Output::Status(status) => {
@@ -182,17 +204,12 @@ impl Screen {
         Ok(())
     }
 
-    /// Queues chunks for drawing: the whole lines as one, then the open part, so that two places always suffice.
-    async fn put(&mut self, mut chunks: Vec<String>) -> Result<(), ReadlineError> {
-        let open = chunks.pop_if(|last| !last.ends_with('\n'));
-        let lines = chunks.concat();
-        if !lines.is_empty() {
+    /// Queues chunks for drawing.
+    async fn put(&mut self, chunks: Vec<String>) -> Result<(), ReadlineError> {
+        let data = self.painter.chunks(&chunks);
+        if !data.is_empty() {
             // Its line break at the end sends it; a flush would send an empty part after it.
-            self.writer.write_all(lines.as_bytes()).await?;
-        }
-        if let Some(open) = open {
-            self.writer.write_all(open.as_bytes()).await?;
-            self.writer.flush().await?;
+            self.writer.write_all(data.as_bytes()).await?;
         }
         Ok(())
     }
