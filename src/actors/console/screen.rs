@@ -4,11 +4,10 @@
 //! the earlier output is drawn (its queue is bounded, and it is drained by polling `readline`), lines never reach the last
 //! column, and the prompt is changed between two polls. What it gets wrong is worked around by [`paint`](super::paint).
 
-use std::io;
+use std::io::{self, Write};
 use std::thread;
 use std::time::Duration;
 
-use futures::io::AsyncWriteExt;
 use rustyline_async::{Readline, ReadlineError, ReadlineEvent, SharedWriter};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Interval, MissedTickBehavior, interval};
@@ -58,6 +57,8 @@ struct Screen {
     events: mpsc::Sender<Event>,
     flow: Flow,
     painter: Painter,
+    /// Whether the writer has bytes that found no room.
+    held: bool,
     wrap_words: bool,
     status: JobStatus,
     prompt: String,
@@ -88,6 +89,7 @@ impl Screen {
             events,
             flow: Flow::new(Wrap::for_terminal(columns(), wrap_words)),
             painter: Painter::default(),
+            held: false,
             wrap_words,
             status: JobStatus::Idle,
             prompt: PROMPT.to_owned(),
@@ -102,13 +104,13 @@ impl Screen {
             // In this order: polling `readline` first draws what is queued, so that the next output finds room.
             let result = tokio::select! {
                 biased;
-                event = self.readline.readline() => self.heard(event).await,
+                event = self.readline.readline() => self.heard(event),
                 output = outputs.recv() => match output {
                     Some(Output::Close(done)) => { closed = Some(done); Ok(()) }
-                    Some(output) => self.show(output).await,
+                    Some(output) => self.show(output),
                     None => break,
                 },
-                _ = size_poll.tick() => self.fit().await,
+                _ = size_poll.tick() => self.fit(),
             };
             if let Err(error) = result {
                 tracing::error!(%error, "the terminal is lost");
@@ -117,7 +119,7 @@ impl Screen {
             }
         }
         let rest = self.flow.end();
-        let _ = self.put(rest).await;
+        let _ = self.put(rest);
         let _ = self.readline.flush();
         // Leaves the raw mode; only then may others write.
         drop(self.readline);
@@ -127,20 +129,17 @@ impl Screen {
     }
 
     /// Passes on what the user did.
-    async fn heard(
-        &mut self,
-        event: Result<ReadlineEvent, ReadlineError>,
-    ) -> Result<(), ReadlineError> {
+    fn heard(&mut self, event: Result<ReadlineEvent, ReadlineError>) -> Result<(), ReadlineError> {
         let event = event?;
         // Whatever came, the prompt is not where it was: an answer goes on below it.
         let rest = self.flow.interrupt();
-        self.put(rest).await?;
+        self.put(rest)?;
         if self.ended {
             return Ok(());
         }
         let event = match event {
             ReadlineEvent::Line(text) => {
-                self.echo(&text).await?;
+                self.echo(&text)?;
                 self.readline.add_history_entry(text.clone());
                 if let Err(error) = self.history.append(&text) {
                     tracing::warn!(%error, "the history cannot be written");
@@ -155,25 +154,25 @@ impl Screen {
             }
         };
         if self.events.try_send(event).is_err() {
-            tracing::warn!("the console does not listen: an input is lost");
+            let problem = "busy: this input is lost, there are too many at once".to_owned();
+            return self.show(Output::Error(problem));
         }
         Ok(())
     }
 
     /// Shows a line that was entered, in the place of what the crate shows.
-    async fn echo(&mut self, text: &str) -> Result<(), ReadlineError> {
+    fn echo(&mut self, text: &str) -> Result<(), ReadlineError> {
         let lines = if text.trim().is_empty() {
             String::new()
         } else {
             self.flow.lines(&format!("{PROMPT}{}", printable_line(text))).concat()
         };
         let data = self.painter.echo(&format!("{}{text}", self.prompt), columns(), &lines);
-        self.writer.write_all(data.as_bytes()).await?;
-        Ok(())
+        self.send(&data)
     }
 
-    async fn show(&mut self, output: Output) -> Result<(), ReadlineError> {
-        self.fit().await?;
+    fn show(&mut self, output: Output) -> Result<(), ReadlineError> {
+        self.fit()?;
         let chunks = match output {
             Output::Piece(text) => self.flow.piece(&text),
             Output::EndAnswer => self.flow.end(),
@@ -181,18 +180,21 @@ impl Screen {
             Output::Error(text) => self.flow.lines(&format!("error: {text}")),
             Output::Status(status) => {
                 self.status = status;
-                return self.fit().await;
+                return self.fit();
             }
             Output::Close(_) => Vec::new(),
         };
-        self.put(chunks).await
+        self.put(chunks)
     }
 
     /// Fits wrapping and prompt to the terminal as it is now.
-    async fn fit(&mut self) -> Result<(), ReadlineError> {
+    fn fit(&mut self) -> Result<(), ReadlineError> {
+        if self.held {
+            self.send("")?;
+        }
         let columns = columns();
         let closing = self.flow.rewrap(Wrap::for_terminal(columns, self.wrap_words));
-        self.put(closing).await?;
+        self.put(closing)?;
         self.set_prompt(self.status.prompt(columns))
     }
 
@@ -205,11 +207,20 @@ impl Screen {
     }
 
     /// Queues chunks for drawing.
-    async fn put(&mut self, chunks: Vec<String>) -> Result<(), ReadlineError> {
+    fn put(&mut self, chunks: Vec<String>) -> Result<(), ReadlineError> {
         let data = self.painter.chunks(&chunks);
-        if !data.is_empty() {
-            // Its line break at the end sends it; a flush would send an empty part after it.
-            self.writer.write_all(data.as_bytes()).await?;
+        if data.is_empty() { Ok(()) } else { self.send(&data) }
+    }
+
+    /// Queues whole lines; their last line break sends them.
+    fn send(&mut self, data: &str) -> Result<(), ReadlineError> {
+        self.held = false;
+        match self.writer.write(data.as_bytes()) {
+            // The queue is full (a paste of hundreds of lines): the writer keeps the bytes and sends them with the next.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.held = true,
+            result => {
+                result?;
+            }
         }
         Ok(())
     }
