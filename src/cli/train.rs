@@ -118,7 +118,7 @@ fn show(job: &JobRow, as_json: bool) -> Result<()> {
         JobState::Queued => queued(job),
         state => {
             let why = job.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
-            format!("job {} ({}) is {state}{why}", job.id, job.name)
+            format!("job {} ({}): {state}{why}", job.id, job.name)
         }
     };
     Ok(output::line(&text)?)
