@@ -1,0 +1,291 @@
+//! Whole jobs on a tiny model in a directory: repeatable, resumable, and written as promised.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may fall")]
+
+mod reference;
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use reference::{fixture, json};
+use serde_json::{Value, json};
+use shammah::domain::{Message, TrainExample};
+use shammah::eval::Measurements;
+use shammah::lora::{
+    JobError, JobEvent, JobInput, TRAINING_FILE, TrainingParams, TrainingRecord, Weighting, run_job,
+};
+use shammah::models::{ModelSource, base_hash};
+
+const STEPS: usize = 6;
+
+/// A folder with the Qwen3 fixture, a longer context, and a tokenizer of ASCII characters.
+struct Workshop {
+    folder: tempfile::TempDir,
+}
+
+impl Workshop {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let model = folder.path().join("model");
+        fs_err::create_dir(&model).unwrap();
+        fs_err::copy(fixture("qwen3/model.safetensors"), model.join("model.safetensors")).unwrap();
+        let mut config = json("qwen3/config.json");
+        config["max_position_embeddings"] = 1024.into();
+        config["eos_token_id"] = 98.into();
+        fs_err::write(model.join("config.json"), config.to_string()).unwrap();
+        fs_err::write(model.join("tokenizer.json"), ascii_tokenizer().to_string()).unwrap();
+        let template = json("chat_template.json")["template"].clone();
+        let config = json!({"eos_token": "<|im_end|>", "chat_template": template});
+        fs_err::write(model.join("tokenizer_config.json"), config.to_string()).unwrap();
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn input(&self) -> JobInput {
+        let example = |id: i64, weight: f64| TrainExample {
+            id,
+            messages: vec![Message::user(format!("Name {id}?"))],
+            target: format!("It is {}.", ["oak", "ash", "elm", "fir"][id as usize % 4]),
+            weight,
+        };
+        let model = ModelSource::Dir(self.path("model"));
+        JobInput {
+            base_hash: base_hash(&model, None).unwrap(),
+            model,
+            hash_cache: None,
+            params: params(),
+            train: vec![example(1, 1.0), example(2, 10.0), example(3, 3.0)],
+            replay: vec![example(4, 1.0)],
+            heldout: vec![example(5, 1.0)],
+            parent: None,
+            baseline: None,
+        }
+    }
+
+    /// Runs a job into `out`, cancelled after `stop` steps.
+    fn run(
+        &self,
+        input: &JobInput,
+        out: &str,
+        stop: Option<usize>,
+    ) -> (Result<Measurements, JobError>, Vec<JobEvent>) {
+        let out_dir = self.path(out);
+        fs_err::create_dir_all(&out_dir).unwrap();
+        let done = Cell::new(0);
+        let mut events = Vec::new();
+        let result = run_job(
+            input,
+            &self.path(&format!("{out}-checkpoint")),
+            &out_dir,
+            &mut |event| {
+                if let JobEvent::Step(progress) = &event {
+                    done.set(progress.step);
+                }
+                events.push(event);
+            },
+            &|| stop.is_some_and(|stop| done.get() >= stop),
+        );
+        (result, events)
+    }
+
+    fn files(&self, folder: &str) -> BTreeMap<String, Vec<u8>> {
+        let entry = |entry: std::io::Result<fs_err::DirEntry>| {
+            let path = entry.unwrap().path();
+            (path.file_name().unwrap().to_str().unwrap().to_owned(), fs_err::read(path).unwrap())
+        };
+        fs_err::read_dir(self.path(folder)).unwrap().map(entry).collect()
+    }
+}
+
+fn params() -> TrainingParams {
+    TrainingParams {
+        rank: 2,
+        alpha: 8.0,
+        dropout: 0.1,
+        target_modules: vec!["q_proj".to_owned(), "down_proj".to_owned()],
+        learning_rate: 5e-3,
+        batch_size: 2,
+        epochs: 1,
+        min_steps: STEPS,
+        weighting: Weighting::Loss,
+        warmup_ratio: 0.2,
+        seed: 42,
+        max_grad_norm: 1.0,
+        weight_decay: 0.01,
+        anchor: 0.5,
+        anchor_prompts: 1,
+        max_share: 0.3,
+        checkpoint_every_steps: 100,
+    }
+}
+
+fn ascii_tokenizer() -> Value {
+    let mut vocab = serde_json::Map::new();
+    for (id, c) in (0x21..0x7f).map(|b| b as u8 as char).chain(['Ġ', 'Ċ']).enumerate() {
+        vocab.insert(c.to_string(), id.into());
+    }
+    let added: Vec<Value> = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+        .iter()
+        .enumerate()
+        .map(|(i, text)| json!({"id": 96 + i, "content": text, "special": true, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false}))
+        .collect();
+    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false});
+    json!({"version": "1.0", "added_tokens": added, "normalizer": null, "pre_tokenizer": byte_level,
+        "post_processor": null, "decoder": byte_level, "model": {"type": "BPE", "vocab": vocab, "merges": []}})
+}
+
+#[test]
+fn the_same_seed_gives_the_same_adapter_bit_for_bit() {
+    let shop = Workshop::new();
+    let input = shop.input();
+    let (first, events) = shop.run(&input, "first", None);
+    let (second, _) = shop.run(&input, "second", None);
+    let first = first.unwrap();
+    assert_eq!(first, second.unwrap());
+    assert_eq!(shop.files("first"), shop.files("second"));
+    let steps = events.iter().filter(|e| matches!(e, JobEvent::Step(_))).count();
+    assert_eq!((first.steps, steps), (STEPS, STEPS));
+    let other = JobInput { params: TrainingParams { seed: 43, ..params() }, ..input };
+    shop.run(&other, "other", None).0.unwrap();
+    assert_ne!(
+        shop.files("first")["adapter_model.safetensors"],
+        shop.files("other")["adapter_model.safetensors"]
+    );
+}
+
+#[test]
+fn a_run_stopped_at_any_step_and_resumed_gives_the_same_adapter_bit_for_bit() {
+    let shop = Workshop::new();
+    let input = shop.input();
+    let (whole, _) = shop.run(&input, "whole", None);
+    let whole = whole.unwrap();
+    for stop in 1..=STEPS {
+        let out = format!("stopped-{stop}");
+        let (stopped, events) = shop.run(&input, &out, Some(stop));
+        assert!(matches!(stopped, Err(JobError::Cancelled)), "{stopped:?}");
+        assert_eq!(events.last(), Some(&JobEvent::Checkpointed { step: stop }));
+        assert!(shop.files(&out).is_empty(), "nothing half is written");
+        let (resumed, events) = shop.run(&input, &out, None);
+        assert_eq!(resumed.unwrap(), whole, "stopped after {stop}");
+        assert_eq!(shop.files(&out), shop.files("whole"), "stopped after {stop}");
+        let steps = events.iter().filter(|e| matches!(e, JobEvent::Step(_))).count();
+        assert_eq!(steps, STEPS - stop, "nothing is done twice");
+        // Until the adapter is published the work must not be lost: the caller removes this.
+        let kept = shop.path(&format!("{out}-checkpoint")).join("checkpoint.safetensors");
+        assert!(kept.is_file(), "the checkpoint outlives the job");
+    }
+}
+
+#[test]
+fn a_checkpoint_of_another_job_or_half_a_one_is_not_taken_up() {
+    let shop = Workshop::new();
+    let input = shop.input();
+    let whole = shop.run(&input, "whole", None).0.unwrap();
+    shop.run(&input, "again", Some(3)).0.unwrap_err();
+    let checkpoint = shop.path("again-checkpoint").join("checkpoint.safetensors");
+    let bytes = fs_err::read(&checkpoint).unwrap();
+    for broken in [&bytes[..bytes.len() / 2], &bytes[..4], b"", &[0xff; 64]] {
+        fs_err::write(&checkpoint, broken).unwrap();
+        let (result, events) = shop.run(&input, "again", None);
+        assert_eq!(result.unwrap(), whole);
+        assert_eq!(events.iter().filter(|e| matches!(e, JobEvent::Step(_))).count(), STEPS);
+    }
+    fs_err::write(&checkpoint, &bytes).unwrap();
+    let other = JobInput { params: TrainingParams { seed: 1, ..params() }, ..input };
+    let (_, events) = shop.run(&other, "again", None);
+    assert_eq!(events.iter().filter(|e| matches!(e, JobEvent::Step(_))).count(), STEPS);
+}
+
+#[test]
+fn invariant_3_training_does_not_touch_the_models_files() {
+    let shop = Workshop::new();
+    let before = shop.files("model");
+    shop.run(&shop.input(), "out", None).0.unwrap();
+    assert_eq!(shop.files("model"), before);
+}
+
+#[test]
+fn invariant_5_an_adapter_has_its_config_ids_metrics_and_base_beside_it() {
+    let shop = Workshop::new();
+    let input = shop.input();
+    let measured = shop.run(&input, "out", None).0.unwrap();
+    let files = shop.files("out");
+    let names: Vec<&str> = files.keys().map(String::as_str).collect();
+    assert_eq!(names, ["adapter_config.json", "adapter_model.safetensors", "training.json"]);
+    let record: TrainingRecord = serde_json::from_slice(&files[TRAINING_FILE]).unwrap();
+    assert_eq!(record.base_hash, input.base_hash);
+    assert_eq!((record.examples, record.replay, record.heldout), (vec![1, 2, 3], vec![4], vec![5]));
+    assert_eq!(record.params, input.params);
+    assert_eq!(record.measurements, measured);
+    assert_eq!(measured.trained.iter().map(|i| i.id).collect::<Vec<_>>(), [1, 2, 3]);
+    assert_eq!(measured.heldout.iter().map(|i| i.id).collect::<Vec<_>>(), [5]);
+    assert!(!measured.general.is_empty() && measured.kl > 0.0 && measured.final_loss.is_finite());
+    let mean = |f: fn(&shammah::eval::ItemLoss) -> f64| measured.trained.iter().map(f).sum::<f64>();
+    assert!(mean(|i| i.after) < mean(|i| i.before), "it learns");
+}
+
+#[test]
+fn training_goes_on_from_a_parent_and_measures_against_the_live_adapter() {
+    let shop = Workshop::new();
+    let first = shop.run(&shop.input(), "first", None).0.unwrap();
+    let parent = Some(shop.path("first"));
+    let params = TrainingParams { rank: 16, ..params() };
+    let next = JobInput { parent: parent.clone(), baseline: parent, params, ..shop.input() };
+    let (second, events) = shop.run(&next, "second", None);
+    let before: Vec<f64> = second.unwrap().trained.iter().map(|i| i.before).collect();
+    let after: Vec<f64> = first.trained.iter().map(|i| i.after).collect();
+    assert_eq!(before, after, "the live adapter is what the new one must beat");
+    let config: Value =
+        serde_json::from_slice(&shop.files("second")["adapter_config.json"]).unwrap();
+    assert_eq!(config["r"], 2, "a continued adapter keeps its rank");
+    let told = |e: &JobEvent| matches!(e, JobEvent::Note(n) if n.contains("rank 2"));
+    assert!(events.iter().any(told), "and the user is told: {events:?}");
+}
+
+fn failure(shop: &Workshop, input: &JobInput) -> String {
+    let error = shop.run(input, "failed", None).0.unwrap_err().to_string();
+    assert!(shop.files("failed").is_empty(), "nothing is written");
+    error
+}
+
+#[test]
+fn inputs_that_cannot_be_trained_on_are_refused_in_words() {
+    let shop = Workshop::new();
+    let input = shop.input();
+    let changed = JobInput { base_hash: "0".repeat(64), ..input.clone() };
+    assert!(failure(&shop, &changed).contains("changed since the job was enqueued"));
+    let mut overlap = input.clone();
+    overlap.heldout.push(overlap.replay[0].clone());
+    assert!(failure(&shop, &overlap).contains("example 4 is held out and trained on"));
+    let mut empty = input.clone();
+    empty.train.iter_mut().for_each(|e| e.target.clear());
+    assert!(failure(&shop, &empty).contains("no example has an answer to learn"));
+
+    shop.run(&input, "parent", None).0.unwrap();
+    let record = shop.path("parent").join(TRAINING_FILE);
+    let text = fs_err::read_to_string(&record).unwrap().replace(&input.base_hash, &"1".repeat(64));
+    fs_err::write(&record, text).unwrap();
+    let foreign = JobInput { parent: Some(shop.path("parent")), ..input };
+    let error = failure(&shop, &foreign);
+    assert!(error.contains("training.json: it was trained on another base model"), "{error}");
+}
+
+#[test]
+fn a_loss_that_is_no_number_fails_the_job_and_names_the_examples() {
+    let shop = Workshop::new();
+    let params = TrainingParams { learning_rate: 1e30, max_grad_norm: 0.0, ..params() };
+    let input = JobInput { params, ..shop.input() };
+    let error = failure(&shop, &input);
+    assert!(error.contains("lower lora.training.learning_rate"), "{error}");
+}
+
+#[test]
+fn a_job_reads_no_file_but_those_it_is_given() {
+    let shop = Workshop::new();
+    let missing = JobInput { parent: Some(Path::new("/no/such/adapter").into()), ..shop.input() };
+    assert!(failure(&shop, &missing).contains("/no/such/adapter/adapter_config.json"));
+}
