@@ -162,7 +162,9 @@ impl Handler<AddMark> for FeedbackActor {
         let weight = self.rules.weight(mark);
         self.store(turn.domain.clone(), move |store| match replaces {
             Some(id) => {
-                let edit = FeedbackEdit { mark: Some(mark), weight: Some(weight), note, fix: None };
+                let (mark, weight) = (Some(mark), Some(weight));
+                // The old note was about the old mark: without a new one there is none.
+                let edit = FeedbackEdit { mark, weight, note: Some(note), fix: None };
                 store.update_feedback(id, &edit)
             }
             None => store.add_feedback(&new_feedback(turn, mark, weight, note, None)),

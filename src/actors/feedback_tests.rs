@@ -81,6 +81,7 @@ async fn a_second_mark_of_a_turn_replaces_the_first() {
         AddMark { turn: turn("bees"), mark: Mark::Critical, note: None, replaces: Some(first.id) };
     let second = stage.actor.send(again).await.unwrap().unwrap();
     assert_eq!((second.id, second.weight, second.buffer.examples), (first.id, 10.0, 1));
+    assert_eq!(second.note, None, "the old note was about the old mark");
 }
 
 #[actix::test]

@@ -116,8 +116,8 @@ pub struct FeedbackEdit {
     pub mark: Option<Mark>,
     /// How much it counts.
     pub weight: Option<f64>,
-    /// What the user said about it.
-    pub note: Option<String>,
+    /// What the user said about it; `Some(None)` takes the note away.
+    pub note: Option<Option<String>>,
     /// The better answer.
     pub fix: Option<String>,
 }
@@ -194,13 +194,14 @@ impl Store {
             check_untouched(&one(db, id)?)?;
             db.prepare_cached(
                 "UPDATE feedback SET mark = coalesce(:mark, mark), weight = coalesce(:weight, weight),
-                     note = coalesce(:note, note), fix = coalesce(:fix, fix) WHERE id = :id",
+                     note = iif(:replace_note, :note, note), fix = coalesce(:fix, fix) WHERE id = :id",
             )?
             .execute(named_params! {
                 ":id": id,
                 ":mark": edit.mark.map(Mark::as_str),
                 ":weight": edit.weight,
-                ":note": edit.note,
+                ":replace_note": edit.note.is_some(),
+                ":note": edit.note.as_ref().and_then(Option::as_ref),
                 ":fix": edit.fix,
             })?;
             one(db, id)
