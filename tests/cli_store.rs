@@ -22,7 +22,8 @@ fn marks_are_added_listed_and_counted() {
     assert_eq!(heavier["weight"], 2.0);
 
     let rows = program.run(&["feedback", "list", "--json"]).done().json_lines();
-    assert_eq!(rows.len(), 4);
+    let ids: Vec<i64> = rows.iter().filter_map(|row| row["id"].as_i64()).collect();
+    assert_eq!(ids, [4, 3, 2, 1], "newest first");
     assert_eq!(rows[0]["messages"], json!([{"role": "user", "content": "which?"}]));
     let pending = program.run(&["feedback", "list", "--pending", "--json"]).done().json_lines();
     assert_eq!(pending.len(), 1);
@@ -126,6 +127,8 @@ fn empty_lists_are_headings_and_no_json() {
         assert_eq!(program.run(&[command, "list"]).done().stdout.lines().count(), 1);
         assert_eq!(program.run(&[command, "list", "--json"]).done().stdout, "");
     }
+    let stats = program.run(&["feedback", "stats", "--json"]).done().json();
+    assert_eq!((&stats["domain"], &stats["marks"]), (&json!("general"), &json!(0)));
 }
 
 #[test]

@@ -63,7 +63,8 @@ fn data_is_stored_and_the_job_learns_that_and_nothing_else() {
     assert_eq!((&rest["examples"], &rest["from"]), (&2.into(), &"fresh".into()));
 
     let listed = program.run(&["jobs", "list", "--json"]).done().json_lines();
-    assert_eq!(listed.len(), 2);
+    let ids: Vec<i64> = listed.iter().filter_map(|job| job["id"].as_i64()).collect();
+    assert_eq!(ids, [2, 1], "newest first");
     program.run(&["jobs", "cancel", "1"]).done();
     assert_eq!(program.run(&["jobs", "show", "1", "--json"]).done().json()["state"], "cancelled");
     let message = program.run(&["jobs", "cancel", "1"]).failed(1);

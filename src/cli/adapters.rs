@@ -74,14 +74,15 @@ fn say(row: &AdapterRow, text: &str, as_json: bool) -> std::io::Result<()> {
     if as_json { output::json(row) } else { output::line(text) }
 }
 
+/// Prints adapters that come oldest first the other way round.
 fn list(rows: &[AdapterRow], as_json: bool) -> Result<()> {
     if as_json {
-        return rows.iter().try_for_each(output::json).map_err(Into::into);
+        return rows.iter().rev().try_for_each(output::json).map_err(Into::into);
     }
     let mut table = Table::new(&[
         "ID", "DOMAIN", "PARENT", "STATE", "LIVE", "BASE", "RANK", "EXAMPLES", "USED IN", "CREATED",
     ]);
-    for row in rows {
+    for row in rows.iter().rev() {
         table.row(&[
             row.id.to_string(),
             row.domain.clone(),

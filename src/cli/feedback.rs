@@ -50,6 +50,7 @@ fn list(store: &Store, domain: Option<String>, pending: bool, as_json: bool) -> 
     let filter = FeedbackFilter { domain, unconsumed: pending, archived: false };
     let mut rows = store.list_feedback(&filter)?;
     rows.retain(|row| !pending || row.waits_for_correction());
+    rows.reverse();
     if as_json {
         return rows.iter().try_for_each(output::json).map_err(Into::into);
     }
@@ -182,6 +183,10 @@ fn stats(store: &Store, as_json: bool) -> Result<()> {
     for (domain, stats) in &mut domains {
         stats.domain.clone_from(domain);
         stats.buffer = store.buffer_status(domain)?;
+    }
+    if as_json && domains.is_empty() {
+        let domain = DEFAULT_DOMAIN.to_owned();
+        return Ok(output::json(&DomainStats { domain, ..DomainStats::default() })?);
     }
     if as_json {
         return domains.values().try_for_each(output::json).map_err(Into::into);

@@ -28,14 +28,15 @@ pub fn run(command: &JobsCommand, global: &GlobalArgs) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
+/// Prints jobs that come oldest first the other way round.
 fn list(jobs: &[JobRow], as_json: bool) -> Result<()> {
     if as_json {
-        return jobs.iter().try_for_each(output::json).map_err(Into::into);
+        return jobs.iter().rev().try_for_each(output::json).map_err(Into::into);
     }
     let mut table = Table::new(&[
         "ID", "NAME", "DOMAIN", "STATE", "EXAMPLES", "STEP", "LOSS", "HELD OUT", "CREATED",
     ]);
-    for job in jobs {
+    for job in jobs.iter().rev() {
         table.row(&[
             job.id.to_string(),
             job.name.to_string(),
