@@ -210,16 +210,17 @@ impl From<StartFrom> for store::StartFrom {
     }
 }
 
-/// Returns the settings of one answer.
-pub fn sampling(generation: &GenerationSection, seed: u64) -> Sampling {
+/// Returns the settings of one answer; `draw` gives the seed when none is fixed.
+pub fn sampling(generation: &GenerationSection, draw: impl FnOnce() -> u64) -> Sampling {
     Sampling {
         temperature: generation.temperature,
         top_k: generation.top_k,
         top_p: generation.top_p,
         min_p: generation.min_p,
+        // The configuration counts in f64 throughout; the logits are f32.
         repetition_penalty: generation.repetition_penalty as f32,
         max_tokens: generation.max_tokens,
-        seed,
+        seed: generation.seed.resolve(draw),
         stop: generation.stop.clone(),
     }
 }

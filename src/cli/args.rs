@@ -166,7 +166,7 @@ pub struct TrainArgs {
     /// Higher goes first
     #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
     pub priority: i64,
-    /// Run the queue here until it is empty, if no other process does
+    /// Stay until the job has ended, and run the queue here if no other process does
     #[arg(long)]
     pub wait: bool,
     /// How to print.

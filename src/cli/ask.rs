@@ -116,7 +116,7 @@ fn answer(
     cancel: &AtomicBool,
 ) -> Result<Answered> {
     let generation = &session.loaded.config.generation;
-    let sampling = plan::sampling(generation, generation.seed.resolve(rand::random));
+    let sampling = plan::sampling(generation, rand::random);
     let mut messages = Vec::new();
     if !generation.system.is_empty() {
         messages.push(Message::system(&generation.system));

@@ -212,7 +212,7 @@ pub struct WorkerSection {
     pub threads: usize,
     /// Unix priority, 0 to 19.
     pub nice: u8,
-    /// Mebibytes of address space; 0 means no limit.
+    /// Mebibytes of private writable memory (RLIMIT_DATA); 0 means no limit.
     pub memory_limit_mb: u64,
     /// Seconds of silence after which it counts as hung.
     pub heartbeat_timeout_s: u64,

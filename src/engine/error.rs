@@ -11,8 +11,8 @@ pub enum EngineError {
     /// The conversation leaves no room for an answer in the model's context.
     #[error(
         "the conversation has {prompt_tokens} tokens, but the model's context holds \
-         {context_length} and the answer needs room too: shorten the message, start over with \
-         /clear, or use a model with a longer context"
+         {context_length} and the answer needs room too: shorten the question, start a new \
+         conversation (/clear in the console), or use a model with a longer context"
     )]
     ContextOverflow {
         /// Tokens of the rendered conversation.

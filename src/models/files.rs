@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::ModelError;
 
-/// The built-in model; made by `examples/pretrain.rs`, described in `assets/tiny/MODEL_CARD.md`.
+/// The built-in model; made by `examples/pretrain/main.rs`, described in `assets/tiny/MODEL_CARD.md`.
 const BUILTIN: [(&str, &[u8]); 4] = [
     (CONFIG, include_bytes!("../../assets/tiny/config.json")),
     (TOKENIZER, include_bytes!("../../assets/tiny/tokenizer.json")),

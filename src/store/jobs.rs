@@ -92,7 +92,7 @@ pub struct NewJob {
     pub from: StartFrom,
     /// Jobs with a greater one go first; equal ones in the order of their making.
     pub priority: i64,
-    /// The resolved hyper-parameters.
+    /// The hyper-parameters as configured when it was enqueued; "auto" is resolved when the job is claimed.
     pub params: serde_json::Value,
     /// At most so many old examples are replayed when it does not start fresh; a fresh job takes
     /// all of them.
@@ -148,7 +148,7 @@ pub struct JobRow {
     pub cancel_requested: bool,
     /// What the gate measured.
     pub gate: Option<serde_json::Value>,
-    /// The resolved hyper-parameters.
+    /// The hyper-parameters as configured when it was enqueued; "auto" is resolved when the job is claimed.
     pub params: serde_json::Value,
 }
 

@@ -4,6 +4,7 @@
 pub mod adapters;
 
 use std::collections::HashMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
@@ -94,6 +95,9 @@ pub fn shared() -> Option<PathBuf> {
     if folder.is_dir() {
         return Some(folder);
     }
-    println!("SKIPPED: {} is not there; set SHAMMAH_SHARED", folder.display());
+    // Not eprintln!, which the harness swallows when a test passes.
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    let text = format!("SKIPPED {test}: {} is not there; set SHAMMAH_SHARED\n", folder.display());
+    std::io::stderr().write_all(text.as_bytes()).unwrap();
     None
 }

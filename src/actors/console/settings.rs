@@ -4,6 +4,7 @@
 
 use crate::config::{Config, Flag, GenerationSection, LoadArgs, Seed};
 use crate::engine::Sampling;
+use crate::plan;
 
 /// The settings that `/set` knows, in the order shown, with their keys in the configuration.
 const KEYS: &[(&str, &str)] = &[
@@ -60,18 +61,7 @@ impl Settings {
 
     /// Returns the sampling of the next answer; `draw` gives the seed when none is fixed.
     pub fn sampling(&self, draw: impl FnOnce() -> u64) -> Sampling {
-        let g = &self.generation;
-        Sampling {
-            temperature: g.temperature,
-            top_k: g.top_k,
-            top_p: g.top_p,
-            min_p: g.min_p,
-            // The configuration counts in f64 throughout; the logits are f32.
-            repetition_penalty: g.repetition_penalty as f32,
-            max_tokens: g.max_tokens,
-            seed: g.seed.resolve(draw),
-            stop: g.stop.clone(),
-        }
+        plan::sampling(&self.generation, draw)
     }
 
     /// Returns how many earlier turns the model sees with a new question.
