@@ -8,6 +8,9 @@ use crate::domain::Message;
 
 /// The name under which the one template is registered.
 const NAME: &str = "chat";
+/// Instructions that one rendering may take: a template of the size of Qwen3's needs some hundred per message, so this is
+/// far above the longest conversation, and an endless loop ends within seconds.
+const MAX_INSTRUCTIONS: u64 = 10_000_000;
 
 /// The text that turns messages into a prompt.
 #[derive(Debug)]
@@ -28,6 +31,7 @@ impl ChatTemplate {
         eos_token: Option<String>,
     ) -> Result<Self, ModelError> {
         let mut environment = Environment::new();
+        environment.set_fuel(Some(MAX_INSTRUCTIONS));
         // As transformers sets up Jinja.
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
@@ -70,4 +74,27 @@ fn template_error(error: Error) -> ModelError {
     ModelError::Tokenizer(format!(
         "chat template: {error}; check the model's tokenizer_config.json"
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_template_that_loops_for_ever_is_an_error() {
+        let range = "{% for i in range(100000) %}";
+        let end = "{% endfor %}";
+        let text = format!("{range}{range}{range}{end}{end}{end}");
+        let template = ChatTemplate::new(&text, None, None).unwrap();
+        let error = template.render(&[Message::user("hello")], true).unwrap_err().to_string();
+        assert!(error.contains("out of fuel") && error.contains("tokenizer_config"), "{error}");
+    }
+
+    #[test]
+    fn a_long_conversation_does_not_exhaust_the_limit() {
+        let text = "{% for m in messages %}{{ m.role + ': ' + m.content }}{% endfor %}";
+        let template = ChatTemplate::new(text, None, None).unwrap();
+        let messages = vec![Message::user("hello"); 20_000];
+        assert!(template.render(&messages, true).unwrap().ends_with("user: hello"));
+    }
 }
