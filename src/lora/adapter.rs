@@ -172,11 +172,12 @@ impl Adapt for AdapterSet {
     }
 }
 
-fn invalid(path: &Path, problem: impl Into<String>, remedy: &str) -> LoraError {
+pub(super) fn invalid(path: &Path, problem: impl Into<String>, remedy: &str) -> LoraError {
     LoraError::Invalid { path: path.to_owned(), problem: problem.into(), remedy: remedy.to_owned() }
 }
 
-fn read_capped(path: &Path, limit: u64) -> Result<Vec<u8>, LoraError> {
+/// Reads a file of an adapter, if it has at most `limit` bytes.
+pub(super) fn read_capped(path: &Path, limit: u64) -> Result<Vec<u8>, LoraError> {
     let file = fs_err::File::open(path)?;
     let size = file.metadata()?.len();
     let mut bytes = Vec::new();

@@ -8,9 +8,9 @@ use sha2::{Digest, Sha256};
 
 use super::dataset::{Sequence, encode};
 use super::trainer::{self, TrainingData};
+use super::verified::check_base;
 use super::{
-    AdamW, AdamWConfig, JobError, LoraAdapter, LoraError, TrainableLora, TrainingParams, adapter,
-    checkpoint,
+    AdamW, AdamWConfig, JobError, LoraAdapter, TrainableLora, TrainingParams, adapter, checkpoint,
 };
 use crate::domain::TrainExample;
 use crate::eval::{GeneralSet, ItemLoss, Measurements, measure};
@@ -190,40 +190,11 @@ impl Sets {
     }
 }
 
-/// Checks that an adapter was made for the base model of this hash, as far as its `training.json`
-/// says; one of PEFT has none, there names and shapes decide.
-///
-/// # Errors
-/// Another base, or a file that is no training record.
-pub fn check_base(dir: &Path, base_hash: &str) -> Result<(), LoraError> {
-    #[derive(Deserialize)]
-    struct Pinned {
-        base: String,
-        base_hash: String,
-    }
-    let path = dir.join(TRAINING_FILE);
-    if !path.exists() {
-        return Ok(());
-    }
-    let invalid = |problem: String, remedy: &str| LoraError::Invalid {
-        path: path.clone(),
-        problem,
-        remedy: remedy.to_owned(),
-    };
-    let pinned: Pinned = serde_json::from_slice(&fs_err::read(&path)?)
-        .map_err(|e| invalid(format!("not a training record: {e}"), "do not edit it"))?;
-    if pinned.base_hash != base_hash {
-        let made_for = format!("it was trained on another base model ({})", pinned.base);
-        return Err(invalid(made_for, "load that model, or train a new adapter"));
-    }
-    Ok(())
-}
-
 fn load_adapter(dir: Option<&Path>, model: &LoadedModel) -> Result<Option<LoraAdapter>, JobError> {
     let Some(dir) = dir else {
         return Ok(None);
     };
-    check_base(dir, &model.base_hash)?;
+    check_base(dir, model)?;
     Ok(Some(LoraAdapter::load(dir, model.decoder.config(), model.decoder.device())?))
 }
 

@@ -14,7 +14,7 @@ mod verified;
 
 pub use adapter::{AdapterSet, CONFIG_FILE, Factors, LoraAdapter, LoraConfig, WEIGHTS_FILE, save};
 pub use error::{JobError, LoraError};
-pub use job::{JobEvent, JobInput, TRAINING_FILE, TrainingRecord, check_base, run_job};
+pub use job::{JobEvent, JobInput, TRAINING_FILE, TrainingRecord, run_job};
 pub use optimizer::{AdamW, AdamWConfig, Moments, clip_gradients, warmup_cosine};
 pub use params::{SizeDefaults, TrainingParams, Weighting, size_defaults};
 pub use trainable::TrainableLora;

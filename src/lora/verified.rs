@@ -5,15 +5,21 @@ use std::path::Path;
 use candle_core::Tensor;
 use serde::Deserialize;
 
+use super::adapter::{invalid, read_capped};
 use super::{LoraAdapter, LoraError, TRAINING_FILE};
 use crate::models::LoadedModel;
 
 /// Token ids of the smoke forward: any that every vocabulary has.
 const SMOKE_IDS: [u32; 2] = [0, 1];
 
+/// The largest `training.json` that is read: about a hundred bytes for each measured example, and far more of them than
+/// a buffer holds.
+const MAX_RECORD_BYTES: u64 = 16 << 20;
+
 /// What is asked of `training.json` here.
 #[derive(Deserialize)]
 struct Origin {
+    base: Option<String>,
     base_hash: String,
 }
 
@@ -23,7 +29,7 @@ struct Origin {
 /// # Errors
 /// As [`LoraAdapter::load`]; another base; values that make the model's output no number.
 pub fn load_verified(dir: &Path, model: &LoadedModel) -> Result<LoraAdapter, LoraError> {
-    check_origin(dir, model)?;
+    check_base(dir, model)?;
     let decoder = &model.decoder;
     let adapter = LoraAdapter::load(dir, decoder.config(), decoder.device())?;
     let unusable = |problem: String| LoraError::Invalid {
@@ -42,22 +48,51 @@ pub fn load_verified(dir: &Path, model: &LoadedModel) -> Result<LoraAdapter, Lor
     }
 }
 
-/// An adapter of PEFT has no `training.json`: then names and shapes decide.
-fn check_origin(dir: &Path, model: &LoadedModel) -> Result<(), LoraError> {
+/// Checks that an adapter was made for `model`, as far as its `training.json` says; one of PEFT has none, there names and
+/// shapes decide.
+///
+/// # Errors
+/// Another base, or a file that is no training record.
+pub(super) fn check_base(dir: &Path, model: &LoadedModel) -> Result<(), LoraError> {
     let path = dir.join(TRAINING_FILE);
     if !path.exists() {
         return Ok(());
     }
-    let invalid = |problem: String, remedy: &str| LoraError::Invalid {
-        path: path.clone(),
-        problem,
-        remedy: remedy.to_owned(),
-    };
-    let origin: Origin = serde_json::from_slice(&fs_err::read(&path)?)
-        .map_err(|error| invalid(error.to_string(), "train it again, or delete it"))?;
+    let origin: Origin =
+        serde_json::from_slice(&read_capped(&path, MAX_RECORD_BYTES)?).map_err(|e| {
+            let problem = format!("not a training record: {e}");
+            invalid(&path, problem, "train it again, or delete it")
+        })?;
     if origin.base_hash == model.base_hash {
         return Ok(());
     }
-    let problem = format!("it was trained on another base than \"{}\"", model.name);
-    Err(invalid(problem, "load that model with --model first"))
+    let trained_on = origin.base.as_deref().unwrap_or("unknown");
+    let problem =
+        format!("it was trained on another base model ({trained_on}, loaded: {})", model.name);
+    Err(invalid(&path, problem, "load that model with --model first, or train a new adapter"))
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::models::{self, ModelSource};
+
+    #[test]
+    fn a_record_is_of_the_loaded_model_and_of_a_size_that_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let model = models::load(&ModelSource::Builtin, &Device::Cpu, None).unwrap();
+        let check = |record: &str| {
+            fs_err::write(folder.path().join(TRAINING_FILE), record).unwrap();
+            check_base(folder.path(), &model).map_err(|error| error.to_string())
+        };
+        assert_eq!(check(&format!("{{\"base_hash\": \"{}\"}}", model.base_hash)), Ok(()));
+        let other = check("{\"base\": \"big\", \"base_hash\": \"0123\"}").unwrap_err();
+        assert!(other.contains("another base model (big, loaded: builtin)"), "{other}");
+        assert!(check("[]").unwrap_err().contains("not a training record"));
+        let size = usize::try_from(MAX_RECORD_BYTES).unwrap();
+        let huge = check(&" ".repeat(size + 1)).unwrap_err();
+        assert!(huge.contains("more than the 16777216 bytes"), "{huge}");
+    }
 }
