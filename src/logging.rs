@@ -79,12 +79,14 @@ fn appender(directory: &Path) -> io::Result<RollingFileAppender> {
         })
 }
 
-/// Panics go to the log instead of the screen; whoever catches them tells the user.
+/// Panics go to the log instead of the screen; whoever catches them tells the user. Their messages may quote the text of
+/// a chat (slicing does), so only the place is logged above `trace`.
 fn log_panics() {
     std::panic::set_hook(Box::new(|info| {
         let place = info.location().map(ToString::to_string).unwrap_or_default();
         let message = info.payload_as_str().unwrap_or("no message");
-        tracing::error!(place, "panic: {message}");
+        tracing::error!(place, "panic");
+        tracing::trace!(place, message, "panic");
     }));
 }
 

@@ -132,7 +132,9 @@ fn run(queue: &Receiver<ModelJob>, load: &mut ModelLoader, live: &LiveTable, usa
         let attempt = catch_unwind(AssertUnwindSafe(|| answer(&mut model, load, &job, &adapters)));
         let result = attempt.unwrap_or_else(|panic| {
             let what = panic_text(panic.as_ref());
-            tracing::error!(what, "the model panicked; it will be loaded anew");
+            // What it says may quote the chat; the place is in the log already.
+            tracing::error!("the model panicked; it will be loaded anew");
+            tracing::trace!(what, "the panic of the model");
             Err(ActorError::ModelPanicked(what))
         });
         if matches!(result, Err(ActorError::ModelPanicked(_))) {

@@ -1,7 +1,7 @@
 //! What the worker does to its own process: a private channel, its limits, its end.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::panic::{self, PanicHookInfo};
 use std::process;
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
@@ -88,9 +88,10 @@ impl Channel {
 /// Makes every panic tell the parent, then end the process: a worker that lost a thread is no worker.
 pub fn install_panic_hook(channel: &Arc<Channel>) {
     let channel = Arc::clone(channel);
-    let log = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
-        log(info);
+        // Only the place: the message may quote an example, and stderr is kept as a log.
+        let place = info.location().map(ToString::to_string).unwrap_or_default();
+        let _ = writeln!(io::stderr(), "panic at {place}");
         channel.send_from_panic(&panicked(info));
         process::exit(EXIT_PANICKED);
     }));

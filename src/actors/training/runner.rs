@@ -284,7 +284,9 @@ impl Runner {
         let why = reason.clone();
         let row =
             self.db.call(move |store| store.requeue_or_fail(id, max_attempts, pause, &why)).await?;
-        tracing::warn!(job = id, reason, state = %row.state, "the worker died");
+        // The reason may quote an example, as panics do; it is stored with the job.
+        tracing::warn!(job = id, state = %row.state, "the worker died");
+        tracing::trace!(job = id, reason, "why the worker died");
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let notice = if row.state == JobState::Queued {
             JobNotice::Retrying {
