@@ -2,8 +2,8 @@
 
 use crate::domain::{AdapterId, Mark};
 
-/// Share of equal letters below which a suggestion is a guess.
-const CLOSE_ENOUGH: f64 = 0.5;
+/// Share of equal letters below which a suggestion is a guess: at a half, /domain would become /train.
+const CLOSE_ENOUGH: f64 = 0.6;
 
 /// A line of input, understood.
 #[derive(Debug, Clone, PartialEq)]

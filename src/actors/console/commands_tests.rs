@@ -68,6 +68,11 @@ fn an_unknown_command_gets_its_nearest_match() {
             assert!(message.ends_with(&format!("did you mean /{meant}?")), "{message}");
         }
     }
+    for later in ["/domain rust", "/model big", "/memory", "/save x"] {
+        let message = refused(later);
+        assert!(!message.contains("did you mean"), "{message}");
+        assert!(message.contains(": /help lists the commands"), "{message}");
+    }
     let message = refused("/usr/bin is what");
     assert!(message.contains("//"), "the way to send a slash is named: {message}");
 }
