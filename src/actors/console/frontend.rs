@@ -47,6 +47,8 @@ pub enum Output {
     Error(String),
     /// What the running job does.
     Status(JobStatus),
+    /// Answer when everything before it is written.
+    Flush(oneshot::Sender<()>),
     /// Restore the terminal, then answer and end.
     Close(oneshot::Sender<()>),
 }

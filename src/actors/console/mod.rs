@@ -149,8 +149,12 @@ impl ConsoleActor {
         }
     }
 
-    /// Shows something; a screen that takes nothing any more loses it, and the log says so.
+    /// Shows something; a screen that takes nothing any more loses it, and the log says so. A pipe loses nothing of what
+    /// a line leads to, as the next line is read when all of it is written; what only a screen shows takes no place there.
     fn show(&self, output: Output) {
+        if !self.frontend.interactive && matches!(output, Output::Status(_)) {
+            return;
+        }
         if let Err(error) = self.frontend.outputs.try_send(output) {
             tracing::warn!(%error, "the screen does not keep up: an output is lost");
         }

@@ -1,12 +1,13 @@
 //! The console without a terminal: one line is one input, answers and replies on stdout, errors on stderr, no prompt.
 //!
-//! Two threads, because reading and writing a pipe block: the reader waits for each line to be dealt with before it
-//! reads the next, so a script's commands act in their order.
+//! Two threads, because reading and writing a pipe block: the reader waits for each line to be dealt with, and for what
+//! was said about it to be written, before it reads the next. So a script's commands act in their order, and a slow reader
+//! of stdout slows the script down and loses nothing.
 
 use std::io::{self, BufRead, Write};
 use std::thread;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::flow::{Flow, Wrap};
 use super::frontend::{Event, Frontend, Output, Ticket};
@@ -29,7 +30,11 @@ impl Frontend {
     ) -> io::Result<Self> {
         let (frontend, backend) = Self::channels(false);
         let events = backend.events.clone();
-        thread::Builder::new().name("console-in".to_owned()).spawn(move || read(input, &events))?;
+        // Weak: the writer ends with the actor, not with an input that never ends.
+        let outputs = frontend.outputs.downgrade();
+        thread::Builder::new()
+            .name("console-in".to_owned())
+            .spawn(move || read(input, &events, &outputs))?;
         thread::Builder::new().name("console-out".to_owned()).spawn(move || {
             if let Err(error) = write(backend.outputs, output, errors) {
                 // Without a reader of what we say there is nothing to go on for.
@@ -42,7 +47,7 @@ impl Frontend {
 }
 
 /// Sends every line of the input, one at a time.
-fn read(mut input: impl BufRead, events: &mpsc::Sender<Event>) {
+fn read(mut input: impl BufRead, events: &mpsc::Sender<Event>, outputs: &mpsc::WeakSender<Output>) {
     for number in 1.. {
         let event = match read_line(&mut input, number) {
             Ok(Some(event)) => event,
@@ -50,10 +55,20 @@ fn read(mut input: impl BufRead, events: &mpsc::Sender<Event>) {
             Err(error) => Event::Broken(format!("cannot read the input: {error}")),
         };
         let over = matches!(event, Event::End | Event::Broken(_));
-        if !deliver(events, event) || over {
+        if !deliver(events, event) || over || !flushed(outputs) {
             return;
         }
     }
+}
+
+/// Waits until all that was said is written; `false` when nothing will be written any more.
+fn flushed(outputs: &mpsc::WeakSender<Output>) -> bool {
+    let Some(outputs) = outputs.upgrade() else { return false };
+    let (done, written) = oneshot::channel();
+    let sent = outputs.blocking_send(Output::Flush(done)).is_ok();
+    // Held on, it would keep the writer alive.
+    drop(outputs);
+    sent && written.blocking_recv().is_ok()
 }
 
 /// Sends an event with a ticket and waits for its end; `false` when nobody listens any more.
@@ -129,6 +144,9 @@ fn write(
                 put(&mut errors, &flow.lines(&format!("error: {text}")))?;
             }
             Output::Status(_) => {}
+            Output::Flush(done) => {
+                let _ = done.send(());
+            }
             Output::Close(done) => {
                 put(&mut output, &flow.end())?;
                 let _ = done.send(());

@@ -81,3 +81,28 @@ fn a_closed_pipe_is_an_error_and_no_panic() {
     sender.try_send(Output::Say("x".into())).expect("there is room");
     assert!(write(outputs, Closed, Vec::new()).is_err());
 }
+
+#[test]
+fn a_slow_reader_of_the_output_slows_the_script_down_and_loses_nothing() {
+    struct Slow(std::sync::mpsc::Sender<u8>);
+    impl Write for Slow {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            thread::sleep(std::time::Duration::from_micros(200));
+            bytes.iter().for_each(|byte| self.0.send(*byte).expect("somebody reads"));
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let input: String = (0..1000).map(|number| format!("line {number}\n")).collect();
+    let (written, read) = std::sync::mpsc::channel();
+    let mut frontend = Frontend::plain(Cursor::new(input.clone()), Slow(written), io::sink())
+        .expect("threads can be started");
+    while let Some(Event::Line { text, ticket }) = frontend.events.blocking_recv() {
+        frontend.outputs.try_send(Output::Say(text)).expect("there is always room for a reply");
+        drop(ticket);
+    }
+    drop(frontend);
+    assert_eq!(String::from_utf8(read.iter().collect()).expect("text"), input);
+}

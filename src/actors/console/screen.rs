@@ -182,6 +182,10 @@ impl Screen {
                 self.status = status;
                 return self.fit();
             }
+            Output::Flush(done) => {
+                let _ = done.send(());
+                Vec::new()
+            }
             Output::Close(_) => Vec::new(),
         };
         self.put(chunks)
