@@ -120,8 +120,9 @@ mod tests {
             (80, "[job 3 · epoch 2/3 · step 41/100 · loss 1.23 · 12 s left] > "),
             (60, "[job 3 · 2/3 · 41/100 · 1.23 · 12 s] > "),
             (50, "[job 3 · 41% · 1.23 · 12 s] > "),
-            (40, "[job 3 · 41%] > "),
-            (30, "[41%] > "),
+            (40, "[job 3 · 41% · loss 1.23] > "),
+            (30, "[job 3 · 41%] > "),
+            (24, "[41%] > "),
             (10, "> "),
         ] {
             assert_eq!(status.prompt(columns), prompt, "{columns} columns");
