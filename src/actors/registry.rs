@@ -3,12 +3,18 @@
 //! Whatever changes what is live runs alone, from the check over the row to the swap ([`AtomicResponse`]): the database
 //! and the model never disagree for longer than one message.
 
+pub mod follow;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix::{Actor, AtomicResponse, Context, Handler, ResponseFuture, WrapFuture};
+use actix::{
+    Actor, AsyncContext, AtomicResponse, Context, ContextFutureSpawner, Handler, ResponseFuture,
+    WrapFuture,
+};
 
+use self::follow::{Answering, LIVE_POLL};
 use super::db::{Db, DbError};
 use super::supervisor::Guard;
 use super::views;
@@ -48,6 +54,8 @@ pub struct RegistryParts {
     pub inference: Option<Port<SetLive>>,
     /// Who hears of swaps.
     pub changed: Option<Port<LiveChanged>>,
+    /// What the model answers with; survives the actor.
+    pub answering: Answering,
     /// Whether this process runs the queue and so may tidy the directory.
     pub holds_queue: bool,
 }
@@ -70,6 +78,13 @@ impl Actor for AdapterRegistryActor {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX_CAPACITY);
+        if self.parts.inference.is_some() {
+            ctx.run_interval(LIVE_POLL, |this, ctx| {
+                let parts = this.parts.clone();
+                // Alone, like everything that changes what is live.
+                async move { parts.follow().await }.into_actor(this).wait(ctx);
+            });
+        }
     }
 }
 
@@ -87,22 +102,37 @@ impl RegistryParts {
 
     /// Makes the inference actor answer with `live` in `domain`, and tells the console. Returns whether it does.
     async fn swap(&self, domain: &str, live: Option<(AdapterId, AdapterSet)>) -> bool {
-        let Some(inference) = &self.inference else { return false };
-        let ids: Vec<AdapterId> = live.iter().map(|(id, _)| id.clone()).collect();
-        let live = live.map(|(id, set)| LiveSet { ids: vec![(id, 1.0)], set });
+        if self.inference.is_none() {
+            return false;
+        }
         for _ in 0..SWAP_TRIES {
-            let message = SetLive { domain: domain.to_owned(), live: live.clone() };
-            if inference.send(message).await.is_ok() {
-                self.tell(LiveChanged { domain: domain.to_owned(), adapters: ids });
+            if self.hand_over(domain, live.as_ref(), false).await {
                 return true;
             }
             tokio::time::sleep(SWAP_PAUSE).await;
         }
-        tracing::error!(
-            domain,
-            "the model did not take the adapters: they answer from the next start"
-        );
+        tracing::error!(domain, "the model did not take the adapters: they are offered again");
         false
+    }
+
+    /// Offers the inference actor `live` once, and tells the console when it took it.
+    async fn hand_over(
+        &self,
+        domain: &str,
+        live: Option<&(AdapterId, AdapterSet)>,
+        elsewhere: bool,
+    ) -> bool {
+        let Some(inference) = &self.inference else { return false };
+        let set = live.map(|(id, set)| LiveSet { ids: vec![(id.clone(), 1.0)], set: set.clone() });
+        let message = SetLive { domain: domain.to_owned(), live: set };
+        if inference.send(message).await.is_err() {
+            return false;
+        }
+        let id = live.map(|(id, _)| id.clone());
+        self.answering.took(domain, id.clone());
+        let adapters = id.into_iter().collect();
+        self.tell(LiveChanged { domain: domain.to_owned(), adapters, elsewhere });
+        true
     }
 
     fn tell(&self, event: LiveChanged) {
@@ -229,10 +259,13 @@ impl RegistryParts {
                 Ok(set) => {
                     self.swap(&row.domain, Some((row.id, set))).await;
                 }
-                Err(error) => lines.push(format!(
-                    "adapter \"{}\" cannot be loaded, domain \"{}\" answers with the base model: {error}",
-                    row.id, row.domain
-                )),
+                Err(error) => {
+                    lines.push(format!(
+                        "adapter \"{}\" cannot be loaded, domain \"{}\" answers with the base model: {error}",
+                        row.id, row.domain
+                    ));
+                    self.answering.refuse(&row.domain, row.id);
+                }
             }
         }
         Ok(lines)

@@ -37,6 +37,7 @@ fn stage() -> Stage {
         }),
         inference: Some(inference),
         changed: Some(changed),
+        answering: Answering::default(),
         holds_queue: true,
     };
     let actor = AdapterRegistryActor::new(parts, None).start();
@@ -102,6 +103,13 @@ impl Stage {
     fn last_swap(&self) -> Option<String> {
         let live = self.swaps.take().pop().expect("a swap").live?;
         Some(live.ids[0].0.to_string())
+    }
+
+    /// Waits until the console is told that another process made this live; `None` is the base.
+    async fn told_from_elsewhere(&self, live: Option<&str>) {
+        let wanted: Vec<AdapterId> = live.into_iter().map(id).collect();
+        let fits = |change: &LiveChanged| change.elsewhere && change.adapters == wanted;
+        self.changes.until("news from elsewhere", fits).await;
     }
 
     async fn live(&self) -> Option<AdapterId> {
@@ -231,4 +239,53 @@ async fn usage_is_counted_for_base_and_adapters() {
     let usage = stage.db.call(|store| store.usage()).await.unwrap();
     let answers: Vec<_> = usage.iter().map(|u| (u.adapter.as_deref(), u.answers)).collect();
     assert_eq!(answers, [(None, 1), (Some("first"), 1)]);
+}
+
+#[actix::test]
+async fn what_another_process_makes_live_answers_here_and_is_told() {
+    let stage = stage();
+    tokio::time::pause();
+    stage.publish("first").await.unwrap();
+    stage.publish("second").await.unwrap();
+    let other = Store::open(&stage.home).unwrap();
+    other.rollback(&"b".repeat(64), "general").unwrap();
+    stage.told_from_elsewhere(Some("first")).await;
+    assert_eq!(stage.last_swap().as_deref(), Some("first"));
+    other.unload(&id("first")).unwrap();
+    stage.told_from_elsewhere(None).await;
+    assert_eq!(stage.last_swap(), None);
+    other.set_live(&id("second"), &"b".repeat(64)).unwrap();
+    stage.told_from_elsewhere(Some("second")).await;
+    assert_eq!(stage.last_swap().as_deref(), Some("second"));
+}
+
+#[actix::test]
+async fn what_this_process_makes_live_is_no_news_from_elsewhere() {
+    let stage = stage();
+    tokio::time::pause();
+    stage.publish("first").await.unwrap();
+    stage.publish("second").await.unwrap();
+    stage.rollback().await.unwrap();
+    tokio::time::sleep(LIVE_POLL * 3).await;
+    assert_eq!(stage.swaps.len(), 3);
+    assert!(!stage.changes.any(|change| change.elsewhere));
+}
+
+#[actix::test]
+async fn a_damaged_adapter_from_elsewhere_is_tried_once_and_the_old_one_answers() {
+    let stage = stage();
+    tokio::time::pause();
+    stage.publish("first").await.unwrap();
+    stage.publish("second").await.unwrap();
+    stage.swaps.take();
+    *stage.damaged.lock().unwrap() = true;
+    let other = Store::open(&stage.home).unwrap();
+    other.set_live(&id("first"), &"b".repeat(64)).unwrap();
+    tokio::time::sleep(LIVE_POLL * 3).await;
+    *stage.damaged.lock().unwrap() = false;
+    tokio::time::sleep(LIVE_POLL * 3).await;
+    assert_eq!(stage.swaps.len(), 0);
+    other.set_live(&id("second"), &"b".repeat(64)).unwrap();
+    tokio::time::sleep(LIVE_POLL * 3).await;
+    assert_eq!(stage.swaps.len(), 0, "it answers already");
 }

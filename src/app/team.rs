@@ -14,6 +14,7 @@ use crate::actors::db::Db;
 use crate::actors::feedback::{FeedbackActor, FeedbackRules};
 use crate::actors::inference::{InferenceActor, LoaderFactory};
 use crate::actors::model_thread::{Answerer, LiveTable, ModelLoader};
+use crate::actors::registry::follow::Answering;
 use crate::actors::registry::{AdapterLoader, AdapterRegistryActor, RegistryParts};
 use crate::actors::supervisor::{RestartPolicy, SHUTDOWN_QUEUE, Starter, Supervisor};
 use crate::actors::training::notices::Subscribers;
@@ -240,6 +241,7 @@ fn registry(
         load,
         inference: changed.is_some().then(|| ports.set_live.clone()),
         changed,
+        answering: Answering::default(),
         holds_queue,
     };
     Box::new(move |guard| {

@@ -176,7 +176,7 @@ pub struct Progress {
 }
 
 /// Other adapters are live in a domain. From the registry actor, after the inference actor took them: by a promotion,
-/// `load`, `unload`, `rollback`, or at start.
+/// `load`, `unload`, `rollback`, at start, or because another process changed it.
 #[derive(ActixMessage, Debug, Clone, PartialEq)]
 #[rtype(result = "()")]
 pub struct LiveChanged {
@@ -184,6 +184,8 @@ pub struct LiveChanged {
     pub domain: String,
     /// The adapters; empty for the base.
     pub adapters: Vec<AdapterId>,
+    /// Whether another process of the data directory changed it: then nobody here has told the user yet.
+    pub elsewhere: bool,
 }
 
 /// A line from elsewhere that the user should see (an actor was restarted, the queue is held by another process).

@@ -1,5 +1,6 @@
 //! Adapters: which there are, which is live, and what they came from.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -132,6 +133,25 @@ impl Store {
     /// When the database cannot be read.
     pub fn live(&self, base_hash: &str, domain: &str) -> Result<Option<AdapterRow>, StoreError> {
         self.read(|db| live(db, base_hash, domain))
+    }
+
+    /// Returns which adapter is live on a base, by domain.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn live_ids(&self, base_hash: &str) -> Result<BTreeMap<String, AdapterId>, StoreError> {
+        self.read(|db| {
+            let sql = "SELECT domain, id FROM adapters WHERE live = 1 AND base_hash = ?1";
+            let mut statement = db.prepare_cached(sql)?;
+            let mut cursor = statement.query([base_hash])?;
+            let mut ids = BTreeMap::new();
+            while let Some(row) = cursor.next()? {
+                let id: String = row.get("id")?;
+                let name = id.parse().map_err(|e| StoreError::bad_row("adapters", &id, e))?;
+                ids.insert(row.get("domain")?, name);
+            }
+            Ok(ids)
+        })
     }
 
     /// Returns an adapter that can answer on the base that is loaded.

@@ -320,8 +320,11 @@ impl Handler<LiveChanged> for ConsoleActor {
     type Result = ();
 
     fn handle(&mut self, change: LiveChanged, _: &mut Self::Context) {
-        // Who asked for the change says so (`/adapters load`, the end of a job); twice would be noise.
         tracing::debug!(domain = change.domain, adapters = ?change.adapters, "live adapters changed");
+        // Whoever asks for a change here hears of it (`/adapters load`, the end of a job); twice would be noise.
+        if change.elsewhere {
+            self.say(render::live_changed(&change));
+        }
     }
 }
 

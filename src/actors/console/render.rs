@@ -5,7 +5,7 @@
 
 use crate::domain::{AdapterId, Mark};
 use crate::engine::FinishReason;
-use crate::messages::console::{JobNotice, Progress};
+use crate::messages::console::{JobNotice, LiveChanged, Progress};
 use crate::messages::feedback::{Buffer, Marked};
 use crate::messages::inference::Answer;
 use crate::text::{printable_line, shortened};
@@ -202,6 +202,16 @@ pub fn job_notice(notice: &JobNotice) -> Option<String> {
 
 fn lines_of(text: &str) -> String {
     text.trim_end().lines().map(printable_line).collect::<Vec<_>>().join("\n")
+}
+
+/// Says what another process made live.
+pub fn live_changed(change: &LiveChanged) -> String {
+    let names: Vec<_> = change.adapters.iter().map(|id| format!("\"{id}\"")).collect();
+    let domain = printable_line(&change.domain);
+    match names.is_empty() {
+        true => format!("domain \"{domain}\": another process went back to the base model"),
+        false => format!("domain \"{domain}\": another process made {} live", names.join(", ")),
+    }
 }
 
 /// Returns `1 example`, `2 examples`.
