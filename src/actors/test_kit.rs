@@ -63,9 +63,12 @@ pub(crate) async fn eventually(what: &str, done: impl Fn() -> bool) {
     tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("never came: {what}"));
 }
 
+/// What a probe answers to a message.
+type Answer<M> = Box<dyn FnMut(&M) -> <M as Message>::Result>;
+
 struct Probe<M: Message> {
     log: Log<M>,
-    answer: Box<dyn FnMut(&M) -> M::Result>,
+    answer: Answer<M>,
 }
 
 impl<M: Message + Unpin + 'static> Actor for Probe<M>

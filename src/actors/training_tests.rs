@@ -181,11 +181,11 @@ impl Stage {
     async fn retry(&self, next: u32) -> u64 {
         let this = move |n: &JobNotice| matches!(n, JobNotice::Retrying { attempt, .. } if *attempt == next);
         self.notices.until("a retry", this).await;
-        let pauses = self.notices.take().into_iter().filter_map(|n| match n {
+        let mut pauses = self.notices.take().into_iter().filter_map(|n| match n {
             JobNotice::Retrying { pause_ms, .. } => Some(pause_ms),
             _ => None,
         });
-        pauses.last().unwrap()
+        pauses.next_back().unwrap()
     }
 
     async fn job(&self, id: i64) -> JobRow {

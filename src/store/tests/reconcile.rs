@@ -44,7 +44,7 @@ fn dead_between_rename_and_row_removes_the_directory_and_tries_again() {
     let stray = f.home.adapter(&job.name);
     write_adapter(&stray);
     let (store, reconciled, orphans) = restart(&f);
-    assert_eq!(reconciled.removed, [stray.clone()]);
+    assert_eq!(reconciled.removed, std::slice::from_ref(&stray));
     assert_eq!(orphans.requeued, [job.id]);
     assert!(!stray.exists());
     store.claim_next().unwrap().unwrap();
