@@ -174,9 +174,30 @@ impl fmt::Display for AdapterId {
     }
 }
 
+/// Checks the name of a domain: `^[a-z0-9][a-z0-9_-]{0,63}$`, as in `[domains.NAME]`.
+///
+/// # Errors
+/// Any other text, with the rule.
+pub fn domain_name(text: &str) -> Result<String, String> {
+    match text.parse::<AdapterId>() {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => Err(format!(
+            "invalid domain \"{text}\": use 1 to 64 of a-z, 0-9, '_' and '-', starting with a letter or digit"
+        )),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn domains_are_plain_names() {
+        assert_eq!(domain_name("rust").as_deref(), Ok("rust"));
+        for bad in ["", "../../etc", "a b", "Rust"] {
+            assert!(domain_name(bad).is_err(), "{bad:?} must be refused");
+        }
+    }
 
     #[test]
     fn adapter_ids_cannot_leave_their_directory() {

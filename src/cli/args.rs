@@ -155,7 +155,7 @@ pub struct TrainArgs {
     #[arg(long, value_name = "FILE.jsonl")]
     pub data: Option<PathBuf>,
     /// Train this domain
-    #[arg(long, value_name = "D")]
+    #[arg(long, value_name = "D", value_parser = crate::domain::domain_name)]
     pub domain: Option<String>,
     /// Where to start [default: lora.training.from]
     #[arg(long, value_enum)]
@@ -213,7 +213,7 @@ pub enum AdaptersCommand {
     /// Go back to the parent of the live adapter, or to the base
     Rollback {
         /// The domain
-        #[arg(long, value_name = "D")]
+        #[arg(long, value_name = "D", value_parser = crate::domain::domain_name)]
         domain: Option<String>,
         /// How to print.
         #[command(flatten)]
@@ -240,7 +240,7 @@ pub enum FeedbackCommand {
     /// List the marks, newest first
     List {
         /// Only this domain
-        #[arg(long, value_name = "D")]
+        #[arg(long, value_name = "D", value_parser = crate::domain::domain_name)]
         domain: Option<String>,
         /// Only those waiting for a correction
         #[arg(long)]
@@ -257,7 +257,7 @@ pub enum FeedbackCommand {
         #[arg(value_name = "FILE")]
         file: PathBuf,
         /// Put all of them into this domain
-        #[arg(long, value_name = "D")]
+        #[arg(long, value_name = "D", value_parser = crate::domain::domain_name)]
         domain: Option<String>,
         /// How to print.
         #[command(flatten)]
@@ -269,7 +269,7 @@ pub enum FeedbackCommand {
         #[arg(value_name = "FILE")]
         file: PathBuf,
         /// Only this domain
-        #[arg(long, value_name = "D")]
+        #[arg(long, value_name = "D", value_parser = crate::domain::domain_name)]
         domain: Option<String>,
         /// How to print.
         #[command(flatten)]
@@ -298,7 +298,7 @@ pub struct FeedbackAddArgs {
     #[arg(long, value_name = "TEXT", required_if_eq("mark", "fix"))]
     pub fix: Option<String>,
     /// The domain that learns from it
-    #[arg(long, value_name = "D")]
+    #[arg(long, value_name = "D", value_parser = crate::domain::domain_name)]
     pub domain: Option<String>,
     /// How to print.
     #[command(flatten)]

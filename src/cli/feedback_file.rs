@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::config::FeedbackSection;
-use crate::domain::{AdapterId, DEFAULT_DOMAIN, Mark, Message, Role};
+use crate::domain::{AdapterId, DEFAULT_DOMAIN, Mark, Message, Role, domain_name};
 use crate::store::{FeedbackRow, NewFeedback};
 
 /// Longest line that is read, in bytes: several times the longest conversation that fits a context.
@@ -163,10 +163,7 @@ fn parse(
         weight,
         note: line.note,
         fix: line.fix,
-        domain: domain
-            .map(str::to_owned)
-            .or(line.domain)
-            .unwrap_or_else(|| DEFAULT_DOMAIN.to_owned()),
+        domain: domain_name(domain.or(line.domain.as_deref()).unwrap_or(DEFAULT_DOMAIN))?,
         adapter: line.adapter,
     })
 }

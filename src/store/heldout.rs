@@ -51,7 +51,9 @@ pub fn held_out(candidates: &[Candidate<'_>], earlier_jobs: bool) -> BTreeSet<i6
         (0..candidates.len()).filter(|&i| may_be_held_out(&candidates[i])).collect();
     order.sort_by_key(|&i| (mix(candidates[i].id as u64), candidates[i].id));
     let free = candidates.iter().filter(|c| !c.taken).count();
-    let most = if earlier_jobs { free } else { free.saturating_sub(FIRST_JOB_MINIMUM) };
+    // Marks that a waiting job has taken are trained on, and count among the ten.
+    let spare = candidates.len().saturating_sub(FIRST_JOB_MINIMUM).min(free);
+    let most = if earlier_jobs { free } else { spare };
     let mut held = BTreeSet::new();
     for &index in &order {
         let Candidate { id, measured, .. } = candidates[index];

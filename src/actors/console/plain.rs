@@ -15,6 +15,9 @@ use super::frontend::{Event, Frontend, Output, Ticket};
 /// Longest line of input, in bytes: far beyond any context, and a bound on what a pipe without line breaks may take.
 pub const MAX_LINE_BYTES: usize = 1 << 20;
 
+/// Notices that wait for the end of an answer; a job tells fewer in a minute.
+const HELD_NOTICES: usize = 64;
+
 /// What some editors write at the start of a file.
 const BYTE_ORDER_MARK: char = '\u{feff}';
 
@@ -134,10 +137,24 @@ fn write(
     mut errors: impl Write,
 ) -> io::Result<()> {
     let mut flow = Flow::new(Wrap::Never);
+    // What was said in the middle of an answer follows it: in a file nobody sees it happen, and a
+    // torn sentence is hard to read.
+    let mut answering = false;
+    let mut held: Vec<String> = Vec::new();
     while let Some(next) = outputs.blocking_recv() {
         match next {
-            Output::Piece(text) => put(&mut output, &flow.piece(&text))?,
-            Output::EndAnswer => put(&mut output, &flow.end())?,
+            Output::Piece(text) => {
+                answering = true;
+                put(&mut output, &flow.piece(&text))?;
+            }
+            Output::EndAnswer => {
+                answering = false;
+                put(&mut output, &flow.end())?;
+                for text in held.drain(..) {
+                    put(&mut output, &flow.lines(&text))?;
+                }
+            }
+            Output::Say(text) if answering && held.len() < HELD_NOTICES => held.push(text),
             Output::Say(text) => put(&mut output, &flow.lines(&text))?,
             Output::Error(text) => {
                 put(&mut output, &flow.interrupt())?;
@@ -149,6 +166,9 @@ fn write(
             }
             Output::Close(done) => {
                 put(&mut output, &flow.end())?;
+                for text in held.drain(..) {
+                    put(&mut output, &flow.lines(&text))?;
+                }
                 let _ = done.send(());
                 return Ok(());
             }

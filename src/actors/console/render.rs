@@ -153,7 +153,7 @@ pub fn job_notice(notice: &JobNotice) -> Option<String> {
             )
         }
         JobNotice::Started { job, attempt, .. } => {
-            format!("Job {job} goes on from its last checkpoint (attempt {attempt}).")
+            format!("Job {job} started again (attempt {attempt}).")
         }
         JobNotice::Noted { job, text } => format!("Job {job}: {}", quoted(text)),
         JobNotice::Retrying { job, reason, attempt, max_attempts, pause_ms } => format!(
