@@ -11,7 +11,7 @@ use crate::engine::Sampling;
 use crate::eval::GateConfig;
 use crate::lora::{self, JobInput, TrainingParams};
 use crate::models::ModelSource;
-use crate::store::{self, ExampleRole, Home, JobRow, JobState, NewJob, Store, StoreError};
+use crate::store::{self, ExampleRole, Home, JobRow, NewJob, Store, StoreError};
 
 /// Percent in one.
 const PERCENT: f64 = 100.0;
@@ -19,14 +19,6 @@ const PERCENT: f64 = 100.0;
 /// Why a job cannot be enqueued or read back.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
-    /// Enough jobs wait already.
-    #[error(
-        "the queue is full: {limit} jobs wait (queue.max_queued): wait for one to end, or cancel one"
-    )]
-    QueueFull {
-        /// The limit.
-        limit: usize,
-    },
     /// The hyper-parameters stored with a job are not those of this program.
     #[error("job {job} cannot be run by this version: {source}; cancel it and enqueue a new one")]
     Parameters {
@@ -69,6 +61,7 @@ pub fn new_job(config: &Config, wish: JobWish) -> Result<NewJob, serde_json::Err
         params: serde_json::to_value(&config.lora)?,
         replay_limit: training.replay,
         only: wish.only,
+        max_queued: config.queue.max_queued,
     })
 }
 
@@ -77,11 +70,6 @@ pub fn new_job(config: &Config, wish: JobWish) -> Result<NewJob, serde_json::Err
 /// # Errors
 /// A full queue, nothing to learn, a taken name, or a store that cannot be written.
 pub fn enqueue(store: &Store, config: &Config, wish: JobWish) -> Result<JobRow, PlanError> {
-    let limit = config.queue.max_queued;
-    let queued = store.jobs()?.iter().filter(|job| job.state == JobState::Queued).count();
-    if queued >= limit {
-        return Err(PlanError::QueueFull { limit });
-    }
     let job = new_job(config, wish).map_err(|source| PlanError::Parameters { job: 0, source })?;
     Ok(store.enqueue_job(&job)?)
 }

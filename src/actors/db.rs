@@ -42,6 +42,7 @@ impl From<DbError> for ActorError {
             DbError::Closed => ActorError::Closing,
             DbError::Store(error) => match error {
                 S::NothingToTrain { .. } => ActorError::NothingToTrain(error.to_string()),
+                S::QueueFull { limit } => ActorError::Busy { what: "the queue of jobs", limit },
                 S::UnknownFeedback(_)
                 | S::UnknownJob(_)
                 | S::UnknownAdapter(_)
@@ -50,6 +51,7 @@ impl From<DbError> for ActorError {
                 | S::InTraining { .. }
                 | S::NameTaken(_)
                 | S::IllegalTransition { .. }
+                | S::CancelAsked(_)
                 | S::AdapterIsLive(_)
                 | S::AdapterIsParentOfLive { .. }
                 | S::AdapterInUse { .. }

@@ -134,6 +134,7 @@ async fn undo_takes_a_mark_back_but_not_out_of_a_job() {
         params: serde_json::json!({}),
         replay_limit: 0,
         only: None,
+        max_queued: 100,
     };
     stage.db.call(move |store| store.enqueue_job(&job)).await.unwrap();
     for id in [rivers, bees] {

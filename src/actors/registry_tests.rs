@@ -73,6 +73,7 @@ impl Stage {
                 params: serde_json::json!({}),
                 replay_limit: 0,
                 only: None,
+                max_queued: 100,
             })?;
             store.claim_next()?;
             let parent = store.live(&"b".repeat(64), "general")?.map(|row| row.id);

@@ -111,13 +111,22 @@ impl TrainingActor {
 
     /// Takes the next job that is due, if none runs.
     fn claim(&mut self, ctx: &mut Context<Self>) {
-        let idle = self.current.is_none() && !self.claiming && !self.closing;
+        // A job that is being enqueued is announced before it starts; the end of that claims.
+        let busy = self.claiming || self.enqueuing > 0 || self.closing;
+        let idle = self.current.is_none() && !busy;
         if !self.rules.holds_queue || !idle {
             return;
         }
         self.claiming = true;
-        let (db, now) = (self.runner.db.clone(), self.clock.now());
-        let claimed = async move { db.call(move |store| claim(store, now)).await };
+        let (runner, now) = (self.runner.clone(), self.clock.now());
+        let claimed = async move {
+            let attempts = runner.retry.max_attempts;
+            let claimed = runner.db.call(move |store| claim(store, now, attempts)).await?;
+            for row in &claimed.given_up {
+                runner.tell_end(row).await;
+            }
+            Ok::<_, DbError>(claimed)
+        };
         ctx.spawn(claimed.into_actor(self).map(|claimed, this, ctx| {
             this.claiming = false;
             if !matches!(claimed, Ok(Claimed { job: Some(_), .. })) {
@@ -230,16 +239,20 @@ impl TrainingActor {
 struct Claimed {
     job: Option<JobRow>,
     due: Option<DateTime<Utc>>,
+    /// Orphans that have ended.
+    given_up: Vec<JobRow>,
 }
 
 /// Claims the next job. Whoever holds the queue and runs nothing owns no active job: one that is active is an orphan.
-fn claim(store: &Store, now: DateTime<Utc>) -> Result<Claimed, StoreError> {
-    let orphans = store.requeue_orphans()?;
+fn claim(store: &Store, now: DateTime<Utc>, attempts: usize) -> Result<Claimed, StoreError> {
+    let orphans = store.requeue_orphans(attempts)?;
     if orphans != Default::default() {
         tracing::info!(?orphans, "jobs of a process that is gone");
     }
+    let ended = orphans.cancelled.iter().chain(&orphans.failed);
+    let given_up = ended.map(|id| store.job(*id)).collect::<Result<_, _>>()?;
     let job = store.claim_next_at(now)?;
-    Ok(Claimed { due: store.next_due()?, job })
+    Ok(Claimed { due: store.next_due()?, job, given_up })
 }
 
 fn open_jobs(store: &Store) -> Result<Vec<i64>, StoreError> {

@@ -309,6 +309,21 @@ async fn a_cancelled_job_stops_its_worker_and_gives_its_examples_back() {
 }
 
 #[actix::test]
+async fn a_job_cancelled_while_it_is_measured_publishes_nothing() {
+    let stage = stage();
+    stage.marks(&["bees"]).await;
+    let job = stage.enqueue().await.unwrap();
+    let worker = stage.worker(1).await;
+    worker.say(WorkerEvent::Evaluating).await;
+    stage.notices.until("evaluation", |n| matches!(n, JobNotice::Evaluating { .. })).await;
+    Store::open(&stage.home).unwrap().request_cancel(job.id).unwrap();
+    worker.finish(2.0, 0.5).await;
+    stage.notices.until("the end", |n| matches!(n, JobNotice::Cancelled { .. })).await;
+    assert_eq!(stage.job(job.id).await.state, JobState::Cancelled);
+    assert!(stage.db.call(|store| store.adapters()).await.unwrap().is_empty());
+}
+
+#[actix::test]
 async fn another_process_can_cancel_the_running_job() {
     let stage = stage();
     stage.marks(&["bees"]).await;
@@ -383,7 +398,9 @@ async fn nothing_to_train_and_a_full_queue_are_refused() {
     stage.enqueue().await.unwrap();
     stage.marks(&["rivers"]).await;
     let full = stage.enqueue().await;
-    assert!(matches!(&full, Err(ActorError::Refused(text)) if text.contains("queue is full")));
+    assert!(matches!(full, Err(ActorError::Busy { limit: 1, .. })), "{full:?}");
+    stage.threshold().await;
+    assert_eq!(stage.actor.send(ListJobs { limit: 9 }).await.unwrap().unwrap().len(), 1);
 }
 
 #[actix::test]
@@ -409,7 +426,7 @@ async fn a_job_left_running_by_a_dead_process_goes_on() {
     let (home, db) = (stage.home.clone(), stage.db.clone());
     assert_eq!(db.call(move |store| store.job(job.id)).await.unwrap().state, JobState::Running);
     drop(stage.actor);
-    let orphans = Store::open(&home).unwrap().requeue_orphans().unwrap();
+    let orphans = Store::open(&home).unwrap().requeue_orphans(3).unwrap();
     assert_eq!(orphans.requeued, [job.id]);
 }
 

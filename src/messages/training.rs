@@ -9,8 +9,8 @@ pub use crate::store::StartFrom;
 /// `/train [domain]`, `shammah train`: puts a job into the queue, with a snapshot of the unconsumed examples.
 ///
 /// **Reply:** the queued job, after it is committed. [`JobNotice::Queued`](super::console::JobNotice::Queued) goes to all subscribers before the reply.
-/// **Errors:** `NothingToTrain`; `Refused` when `queue.max_queued` jobs wait or the
-/// name is taken; `Closing`; `Store`.
+/// **Errors:** `NothingToTrain`; `Busy` when `queue.max_queued` jobs wait; `Refused` when the name is taken; `Closing`;
+/// `Store`.
 /// Works in a second instance too: the holder of the queue finds the job by itself.
 #[derive(ActixMessage, Debug, Clone)]
 #[rtype(result = "Result<JobLine, ActorError>")]
@@ -50,7 +50,8 @@ pub struct ThresholdReached {
 /// `/jobs cancel ID`.
 ///
 /// **Reply:** the job. A queued one is cancelled at once; a running one is asked to stop and
-/// [`JobNotice::Cancelled`](super::console::JobNotice::Cancelled) follows when it did. **Errors:** `Refused` when unknown or already over; `Store`.
+/// [`JobNotice::Cancelled`](super::console::JobNotice::Cancelled) follows when it did; its adapter is not published, even
+/// if it was being measured already. **Errors:** `Refused` when unknown or already over; `Store`.
 #[derive(ActixMessage, Debug, Clone)]
 #[rtype(result = "Result<JobLine, ActorError>")]
 pub struct CancelJob {

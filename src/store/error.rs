@@ -173,9 +173,20 @@ pub enum StoreError {
         /// Marks in a queued or running job.
         in_training: usize,
     },
+    /// Enough jobs wait already.
+    #[error(
+        "the queue is full: {limit} jobs wait (queue.max_queued): wait for one to end, or cancel one"
+    )]
+    QueueFull {
+        /// The limit.
+        limit: usize,
+    },
     /// The name is an adapter's or a waiting job's.
     #[error("the name \"{0}\" is taken by an adapter or a job: choose another with --name")]
     NameTaken(AdapterId),
+    /// A job that was asked to stop publishes nothing.
+    #[error("job {0} was asked to stop: nothing is published; train again")]
+    CancelAsked(i64),
     /// A job cannot go from one state to another.
     #[error("job {job} is {from} and cannot become {to}{}", transition_remedy(*.from))]
     IllegalTransition {

@@ -34,7 +34,7 @@ impl Store {
     /// The promotion is what only the gate can make: nothing goes live unmeasured.
     ///
     /// # Errors
-    /// When the job is not being evaluated, an example of it was learned in another job meanwhile,
+    /// When the job is not being evaluated or was asked to stop, an example of it was learned in another job meanwhile,
     /// the name is taken, the directory lacks a file, or something cannot be written. Then nothing
     /// has changed, and the files lie where they lay.
     pub fn finish_succeeded(
@@ -48,6 +48,9 @@ impl Store {
         let mut published = None;
         let done = self.write(|db| {
             let row = jobs::one(db, job)?;
+            if row.cancel_requested {
+                return Err(StoreError::CancelAsked(job));
+            }
             check_unlearned(db, job)?;
             if adapters::exists(db, &adapter.id)? {
                 return Err(StoreError::NameTaken(adapter.id.clone()));

@@ -99,6 +99,8 @@ pub struct NewJob {
     pub replay_limit: usize,
     /// Only these marks are new in it; all of the domain when there is no list.
     pub only: Option<Vec<i64>>,
+    /// It is refused when so many jobs wait already.
+    pub max_queued: usize,
 }
 
 /// A job. Serialises to a row of `jobs list`.
@@ -156,7 +158,8 @@ impl Store {
     /// Enqueues a job with a snapshot of the domain's examples, taken in the same transaction.
     ///
     /// # Errors
-    /// When there is nothing to learn, when the name is taken, or the database cannot be written.
+    /// When the queue is full, when there is nothing to learn, when the name is taken, or the database
+    /// cannot be written.
     pub fn enqueue_job(&self, new: &NewJob) -> Result<JobRow, StoreError> {
         self.write(|db| enqueue(db, new))
     }
@@ -164,7 +167,7 @@ impl Store {
     /// Enqueues a job if the domain has marks enough ([`Store::should_train`]), in one transaction.
     ///
     /// # Errors
-    /// When the name is taken or the database cannot be written.
+    /// When the queue is full, when the name is taken or the database cannot be written.
     pub fn enqueue_if_due(
         &self,
         new: &NewJob,
@@ -229,6 +232,11 @@ impl Store {
 }
 
 fn enqueue(db: &Connection, new: &NewJob) -> Result<JobRow, StoreError> {
+    let sql = "SELECT count(*) FROM jobs WHERE state = 'queued'";
+    let queued: i64 = db.query_row(sql, [], |row| row.get(0))?;
+    if queued >= stored(new.max_queued) {
+        return Err(StoreError::QueueFull { limit: new.max_queued });
+    }
     let rows = buffer::rows_of_domain(db, &new.domain, true)?;
     let listed = |row: &&FeedbackRow| new.only.as_ref().is_none_or(|ids| ids.contains(&row.id));
     let fresh: Vec<_> = rows.iter().filter(|r| buffer::is_new(r)).filter(listed).collect();

@@ -30,6 +30,8 @@ pub struct Orphans {
     pub requeued: Vec<i64>,
     /// Those that the user had asked to stop.
     pub cancelled: Vec<i64>,
+    /// Those that were tried often enough.
+    pub failed: Vec<i64>,
 }
 
 impl Store {
@@ -165,21 +167,30 @@ impl Store {
         })
     }
 
-    /// Puts the jobs of a process that is gone back into the queue, or cancels those that were to
-    /// be cancelled. Only for the holder of the queue's lock, before it claims a job.
+    /// Puts the jobs of a process that is gone back into the queue, cancels those that were to be
+    /// cancelled, and fails those that have had `max_attempts`: one that takes the whole machine
+    /// down must not do so at every start. Only for the holder of the queue's lock, before it claims a job.
     ///
     /// # Errors
     /// When the database cannot be written.
-    pub fn requeue_orphans(&self) -> Result<Orphans, StoreError> {
+    pub fn requeue_orphans(&self, max_attempts: usize) -> Result<Orphans, StoreError> {
         self.write(|db| {
             let sql = "SELECT id FROM jobs WHERE state IN ('running', 'evaluating')";
             let ids: Vec<i64> =
                 db.prepare(sql)?.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
             let mut orphans = Orphans::default();
             for id in ids {
-                if jobs::one(db, id)?.cancel_requested {
+                let job = jobs::one(db, id)?;
+                if job.cancel_requested {
                     transition(db, id, JobState::Cancelled, Some("cancelled by the user"))?;
                     orphans.cancelled.push(id);
+                } else if job.attempts >= max_attempts {
+                    let why = format!(
+                        "its process ended in attempt {} of {max_attempts} (queue.max_attempts): see the logs, then train again",
+                        job.attempts
+                    );
+                    transition(db, id, JobState::Failed, Some(&why))?;
+                    orphans.failed.push(id);
                 } else {
                     transition(db, id, JobState::Queued, Some("its process ended"))?;
                     orphans.requeued.push(id);

@@ -90,7 +90,8 @@ pub struct Runner {
 impl Runner {
     /// Runs one attempt at a claimed job to its end.
     ///
-    /// A store that cannot be written, or an adapter that cannot be read back, fails the job.
+    /// A store that cannot be written, or an adapter that cannot be read back, fails the job, unless its row says that it
+    /// has ended: the registry may die after the end is stored and before it says so.
     pub async fn run(&self, job: JobRow, mut wish: watch::Receiver<Wish>) {
         if let Err(error) = self.attempt(&job, &mut wish).await {
             self.fail(&job, error.to_string()).await;
@@ -225,6 +226,10 @@ impl Runner {
         if state == JobState::Running {
             self.evaluating(id).await;
         }
+        // The publication's transaction looks again.
+        if self.cancel_requested(id).await {
+            return self.stopped(job, measured.steps).await;
+        }
         let lora = plan::lora_section(job).map_err(|e| ActorError::Refused(e.to_string()))?;
         let (report, verdict) = eval::gate(measured, &plan::gate_config(&lora));
         let metrics = metrics_of(measured, &report);
@@ -304,15 +309,62 @@ impl Runner {
         Ok(())
     }
 
-    /// Ends a job as failed. Where even that cannot be stored, the next claim finds an orphan and tries again.
+    /// Ends a job as failed, or as cancelled if it was asked to stop; if its row says that it has left already, that is
+    /// told. Where the end cannot be stored, the checkpoint stays: the next claim finds an orphan and tries again.
     pub async fn fail(&self, job: &JobRow, error: String) {
         let (id, why) = (job.id, error.clone());
-        if let Err(error) = self.db.call(move |store| store.finish_failed(id, &why)).await {
-            tracing::error!(job = id, %error, "the job's end was not stored");
+        let end = move |store: &Store| {
+            let row = store.job(id)?;
+            if !row.state.is_active() {
+                return Ok(row);
+            }
+            if row.cancel_requested {
+                store.finish_cancelled(id)
+            } else {
+                store.finish_failed(id, &why)
+            }
+        };
+        match self.db.call(end).await {
+            Ok(row) => self.tell_end(&row).await,
+            Err(unstored) => {
+                tracing::error!(job = id, error = %unstored, "the job's end was not stored");
+                let text = format!(
+                    "{error}; that could not be stored ({unstored}): its checkpoint stays, and it is tried again"
+                );
+                self.notices.tell(JobNotice::Noted { job: id, text }).await;
+            }
         }
-        self.clean(id).await;
-        let attempts = u32::try_from(job.attempts).unwrap_or(u32::MAX);
-        self.notices.tell(JobNotice::Failed { job: id, error, attempts }).await;
+    }
+
+    /// Tells how a job ended as its row has it, and removes its checkpoints.
+    pub async fn tell_end(&self, row: &JobRow) {
+        let (job, error) = (row.id, row.error.clone().unwrap_or_default());
+        let (examples, final_loss) = (row.examples, row.loss.unwrap_or(f64::NAN));
+        let report = row.gate.clone().and_then(|gate| serde_json::from_value(gate).ok());
+        let report = report.map(|report: GateReport| report.to_string()).unwrap_or_default();
+        let notice = match row.state {
+            JobState::Succeeded => {
+                let adapter = row.name.clone();
+                let path = self.home.adapter(&adapter);
+                // The registry, started anew, swaps it in by its row.
+                let live = false;
+                JobNotice::Succeeded { job, adapter, path, examples, final_loss, report, live }
+            }
+            JobState::Rejected => {
+                let reasons = vec![error];
+                JobNotice::Rejected { job, reasons, examples, final_loss, report }
+            }
+            JobState::Cancelled => JobNotice::Cancelled { job },
+            JobState::Failed => {
+                let attempts = u32::try_from(row.attempts).unwrap_or(u32::MAX);
+                JobNotice::Failed { job, error, attempts }
+            }
+            JobState::Queued | JobState::Running | JobState::Evaluating => {
+                return tracing::info!(job, state = %row.state, "the job has not ended");
+            }
+        };
+        self.clean(job).await;
+        self.notices.tell(notice).await;
     }
 
     /// Removes the checkpoints of a job that has ended.

@@ -281,3 +281,44 @@ fn no_example_is_learned_twice() {
     assert!(forced.unwrap_err().to_string().contains("already learned"), "the schema refuses too");
     assert!(adapter.dir.exists(), "a refused adapter stays where it was");
 }
+
+#[test]
+fn a_full_queue_takes_no_job_however_it_comes() {
+    let f = fixture();
+    f.add(1);
+    let one = NewJob { max_queued: 1, ..job() };
+    f.store.enqueue_job(&one).unwrap();
+    f.add(1);
+    assert!(matches!(f.store.enqueue_job(&one), Err(StoreError::QueueFull { limit: 1 })));
+    assert!(matches!(f.store.enqueue_if_due(&one, 1), Err(StoreError::QueueFull { limit: 1 })));
+    f.store.claim_next().unwrap();
+    f.store.enqueue_job(&one).unwrap();
+}
+
+#[test]
+fn a_job_that_takes_the_machine_down_each_time_fails_in_the_end() {
+    let f = fixture();
+    f.add(1);
+    f.store.enqueue_job(&job()).unwrap();
+    let job = f.store.claim_next().unwrap().unwrap().id;
+    assert_eq!(f.store.requeue_orphans(2).unwrap().requeued, [job]);
+    f.store.claim_next().unwrap();
+    let orphans = f.store.requeue_orphans(2).unwrap();
+    assert_eq!((orphans.failed.len(), orphans.requeued.len()), (1, 0));
+    let row = f.store.job(job).unwrap();
+    assert_eq!(row.state, JobState::Failed);
+    assert!(row.error.unwrap().contains("attempt 2 of 2"));
+    assert_eq!(f.store.buffer_status(DEFAULT_DOMAIN).unwrap().examples, 1);
+}
+
+#[test]
+fn a_job_that_was_asked_to_stop_publishes_nothing() {
+    let f = fixture();
+    f.add(1);
+    let job = f.measured_job(&job());
+    f.store.request_cancel(job.id).unwrap();
+    let adapter = f.new_adapter(&job);
+    let refused = f.store.finish_succeeded(job.id, &adapter, &metrics(), &Promotion::for_tests());
+    assert!(matches!(refused, Err(StoreError::CancelAsked(id)) if id == job.id));
+    assert!(f.store.adapters().unwrap().is_empty());
+}

@@ -65,6 +65,7 @@ fn job() -> NewJob {
         params: serde_json::json!({"rank": 16}),
         replay_limit: 8,
         only: None,
+        max_queued: 100,
     }
 }
 

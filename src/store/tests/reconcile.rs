@@ -6,7 +6,7 @@ use super::*;
 fn restart(f: &Fixture) -> (Store, Reconciled, Orphans) {
     let store = Store::open(&f.home).unwrap();
     let reconciled = store.reconcile().unwrap();
-    let orphans = store.requeue_orphans().unwrap();
+    let orphans = store.requeue_orphans(3).unwrap();
     (store, reconciled, orphans)
 }
 

@@ -63,7 +63,7 @@ fn apply(f: &Fixture, step: &Step, number: usize) {
         (Step::Cancel, Some(job)) => drop(f.store.request_cancel(job.id).unwrap()),
         (Step::Restart, _) => {
             f.store.reconcile().unwrap();
-            f.store.requeue_orphans().unwrap();
+            f.store.requeue_orphans(3).unwrap();
         }
         (Step::Rollback, _) => drop(f.store.rollback(BASE_HASH, DEFAULT_DOMAIN)),
         (Step::Undo(n), _) => drop(nth(*n).map(|id| f.store.undo_feedback(id))),
