@@ -87,6 +87,13 @@ fn jobs_to_wait_for(
 fn wait(session: Session, jobs: &[JobRow], quiet: bool) -> Result<QueueEnd> {
     let until = Until::Ended(jobs.iter().map(|job| job.id).collect());
     let setup = model::setup(session)?;
+    if !quiet && setup.home.try_lock_queue()?.is_none() {
+        let holder = setup.home.queue_holder().map(|pid| format!(" {pid}")).unwrap_or_default();
+        output::complain(&format!(
+            "process{holder} runs the queue of {}: waiting for it",
+            setup.home.root().display()
+        ));
+    }
     let mut progress = Progress::new(quiet);
     Ok(app::run_queue(&setup, &until, Box::new(move |notice| progress.show(notice)))?)
 }

@@ -39,6 +39,9 @@ const MAX_FRAMES: usize = 64;
 /// Commands between the monitor and the writing thread: there is one, and it is sent once.
 const MAX_COMMANDS: usize = 1;
 
+/// The end of the log is told once.
+const MAX_TAILS: usize = 1;
+
 /// What the reading thread brings.
 enum Incoming<O> {
     Event(Event<O>),
@@ -309,7 +312,7 @@ fn attach<O: DeserializeOwned + Send + 'static>(
     attendant("worker-frames", move || read_events(stdout, &frames))?;
     let (commands, wanted) = sync_channel(MAX_COMMANDS);
     attendant("worker-requests", move || drop(write_requests(stdin, &request, &wanted)))?;
-    let (tails, log) = sync_channel(1);
+    let (tails, log) = sync_channel(MAX_TAILS);
     let path = config.log_path.clone();
     attendant("worker-log", move || {
         // The monitor may have given up on a log that never ended.

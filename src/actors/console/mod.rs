@@ -268,7 +268,10 @@ impl Actor for ConsoleActor {
             self.say(self.options.banner.notes_text());
         }
         // The receiver moves into the stream; what stays behind is closed and never read.
-        let events = std::mem::replace(&mut self.frontend.events, tokio::sync::mpsc::channel(1).1);
+        let events = std::mem::replace(
+            &mut self.frontend.events,
+            tokio::sync::mpsc::channel(frontend::EVENT_CAPACITY).1,
+        );
         ctx.add_stream(futures::stream::unfold(events, |mut events| async {
             events.recv().await.map(|event| (event, events))
         }));

@@ -23,6 +23,8 @@ use crate::text::printable_line;
 const SIZE_POLL: Duration = Duration::from_millis(200);
 /// What a terminal has that does not tell.
 const USUAL_COLUMNS: usize = 80;
+/// The screen tells once whether it could be opened.
+const OPENINGS: usize = 1;
 
 impl Frontend {
     /// Takes over the terminal, on a thread of its own; it is restored when the console closes or its actor is gone.
@@ -32,7 +34,7 @@ impl Frontend {
     pub fn terminal(history: History, wrap_words: bool) -> io::Result<Self> {
         let (frontend, backend) = Self::channels(true);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-        let (ready, opened) = std::sync::mpsc::sync_channel(1);
+        let (ready, opened) = std::sync::mpsc::sync_channel(OPENINGS);
         thread::Builder::new().name("console".to_owned()).spawn(move || {
             runtime.block_on(async {
                 let (screen, problem) = match Screen::open(history, wrap_words, backend.events) {

@@ -1,0 +1,289 @@
+//! Adapters that are not what they say: each is refused in one line that names file, tensor and remedy.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may fall")]
+
+mod reference;
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use reference::adapters::{config, peft, peft_name, write};
+use reference::*;
+use serde_json::{Value, json};
+use shammah::lora::{CONFIG_FILE, LoraAdapter, TRAINING_FILE, WEIGHTS_FILE, check_base};
+use shammah::models::{Decoder, Module, Site};
+
+const FAMILY: &str = "qwen3";
+
+type Weights = HashMap<String, Tensor>;
+
+fn weights() -> Weights {
+    tensors(&format!("{FAMILY}/peft_qv/adapter_model.safetensors"))
+}
+
+fn good_config() -> Value {
+    config(3, 3.0, &["q_proj", "v_proj"])
+}
+
+fn name(layer: usize, module: Module, factor: char) -> String {
+    peft_name(Site { layer, module }, factor)
+}
+
+fn load(dir: &Path, decoder: &Decoder) -> Result<LoraAdapter, String> {
+    LoraAdapter::load(dir, decoder.config(), &Device::Cpu).map_err(|e| e.to_string())
+}
+
+/// Loads these two files; the error must be one line that begins with the file at fault.
+fn refused(config: &Value, weights: &Weights, file: &str, parts: &[&str]) {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), config, weights);
+    check(folder.path(), file, parts);
+}
+
+fn check(dir: &Path, file: &str, parts: &[&str]) {
+    let error = load(dir, &decoder(FAMILY)).map(|_| ()).unwrap_err();
+    let path = dir.join(file);
+    assert!(error.starts_with(&format!("adapter {}: ", path.display())), "{error}");
+    assert!(!error.contains('\n') && error.contains("; "), "one line with a remedy: {error}");
+    for part in parts {
+        assert!(error.contains(part), "\"{part}\" is not in: {error}");
+    }
+}
+
+fn with(change: impl FnOnce(&mut Weights)) -> Weights {
+    let mut weights = weights();
+    change(&mut weights);
+    weights
+}
+
+fn random(shape: (usize, usize)) -> Tensor {
+    Tensor::rand(-1f32, 1.0, shape, &Device::Cpu).unwrap()
+}
+
+#[test]
+fn what_peft_wrote_is_taken() {
+    for family in FAMILIES {
+        let decoder = decoder(family);
+        let all = peft(family, "peft_all", decoder.config());
+        assert_eq!((all.config().rank, all.config().alpha, all.sites().len()), (4, 10.0, 21));
+        let qv = peft(family, "peft_qv", decoder.config());
+        assert_eq!(qv.config().target_modules, ["q_proj", "v_proj"]);
+    }
+}
+
+#[test]
+fn tensors_that_do_not_fit_the_model_are_refused_by_name() {
+    let q_a = name(0, Module::QProj, 'A');
+    let wrong = with(|w| drop(w.insert(q_a.clone(), random((3, 51)))));
+    refused(
+        &good_config(),
+        &wrong,
+        WEIGHTS_FILE,
+        &[&q_a, "[3, 51]", "[3, 52]", "its own base model"],
+    );
+    let wrong = with(|w| drop(w.insert(q_a.clone(), random((4, 52)))));
+    refused(&good_config(), &wrong, WEIGHTS_FILE, &[&q_a, "[4, 52]", "[3, 52]"]);
+    let rank = config(8, 3.0, &["q_proj", "v_proj"]);
+    refused(&rank, &weights(), WEIGHTS_FILE, &["has shape", "this model needs [8, 52]"]);
+    let far = name(3, Module::QProj, 'A');
+    let wrong = with(|w| drop(w.insert(far.clone(), random((3, 52)))));
+    refused(&good_config(), &wrong, WEIGHTS_FILE, &[&far, "beyond the model's 3 layers"]);
+    // The other families' shapes differ, so their adapters do too.
+    let foreign = tensors("llama/peft_qv/adapter_model.safetensors");
+    refused(&good_config(), &foreign, WEIGHTS_FILE, &["load the adapter's own base model"]);
+}
+
+#[test]
+fn half_adapters_and_foreign_tensors_are_refused() {
+    let half = with(|w| drop(w.remove(&name(1, Module::VProj, 'B'))));
+    refused(&good_config(), &half, WEIGHTS_FILE, &["layer 1 v_proj has only one factor", "export"]);
+    for foreign in [
+        "base_model.model.model.embed_tokens.lora_embedding_A",
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight",
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector",
+        "base_model.model.model.layers.00.self_attn.q_proj.lora_A.weight",
+        "base_model.model.model.layers.+1.self_attn.q_proj.lora_A.weight",
+        "base_model.model.model.layers.0.mlp.q_proj.lora_A.weight",
+        "model.layers.0.self_attn.q_proj.weight",
+        "",
+    ] {
+        let more = with(|w| drop(w.insert(foreign.to_owned(), random((3, 52)))));
+        refused(&good_config(), &more, WEIGHTS_FILE, &[&format!("tensor {foreign} is unknown")]);
+    }
+    refused(&good_config(), &Weights::new(), WEIGHTS_FILE, &["holds no tensor"]);
+}
+
+#[test]
+fn values_that_are_no_numbers_are_refused() {
+    let v_b = name(2, Module::VProj, 'B');
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let wrong = with(|w| {
+            let mut data = values(&w[&v_b]);
+            data[5] = bad;
+            let tensor = Tensor::from_vec(data, w[&v_b].shape(), &Device::Cpu).unwrap();
+            w.insert(v_b.clone(), tensor);
+        });
+        refused(&good_config(), &wrong, WEIGHTS_FILE, &[&v_b, "values that are no numbers"]);
+    }
+    let huge = with(|w| {
+        let f64s = Tensor::full(1e300, w[&v_b].shape(), &Device::Cpu).unwrap();
+        w.insert(v_b.clone(), f64s);
+    });
+    refused(&good_config(), &huge, WEIGHTS_FILE, &[&v_b, "values that are no numbers"]);
+    let integers = with(|w| {
+        let ints = w[&v_b].to_dtype(DType::U8).unwrap();
+        w.insert(v_b.clone(), ints);
+    });
+    refused(
+        &good_config(),
+        &integers,
+        WEIGHTS_FILE,
+        &[&v_b, "has the type U8", "export it in f32"],
+    );
+}
+
+#[test]
+fn half_precision_adapters_are_taken() {
+    let decoder = decoder(FAMILY);
+    let folder = tempfile::tempdir().unwrap();
+    let bf16 = weights().into_iter().map(|(n, t)| (n, t.to_dtype(DType::BF16).unwrap())).collect();
+    write(folder.path(), &good_config(), &bf16);
+    let adapter = load(folder.path(), &decoder).unwrap();
+    let exact = peft(FAMILY, "peft_qv", decoder.config());
+    let ids = reference_ids(FAMILY);
+    let (near, exact) = (logits(&decoder, &ids, &adapter), logits(&decoder, &ids, &exact));
+    assert!(relative(&near, &exact) < 1e-2);
+}
+
+#[test]
+fn broken_weight_files_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), &good_config(), &weights());
+    let path = folder.path().join(WEIGHTS_FILE);
+    let bytes = fs_err::read(&path).unwrap();
+    let mut oversized = bytes.clone();
+    oversized[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+    let mut beyond = bytes.clone();
+    beyond[..8].copy_from_slice(&(bytes.len() as u64 + 1).to_le_bytes());
+    let longer = [bytes.as_slice(), b"tail"].concat();
+    let not_json = [&[2, 0, 0, 0, 0, 0, 0, 0], b"{x".as_slice()].concat();
+    for broken in [
+        &bytes[..bytes.len() - 1],
+        &bytes[..100],
+        &bytes[..7],
+        b"",
+        &oversized,
+        &beyond,
+        &longer,
+        &not_json,
+    ] {
+        fs_err::write(&path, broken).unwrap();
+        check(
+            folder.path(),
+            WEIGHTS_FILE,
+            &["not a whole safetensors file", "export the adapter again"],
+        );
+    }
+    fs_err::remove_file(&path).unwrap();
+    let missing = load(folder.path(), &decoder(FAMILY)).map(|_| ()).unwrap_err();
+    assert!(missing.contains("adapter_model.safetensors"), "{missing}");
+}
+
+#[test]
+fn files_above_the_limit_are_not_read() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), &good_config(), &weights());
+    // A hole: five GiB that take no disk.
+    let file = fs_err::File::create(folder.path().join(WEIGHTS_FILE)).unwrap();
+    file.set_len(5 << 30).unwrap();
+    check(
+        folder.path(),
+        WEIGHTS_FILE,
+        &["more than the 4294967296 bytes", "use a smaller adapter"],
+    );
+    fs_err::write(folder.path().join(CONFIG_FILE), vec![b' '; (1 << 20) + 1]).unwrap();
+    check(folder.path(), CONFIG_FILE, &["more than the 1048576 bytes"]);
+}
+
+#[test]
+fn what_peft_can_do_and_we_cannot_is_refused_by_name() {
+    for (key, value, part) in [
+        ("use_dora", json!(true), "use_dora"),
+        ("rank_pattern", json!({"q_proj": 8}), "rank_pattern"),
+        ("alpha_pattern", json!({"q_proj": 8}), "alpha_pattern"),
+        ("modules_to_save", json!(["lm_head"]), "modules_to_save"),
+        ("fan_in_fan_out", json!(true), "fan_in_fan_out"),
+        ("lora_bias", json!(true), "lora_bias"),
+        ("layer_replication", json!([[0, 2]]), "layer_replication"),
+        ("use_qalora", json!(true), "use_qalora"),
+        ("trainable_token_indices", json!([1]), "trainable_token_indices"),
+        ("bias", json!("all"), "trained biases"),
+        ("peft_type", json!("LOHA"), "peft_type \"LOHA\""),
+        ("init_lora_weights", json!("pissa_niter_4"), "init_lora_weights \"pissa_niter_4\""),
+        ("init_lora_weights", json!("loftq"), "init_lora_weights \"loftq\""),
+        ("r", json!(0), "rank 0"),
+        ("r", json!(-1), "not a PEFT config"),
+        ("r", json!("4"), "not a PEFT config"),
+        ("lora_alpha", json!(1e400), "not a PEFT config"),
+    ] {
+        let mut config = good_config();
+        config[key] = value;
+        refused(&config, &weights(), CONFIG_FILE, &[part]);
+    }
+    let mut harmless = good_config();
+    harmless["init_lora_weights"] = json!("gaussian");
+    harmless["rank_pattern"] = json!({});
+    harmless["use_dora"] = json!(false);
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), &harmless, &weights());
+    load(folder.path(), &decoder(FAMILY)).unwrap();
+}
+
+#[test]
+fn config_and_weights_must_be_of_one_adapter() {
+    let fewer = config(3, 3.0, &["q_proj"]);
+    refused(&fewer, &weights(), CONFIG_FILE, &["the weights adapt v_proj", "of one adapter"]);
+    let more = config(3, 3.0, &["q_proj", "v_proj", "o_proj"]);
+    refused(&more, &weights(), CONFIG_FILE, &["names \"o_proj\", the weights hold none of it"]);
+    for fine in [json!("all-linear"), json!(["self_attn.q_proj", "v_proj"]), json!(null)] {
+        let mut config = good_config();
+        config["target_modules"] = fine;
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), &config, &weights());
+        let adapter = load(folder.path(), &decoder(FAMILY)).unwrap();
+        assert_eq!(adapter.config().target_modules, ["q_proj", "v_proj"]);
+    }
+}
+
+#[test]
+fn rslora_scales_by_the_root_of_the_rank() {
+    let decoder = decoder(FAMILY);
+    let adapter = |alpha: f64, rslora: bool| {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = config(3, alpha, &["q_proj", "v_proj"]);
+        config["use_rslora"] = rslora.into();
+        write(folder.path(), &config, &weights());
+        load(folder.path(), &decoder).unwrap()
+    };
+    let ids = reference_ids(FAMILY);
+    let (root, plain) = (adapter(3.0, true), adapter(3.0 * 3f64.sqrt(), false));
+    assert_near("rslora", &logits(&decoder, &ids, &root), &logits(&decoder, &ids, &plain), 1e-6);
+}
+
+#[test]
+fn a_pinned_adapter_loads_on_its_own_base_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    check_base(folder.path(), "abc").expect("an adapter of PEFT has no record");
+    let record = folder.path().join(TRAINING_FILE);
+    fs_err::write(&record, json!({"base": "tiny", "base_hash": "abc", "more": 1}).to_string())
+        .unwrap();
+    check_base(folder.path(), "abc").unwrap();
+    let error = check_base(folder.path(), "abd").unwrap_err().to_string();
+    assert!(
+        error.contains("training.json: it was trained on another base model (tiny); load"),
+        "{error}"
+    );
+    fs_err::write(&record, "{").unwrap();
+    assert!(check_base(folder.path(), "abc").unwrap_err().to_string().contains("training record"));
+}
