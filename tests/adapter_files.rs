@@ -11,7 +11,7 @@ use candle_core::{DType, Device, Tensor};
 use reference::adapters::{config, peft, peft_name, write};
 use reference::*;
 use serde_json::{Value, json};
-use shammah::lora::{CONFIG_FILE, LoraAdapter, TRAINING_FILE, WEIGHTS_FILE, check_base};
+use shammah::lora::{CONFIG_FILE, LoraAdapter, WEIGHTS_FILE};
 use shammah::models::{Decoder, Module, Site};
 
 const FAMILY: &str = "qwen3";
@@ -225,7 +225,7 @@ fn what_peft_can_do_and_we_cannot_is_refused_by_name() {
         ("r", json!(0), "rank 0"),
         ("r", json!(-1), "not a PEFT config"),
         ("r", json!("4"), "not a PEFT config"),
-        ("lora_alpha", json!(1e400), "not a PEFT config"),
+        ("lora_alpha", Value::Null, "not a PEFT config"),
     ] {
         let mut config = good_config();
         config[key] = value;
@@ -269,21 +269,4 @@ fn rslora_scales_by_the_root_of_the_rank() {
     let ids = reference_ids(FAMILY);
     let (root, plain) = (adapter(3.0, true), adapter(3.0 * 3f64.sqrt(), false));
     assert_near("rslora", &logits(&decoder, &ids, &root), &logits(&decoder, &ids, &plain), 1e-6);
-}
-
-#[test]
-fn a_pinned_adapter_loads_on_its_own_base_alone() {
-    let folder = tempfile::tempdir().unwrap();
-    check_base(folder.path(), "abc").expect("an adapter of PEFT has no record");
-    let record = folder.path().join(TRAINING_FILE);
-    fs_err::write(&record, json!({"base": "tiny", "base_hash": "abc", "more": 1}).to_string())
-        .unwrap();
-    check_base(folder.path(), "abc").unwrap();
-    let error = check_base(folder.path(), "abd").unwrap_err().to_string();
-    assert!(
-        error.contains("training.json: it was trained on another base model (tiny); load"),
-        "{error}"
-    );
-    fs_err::write(&record, "{").unwrap();
-    assert!(check_base(folder.path(), "abc").unwrap_err().to_string().contains("training record"));
 }
