@@ -17,7 +17,7 @@ use crate::models::{LoadedModel, ModelSource};
 use crate::store::{Home, StoreError};
 
 pub use console::run_console;
-pub use queue::{QueueEnd, Until, run_queue};
+pub use queue::{QueueEnd, run_queue};
 
 /// Exit code of a program that was interrupted by a signal.
 pub const INTERRUPTED: u8 = 130;

@@ -16,12 +16,10 @@ use super::supervisor::Guard;
 use super::views;
 use crate::config::FeedbackSection;
 use crate::domain::Mark;
-use crate::messages::feedback::{
-    AddFix, AddMark, Buffer, GetBuffer, ListMarks, MarkLine, Marked, SetAutoTrain, Turn, UndoMark,
-};
+use crate::messages::feedback::{AddFix, AddMark, Buffer, Marked, SetAutoTrain, Turn, UndoMark};
 use crate::messages::training::ThresholdReached;
 use crate::messages::{ActorError, MAILBOX_CAPACITY, Port};
-use crate::store::{FeedbackEdit, FeedbackFilter, FeedbackRow, NewFeedback, Store, StoreError};
+use crate::store::{FeedbackEdit, FeedbackRow, NewFeedback, Store, StoreError};
 
 /// How often the holder of the queue looks for marks that other processes stored: soon enough for a person, rare enough
 /// to cost nothing.
@@ -224,37 +222,6 @@ impl Handler<UndoMark> for FeedbackActor {
                 Ok(views::buffer(domain, status, threshold))
             };
             Ok(db.call(work).await?)
-        })
-    }
-}
-
-impl Handler<GetBuffer> for FeedbackActor {
-    type Result = ResponseFuture<Result<Buffer, ActorError>>;
-
-    fn handle(&mut self, message: GetBuffer, _: &mut Self::Context) -> Self::Result {
-        let (db, threshold) = (self.db.clone(), self.rules.threshold);
-        Box::pin(async move {
-            let GetBuffer { domain } = message;
-            let work = move |store: &Store| {
-                let status = store.buffer_status(&domain)?;
-                Ok(views::buffer(domain, status, threshold))
-            };
-            Ok(db.call(work).await?)
-        })
-    }
-}
-
-impl Handler<ListMarks> for FeedbackActor {
-    type Result = ResponseFuture<Result<Vec<MarkLine>, ActorError>>;
-
-    fn handle(&mut self, message: ListMarks, _: &mut Self::Context) -> Self::Result {
-        let db = self.db.clone();
-        let ListMarks { domain, pending, limit } = message;
-        Box::pin(async move {
-            let filter = FeedbackFilter { domain, unconsumed: pending, archived: false };
-            let rows = db.call(move |store| store.list_feedback(&filter)).await?;
-            let wanted = |row: &FeedbackRow| !pending || row.waits_for_correction();
-            Ok(rows.into_iter().rev().filter(wanted).take(limit).map(views::mark_line).collect())
         })
     }
 }

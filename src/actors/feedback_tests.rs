@@ -143,17 +143,3 @@ async fn undo_takes_a_mark_back_but_not_out_of_a_job() {
     }
     assert!(matches!(stage.fix("rivers", Some(rivers)).await, Err(ActorError::Refused(_))));
 }
-
-#[actix::test]
-async fn lists_are_newest_first_and_pending_means_waiting_for_a_correction() {
-    let stage = stage(None, false);
-    stage.mark("bees", Mark::Good).await;
-    stage.mark("rivers", Mark::Medium).await;
-    stage.mark("copper", Mark::Critical).await;
-    let list = |pending| ListMarks { domain: None, pending, limit: 2 };
-    let prompts = |rows: Vec<MarkLine>| rows.into_iter().map(|r| r.prompt).collect::<Vec<_>>();
-    let all = stage.actor.send(list(false)).await.unwrap().unwrap();
-    assert_eq!(prompts(all), ["copper", "rivers"]);
-    let pending = stage.actor.send(list(true)).await.unwrap().unwrap();
-    assert_eq!(prompts(pending), ["copper", "rivers"]);
-}

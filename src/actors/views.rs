@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use chrono::{DateTime, SecondsFormat, Utc};
 
 use crate::engine::FinishReason;
-use crate::messages::feedback::{Buffer, MarkLine, Marked};
+use crate::messages::feedback::{Buffer, Marked};
 use crate::messages::registry::AdapterLine;
 use crate::messages::training::JobLine;
 use crate::store::{AdapterRow, BufferStatus, FeedbackRow, JobRow};
@@ -82,21 +82,5 @@ pub(super) fn finish_name(reason: FinishReason) -> &'static str {
         FinishReason::Stop => "stop",
         FinishReason::Length => "length",
         FinishReason::Cancelled => "cancelled",
-    }
-}
-
-pub(super) fn mark_line(row: FeedbackRow) -> MarkLine {
-    MarkLine {
-        id: row.id,
-        mark: row.mark,
-        weight: row.weight,
-        prompt: row.question().to_owned(),
-        has_target: row.target().is_some(),
-        domain: row.domain,
-        response: row.response,
-        note: row.note,
-        fix: row.fix,
-        heldout: row.heldout,
-        consumed_by: row.consumed_by,
     }
 }

@@ -1,4 +1,4 @@
-//! The queue without a console: `train --wait` and `jobs run`.
+//! The queue without a console: `train --wait`.
 
 use std::time::Duration;
 
@@ -18,15 +18,6 @@ use crate::store::{JobRow, QueueLock, Store, StoreError};
 /// How often the end of the jobs is looked for.
 const END_POLL: Duration = Duration::from_millis(300);
 
-/// How long [`run_queue`] runs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Until {
-    /// Until these jobs have ended; where another process runs the queue, it only watches them.
-    Ended(Vec<i64>),
-    /// Until it is told to end.
-    Stopped,
-}
-
 /// How the queue stood at the end.
 #[derive(Debug, Clone, PartialEq)]
 pub struct QueueEnd {
@@ -40,26 +31,23 @@ pub struct QueueEnd {
 /// Takes what becomes of jobs.
 pub type OnNotice = Box<dyn FnMut(&JobNotice)>;
 
-/// Runs the queue, and tells `on_notice` everything that becomes of jobs. Where another process runs it, only the
+/// Runs the queue until these jobs have ended, and tells `on_notice` everything that becomes of jobs. Where another process runs it, only the
 /// progress of the jobs waited for is told (without epochs and times, which only that process knows).
 ///
 /// # Errors
-/// [`AppError::QueueHeld`] for [`Until::Stopped`] where another process runs it; a data directory that refuses.
-pub fn run_queue(setup: &Setup, until: &Until, on_notice: OnNotice) -> Result<QueueEnd, AppError> {
+/// A data directory that refuses.
+pub fn run_queue(setup: &Setup, ids: &[i64], on_notice: OnNotice) -> Result<QueueEnd, AppError> {
     let lock = setup.home.try_lock_queue()?;
-    if lock.is_none() && *until == Until::Stopped {
-        return Err(AppError::held(&setup.home));
-    }
-    let cut_short = System::new().block_on(run(setup, until, on_notice, lock.as_ref()))?;
+    let cut_short = System::new().block_on(run(setup, ids, on_notice, lock.as_ref()))?;
     // The database of the actors is closed; what they wrote is there.
     let store = Store::open(&setup.home)?;
-    let jobs = rows(&store, until)?;
+    let jobs = rows(&store, ids)?;
     Ok(QueueEnd { jobs, cut_short })
 }
 
 async fn run(
     setup: &Setup,
-    until: &Until,
+    ids: &[i64],
     on_notice: OnNotice,
     lock: Option<&QueueLock>,
 ) -> Result<Option<u8>, AppError> {
@@ -79,7 +67,7 @@ async fn run(
     let watch = lock.is_none().then_some(&inputs.jobs);
     let first = tokio::select! {
         asked = ended.recv() => asked.unwrap_or(DONE),
-        over = all_ended(&db, until, watch) => over.map(|()| DONE)?,
+        over = all_ended(&db, ids, watch) => over.map(|()| DONE)?,
     };
     end(&ports, &inputs, &db, &mut ended, &first).await;
     Ok((first.reason != ShutdownReason::Done).then_some(first.code))
@@ -107,18 +95,14 @@ async fn end(
     Ending { ports, notices: &inputs.notices, console: None, db, hurry }.run(first).await;
 }
 
-/// Waits until the jobs have ended; for ever if there is nothing to wait for.
-async fn all_ended(
-    db: &Db,
-    until: &Until,
-    watch: Option<&Port<JobNotice>>,
-) -> Result<(), AppError> {
+/// Waits until the jobs have ended.
+async fn all_ended(db: &Db, ids: &[i64], watch: Option<&Port<JobNotice>>) -> Result<(), AppError> {
     let mut steps = 0;
     loop {
-        let wanted = until.clone();
+        let wanted = ids.to_vec();
         let found = db.call(move |store| rows(store, &wanted)).await;
         let jobs = found.map_err(crate::messages::ActorError::from)?;
-        if *until != Until::Stopped && jobs.iter().all(|job| job.state.is_final()) {
+        if jobs.iter().all(|job| job.state.is_final()) {
             return Ok(());
         }
         if let (Some(port), Some(job)) = (watch, jobs.iter().find(|job| job.state.is_active()))
@@ -131,11 +115,8 @@ async fn all_ended(
     }
 }
 
-fn rows(store: &Store, until: &Until) -> Result<Vec<JobRow>, StoreError> {
-    match until {
-        Until::Ended(ids) => ids.iter().map(|id| store.job(*id)).collect(),
-        Until::Stopped => Ok(Vec::new()),
-    }
+fn rows(store: &Store, ids: &[i64]) -> Result<Vec<JobRow>, StoreError> {
+    ids.iter().map(|id| store.job(*id)).collect()
 }
 
 /// What the row of another process's job tells.

@@ -26,7 +26,7 @@ use crate::domain::{DEFAULT_DOMAIN, Message};
 use crate::engine::{Engine, Generated, Sampling};
 use crate::lora::{self, AdapterSet};
 use crate::messages::console::{JobNotice, LiveChanged, Notice};
-use crate::messages::feedback::{AddFix, AddMark, GetBuffer, ListMarks, SetAutoTrain, UndoMark};
+use crate::messages::feedback::{AddFix, AddMark, SetAutoTrain, UndoMark};
 use crate::messages::inference::{Generate, SetLive, StopGenerating};
 use crate::messages::registry::{
     DeleteAdapter, ListAdapters, LoadAdapter, PublishAdapter, RecordUsage, RestoreLive,
@@ -81,8 +81,6 @@ ports! {
         add_fix: AddFix,
         undo_mark: UndoMark,
         set_auto_train: SetAutoTrain,
-        get_buffer: GetBuffer,
-        list_marks: ListMarks,
     }
     Training by connect_training: TrainingActor {
         enqueue: EnqueueTraining,

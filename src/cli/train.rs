@@ -7,7 +7,7 @@ use super::context::Session;
 use super::exit::{Exit, UsageError};
 use super::progress::Progress;
 use super::{feedback, model, output};
-use crate::app::{self, QueueEnd, Until};
+use crate::app::{self, QueueEnd};
 use crate::domain::DEFAULT_DOMAIN;
 use crate::plan::{self, JobWish, PlanError};
 use crate::store::{self, JobRow, JobState, StoreError};
@@ -85,7 +85,7 @@ fn jobs_to_wait_for(
 
 /// Runs the queue, or watches whoever runs it, until the jobs have ended.
 fn wait(session: Session, jobs: &[JobRow], quiet: bool) -> Result<QueueEnd> {
-    let until = Until::Ended(jobs.iter().map(|job| job.id).collect());
+    let ids: Vec<i64> = jobs.iter().map(|job| job.id).collect();
     let setup = model::setup(session)?;
     if !quiet && setup.home.try_lock_queue()?.is_none() {
         let holder = setup.home.queue_holder().map(|pid| format!(" {pid}")).unwrap_or_default();
@@ -95,7 +95,7 @@ fn wait(session: Session, jobs: &[JobRow], quiet: bool) -> Result<QueueEnd> {
         ));
     }
     let mut progress = Progress::new(quiet);
-    Ok(app::run_queue(&setup, &until, Box::new(move |notice| progress.show(notice)))?)
+    Ok(app::run_queue(&setup, &ids, Box::new(move |notice| progress.show(notice)))?)
 }
 
 fn exit_of(end: &QueueEnd) -> Exit {

@@ -208,10 +208,11 @@ fn lines_of(text: &str) -> String {
 pub fn live_changed(change: &LiveChanged) -> String {
     let names: Vec<_> = change.adapters.iter().map(|id| format!("\"{id}\"")).collect();
     let domain = printable_line(&change.domain);
-    match names.is_empty() {
-        true => format!("domain \"{domain}\": another process went back to the base model"),
-        false => format!("domain \"{domain}\": another process made {} live", names.join(", ")),
-    }
+    let what = match names.is_empty() {
+        true => "the base model".to_owned(),
+        false => format!("adapter {}", names.join(", ")),
+    };
+    format!("Domain \"{domain}\" answers with {what} now (changed outside this console).")
 }
 
 /// Returns `1 example`, `2 examples`.
