@@ -76,12 +76,7 @@ fn what_peft_wrote_is_taken() {
 fn tensors_that_do_not_fit_the_model_are_refused_by_name() {
     let q_a = name(0, Module::QProj, 'A');
     let wrong = with(|w| drop(w.insert(q_a.clone(), random((3, 51)))));
-    refused(
-        &good_config(),
-        &wrong,
-        WEIGHTS_FILE,
-        &[&q_a, "[3, 51]", "[3, 52]", "its own base model"],
-    );
+    refused(&good_config(), &wrong, WEIGHTS_FILE, &[&q_a, "[3, 51]", "[3, 52]", "own base model"]);
     let wrong = with(|w| drop(w.insert(q_a.clone(), random((4, 52)))));
     refused(&good_config(), &wrong, WEIGHTS_FILE, &[&q_a, "[4, 52]", "[3, 52]"]);
     let rank = config(8, 3.0, &["q_proj", "v_proj"]);
