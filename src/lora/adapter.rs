@@ -337,7 +337,10 @@ fn parse_weights(
         invalid(path, format!("not a whole safetensors file: {e}"), "export the adapter again")
     })?;
     let mut halves: BTreeMap<Site, (Option<Tensor>, Option<Tensor>)> = BTreeMap::new();
-    for (name, view) in parsed.iter() {
+    // By name, so that the same file always gets the same message.
+    let mut views: Vec<_> = parsed.iter().collect();
+    views.sort_unstable_by_key(|(name, _)| *name);
+    for (name, view) in views {
         let Some((site, is_a)) = parse_name(name) else {
             return Err(invalid(
                 path,
