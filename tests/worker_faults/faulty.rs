@@ -5,7 +5,7 @@ use std::process::{self, ExitCode};
 use std::thread;
 use std::time::Duration;
 
-use rustix::process::{Resource, Signal, getpgrp, getpid, getpriority_process, getrlimit, getsid};
+use rustix::process::{Resource, Signal, getpgrp, getpid, getpriority_process, getrlimit};
 use serde::{Deserialize, Serialize};
 use shammah::worker::JobRequest;
 use shammah::worker::child::{Job, JobFailure, Report};
@@ -145,7 +145,7 @@ fn describe() -> String {
     let nice = getpriority_process(None).expect("a priority");
     // The pool's threads are made later and must be as low as the rest.
     let pool = rayon::join(|| (), || getpriority_process(None).expect("a priority")).1;
-    let session = getsid(None).expect("a session").as_raw_nonzero();
+    let session = session();
     let own_group = getpgrp() == getpid();
     let (core, data) = (getrlimit(Resource::Core).current, getrlimit(Resource::Data).current);
     let threads = rayon::current_num_threads();
@@ -154,6 +154,21 @@ fn describe() -> String {
         "nice {nice} {pool}, session {session}, own group {own_group}, core {core:?}, data {data:?}, threads {threads} \
          {wanted}"
     )
+}
+
+/// The session of this process; 0 if its leader is outside of this PID namespace, where rustix's `getsid` panics.
+#[cfg(target_os = "linux")]
+pub fn session() -> i32 {
+    let stat = std::fs::read_to_string("/proc/self/stat").expect("/proc/self/stat");
+    // The name in brackets may hold anything; state, parent, group and session follow it (proc_pid_stat(5)).
+    let (_, fields) = stat.rsplit_once(')').expect("a name in brackets");
+    fields.split_whitespace().nth(3).and_then(|field| field.parse().ok()).expect("a session")
+}
+
+/// The session of this process.
+#[cfg(not(target_os = "linux"))]
+pub fn session() -> i32 {
+    rustix::process::getsid(None).expect("a session").as_raw_nonzero().get()
 }
 
 fn hang() -> ! {

@@ -257,7 +257,7 @@ fn limited() {
     let (_, exit) = run(Fault::Describe, |c| {
         c.limits = Limits { nice: 19, threads: 3, memory_bytes: 3 << 30 };
     });
-    let session = rustix::process::getsid(None).unwrap().as_raw_nonzero();
+    let session = crate::faulty::session();
     let expected = format!(
         "nice 19 19, session {session}, own group true, core Some(0), data Some({}), threads 3 3",
         3_u64 << 30
