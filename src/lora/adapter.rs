@@ -13,7 +13,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::LoraError;
-use crate::models::{Adapt, ModelConfig, Module, Site, hex};
+use crate::models::{Adapt, Linear, ModelConfig, Module, Site, hex};
 
 /// The adapter's weights, as PEFT names the file.
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
@@ -111,7 +111,8 @@ impl LoraAdapter {
 }
 
 impl Adapt for LoraAdapter {
-    fn adapt(&self, site: Site, x: &Tensor, y: Tensor) -> TensorResult<Tensor> {
+    fn project(&self, site: Site, linear: &Linear, x: &Tensor) -> TensorResult<Tensor> {
+        let y = linear.forward(x)?;
         match self.sites.get(&site) {
             Some(factors) => add_delta(factors, self.config.scale(), x, &y),
             None => Ok(y),
@@ -162,7 +163,8 @@ impl AdapterSet {
 }
 
 impl Adapt for AdapterSet {
-    fn adapt(&self, site: Site, x: &Tensor, mut y: Tensor) -> TensorResult<Tensor> {
+    fn project(&self, site: Site, linear: &Linear, x: &Tensor) -> TensorResult<Tensor> {
+        let mut y = linear.forward(x)?;
         for (adapter, weight) in &self.0 {
             if let Some(factors) = adapter.sites.get(&site) {
                 y = add_delta(factors, adapter.config.scale() * weight, x, &y)?;

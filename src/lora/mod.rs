@@ -4,6 +4,8 @@ mod adapter;
 mod checkpoint;
 pub mod dataset;
 mod error;
+mod fused;
+mod gradients;
 mod job;
 pub mod loss;
 mod optimizer;
