@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::adapter::{Factors, add_delta};
 use crate::models::kernels::gemm::View;
 use crate::models::kernels::{math, product};
-use crate::models::{Linear, elements, with_elements, with_rows};
+use crate::models::{Linear, elements, ops, swiglu_grads, swiglu_of, with_elements, with_rows};
 
 /// Elements of dropout that one task computes.
 const DROPOUT_TASK: usize = 1 << 15;
@@ -81,11 +81,9 @@ pub fn project(
     dropout: Dropout,
     x: &Tensor,
 ) -> Result<Tensor> {
-    let (a, b) = (&factors.a, &factors.b);
     if x.device().is_cpu() && !linear.weight().track_op() {
-        let op =
-            Adapted { linear: linear.clone(), scale: scale as f32, dropout, u: OnceLock::new() };
-        return x.contiguous()?.apply_op3(a, b, op);
+        let op = Adapted::new(linear, factors, scale, dropout)?;
+        return x.contiguous()?.apply_op3(&factors.a, &factors.b, op);
     }
     let y = linear.forward(x)?;
     if !dropout.is_active() {
@@ -96,34 +94,60 @@ pub fn project(
     add_delta(factors, scale, &(x * mask)?, &y)
 }
 
+/// Returns the adapted projection of `silu(gate) ∘ up`, both `[tokens, in]`, without keeping that product; gradients go
+/// to `gate`, `up`, A and B.
+///
+/// # Errors
+/// Shapes that do not fit.
+pub fn project_gated(
+    linear: &Linear,
+    factors: &Factors,
+    scale: f64,
+    dropout: Dropout,
+    gate: &Tensor,
+    up: &Tensor,
+) -> Result<Tensor> {
+    if !gate.device().is_cpu() || linear.weight().track_op() || gate.dims() != up.dims() {
+        return project(linear, factors, scale, dropout, &ops::swiglu(gate, up)?);
+    }
+    // An operation has three operands at most.
+    let both = Tensor::cat(&[factors.a.flatten_all()?, factors.b.flatten_all()?], 0)?;
+    let op = Gated(Adapted::new(linear, factors, scale, dropout)?);
+    gate.contiguous()?.apply_op3(&up.contiguous()?, &both, op)
+}
+
+/// A projection with its adapter, on the CPU.
 struct Adapted {
     linear: Linear,
+    input: usize,
+    output: usize,
+    rank: usize,
     scale: f32,
     dropout: Dropout,
     /// `drop(x) Aᵀ`, `[tokens, rank]`.
     u: OnceLock<Vec<f32>>,
 }
 
-/// The sizes of one projection.
-#[derive(Clone, Copy)]
-struct Sizes {
-    tokens: usize,
-    input: usize,
-    output: usize,
-    rank: usize,
-}
+/// The gradients of x (if wanted), A and B.
+type AdaptedGrads = (Option<Vec<f32>>, Vec<f32>, Vec<f32>);
 
 impl Adapted {
-    fn sizes(&self, x: &[usize], a: &[usize], b: &[usize]) -> Result<Sizes> {
-        let (output, input) = self.linear.weight().dims2()?;
-        match (x, a, b) {
-            (&[tokens, width], &[rank, a_in], &[b_out, b_rank])
-                if width == input && a_in == input && b_out == output && b_rank == rank =>
-            {
-                Ok(Sizes { tokens, input, output, rank })
-            }
-            _ => bail!("x {x:?}, A {a:?} and B {b:?} do not fit weights [{output}, {input}]"),
+    fn new(linear: &Linear, factors: &Factors, scale: f64, dropout: Dropout) -> Result<Self> {
+        let (output, input) = linear.weight().dims2()?;
+        let ((rank, a_in), (b_out, b_rank)) = (factors.a.dims2()?, factors.b.dims2()?);
+        if (a_in, b_out, b_rank) != (input, output, rank) {
+            bail!("A [{rank}, {a_in}] and B [{b_out}, {b_rank}] do not fit [{output}, {input}]");
         }
+        let (linear, u) = (linear.clone(), OnceLock::new());
+        Ok(Self { linear, input, output, rank, scale: scale as f32, dropout, u })
+    }
+
+    /// Returns the number of tokens of an input.
+    fn tokens(&self, x: &[f32]) -> Result<usize> {
+        if !x.len().is_multiple_of(self.input) {
+            bail!("{} inputs are no rows of {}", x.len(), self.input);
+        }
+        Ok(x.len() / self.input)
     }
 
     /// `x` as the adapter sees it.
@@ -131,17 +155,43 @@ impl Adapted {
         if self.dropout.is_active() { self.dropout.apply(x).into() } else { x.into() }
     }
 
-    /// The gradients of x (if wanted), A and B.
+    fn forward(&self, x: &[f32], a: &[f32], b: &[f32]) -> Result<Vec<f32>> {
+        let tokens = self.tokens(x)?;
+        let (input, output, rank) = (self.input, self.output, self.rank);
+        let mut y = vec![0f32; tokens * output];
+        with_rows(self.linear.weight(), |w| {
+            product::times_transposed(x, w, output, input, &mut y)
+        })?;
+        if let Some(bias) = self.linear.bias() {
+            with_elements([bias], |[bias]| {
+                y.chunks_mut(output)
+                    .for_each(|y| y.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
+            })?;
+        }
+        let mut u = vec![0f32; tokens * rank];
+        let seen = self.dropped(x);
+        let a = View::whole(a, input).t();
+        product::dense(&mut u, (tokens, rank), View::whole(&seen, input), a, 1.0, false);
+        let b = View::whole(b, rank).t();
+        product::dense(&mut y, (tokens, output), View::whole(&u, rank), b, self.scale, true);
+        // A second forward of the same operation computes the same numbers.
+        let _ = self.u.set(u);
+        Ok(y)
+    }
+
     fn backward(
         &self,
-        s: Sizes,
-        [x, a, b, grad]: [&[f32]; 4],
+        x: &[f32],
+        a: &[f32],
+        b: &[f32],
+        grad: &[f32],
         wanted: bool,
-    ) -> Result<(Option<Vec<f32>>, Vec<f32>, Vec<f32>)> {
+    ) -> Result<AdaptedGrads> {
         let Some(u) = self.u.get() else {
             bail!("adapted projection: backward before forward");
         };
-        let Sizes { tokens, input, output, rank } = s;
+        let tokens = self.tokens(x)?;
+        let (input, output, rank) = (self.input, self.output, self.rank);
         let (a, b) = (View::whole(a, input), View::whole(b, rank));
         let (grad_view, u) = (View::whole(grad, output), View::whole(u, rank));
         let mut du = vec![0f32; tokens * rank];
@@ -150,14 +200,9 @@ impl Adapted {
         let mut db = vec![0f32; output * rank];
         product::dense(&mut db, (output, rank), grad_view.t(), u, self.scale, false);
         let mut da = vec![0f32; rank * input];
-        product::dense(
-            &mut da,
-            (rank, input),
-            du.t(),
-            View::whole(&self.dropped(x), input),
-            1.0,
-            false,
-        );
+        let seen = self.dropped(x);
+        product::dense(&mut da, (rank, input), du.t(), View::whole(&seen, input), 1.0, false);
+        drop(seen);
         if !wanted {
             return Ok((None, da, db));
         }
@@ -171,6 +216,11 @@ impl Adapted {
             product::dense(&mut dx, (tokens, input), du, a, 1.0, true);
         }
         Ok((Some(dx), da, db))
+    }
+
+    fn shaped(&self, y: Vec<f32>) -> (CpuStorage, Shape) {
+        let shape = Shape::from((y.len() / self.output.max(1), self.output));
+        (CpuStorage::F32(y), shape)
     }
 }
 
@@ -188,34 +238,8 @@ impl CustomOp3 for Adapted {
         b: &CpuStorage,
         b_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let s = self.sizes(x_layout.dims(), a_layout.dims(), b_layout.dims())?;
         let (x, a, b) = (elements(x, x_layout)?, elements(a, a_layout)?, elements(b, b_layout)?);
-        let Sizes { tokens, input, output, rank } = s;
-        let mut y = vec![0f32; tokens * output];
-        with_rows(self.linear.weight(), |w| {
-            product::times_transposed(x, w, output, input, &mut y)
-        })?;
-        if let Some(bias) = self.linear.bias() {
-            with_elements([bias], |[bias]| {
-                y.chunks_mut(output)
-                    .for_each(|y| y.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
-            })?;
-        }
-        let mut u = vec![0f32; tokens * rank];
-        let seen = self.dropped(x);
-        product::dense(
-            &mut u,
-            (tokens, rank),
-            View::whole(&seen, input),
-            View::whole(a, input).t(),
-            1.0,
-            false,
-        );
-        let (u_view, b) = (View::whole(&u, rank), View::whole(b, rank));
-        product::dense(&mut y, (tokens, output), u_view, b.t(), self.scale, true);
-        // A second forward of the same operation computes the same numbers.
-        let _ = self.u.set(u);
-        Ok((CpuStorage::F32(y), Shape::from((tokens, output))))
+        Ok(self.shaped(self.forward(x, a, b)?))
     }
 
     fn bwd(
@@ -227,12 +251,60 @@ impl CustomOp3 for Adapted {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
-        let s = self.sizes(x.dims(), a.dims(), b.dims())?;
-        let (dx, da, db) =
-            with_elements([x, a, b, &grad], |slices| self.backward(s, slices, x.track_op()))??;
+        let (dx, da, db) = with_elements([x, a, b, &grad], |[x_data, a, b, grad]| {
+            self.backward(x_data, a, b, grad, x.track_op())
+        })??;
         let tensor = |data, like: &Tensor| Tensor::from_vec(data, like.shape(), like.device());
         let dx = dx.map(|dx| tensor(dx, x)).transpose()?;
         Ok((dx, Some(tensor(da, a)?), Some(tensor(db, b)?)))
+    }
+}
+
+/// The same with `silu(gate) ∘ up` as input; the third operand is A and B behind each other.
+struct Gated(Adapted);
+
+impl CustomOp3 for Gated {
+    fn name(&self) -> &'static str {
+        "adapted-gated-projection"
+    }
+
+    fn cpu_fwd(
+        &self,
+        gate: &CpuStorage,
+        gate_layout: &Layout,
+        up: &CpuStorage,
+        up_layout: &Layout,
+        both: &CpuStorage,
+        both_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (gate, up) = (elements(gate, gate_layout)?, elements(up, up_layout)?);
+        let (a, b) = elements(both, both_layout)?.split_at(self.0.rank * self.0.input);
+        Ok(self.0.shaped(self.0.forward(&swiglu_of(gate, up), a, b)?))
+    }
+
+    fn bwd(
+        &self,
+        gate: &Tensor,
+        up: &Tensor,
+        both: &Tensor,
+        _res: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let grad = grad.contiguous()?;
+        let wanted = gate.track_op() || up.track_op();
+        let (dx, factors) = with_elements([gate, up, both, &grad], |[gate, up, both, grad]| {
+            let (a, b) = both.split_at(self.0.rank * self.0.input);
+            let (dx, mut da, db) = self.0.backward(&swiglu_of(gate, up), a, b, grad, wanted)?;
+            da.extend(db);
+            Ok::<_, candle_core::Error>((dx.map(|dx| swiglu_grads(gate, up, dx)), da))
+        })??;
+        let tensor = |data, like: &Tensor| Tensor::from_vec(data, like.shape(), like.device());
+        let (dgate, dup) = dx.unzip();
+        Ok((
+            dgate.map(|d| tensor(d, gate)).transpose()?,
+            dup.map(|d| tensor(d, up)).transpose()?,
+            Some(tensor(factors, both)?),
+        ))
     }
 }
 

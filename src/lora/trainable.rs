@@ -10,7 +10,7 @@ use rand::{Rng, SeedableRng};
 use super::adapter::{Factors, LoraAdapter, LoraConfig};
 use super::fused::{self, Dropout};
 use super::{JobError, TrainingParams};
-use crate::models::{Adapt, Linear, ModelConfig, Module, Site};
+use crate::models::{Adapt, Linear, ModelConfig, Module, Site, ops};
 
 /// Factors as variables, with dropout on the adapter's input.
 pub struct TrainableLora {
@@ -107,6 +107,20 @@ impl TrainableLora {
         Detached(self)
     }
 
+    /// What acts at a site; none where nothing does.
+    fn at(&self, site: Site, tracked: bool) -> Option<(Factors, Dropout)> {
+        let (a, b) = self.sites.get(&site)?;
+        let factor = |var: &Var| match tracked {
+            true => var.as_tensor().clone(),
+            false => var.as_tensor().detach(),
+        };
+        let place = ((site.layer as u64) << 8 | site.module as u64) + 1;
+        let seed =
+            self.dropout_seed.load(Ordering::Relaxed) ^ place.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let dropout = Dropout { probability: self.dropout, seed };
+        Some((Factors { a: factor(a), b: factor(b) }, dropout))
+    }
+
     fn project_with(
         &self,
         site: Site,
@@ -114,19 +128,27 @@ impl TrainableLora {
         x: &Tensor,
         tracked: bool,
     ) -> TensorResult<Tensor> {
-        let Some((a, b)) = self.sites.get(&site) else {
-            return linear.forward(x);
-        };
-        let factor = |var: &Var| match tracked {
-            true => var.as_tensor().clone(),
-            false => var.as_tensor().detach(),
-        };
-        let factors = Factors { a: factor(a), b: factor(b) };
-        let place = (site.layer as u64) << 8 | site.module as u64;
-        let seed = self.dropout_seed.load(Ordering::Relaxed)
-            ^ (place + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        let dropout = Dropout { probability: self.dropout, seed };
-        fused::project(linear, &factors, self.config.scale(), dropout, x)
+        match self.at(site, tracked) {
+            Some((factors, dropout)) => {
+                fused::project(linear, &factors, self.config.scale(), dropout, x)
+            }
+            None => linear.forward(x),
+        }
+    }
+
+    fn project_gated_with(
+        &self,
+        site: Site,
+        linear: &Linear,
+        (gate, up): (&Tensor, &Tensor),
+        tracked: bool,
+    ) -> TensorResult<Tensor> {
+        match self.at(site, tracked) {
+            Some((factors, dropout)) => {
+                fused::project_gated(linear, &factors, self.config.scale(), dropout, gate, up)
+            }
+            None => linear.forward(&ops::swiglu(gate, up)?),
+        }
     }
 
     /// Returns the variables in a fixed order, with a name each.
@@ -165,10 +187,30 @@ impl Adapt for Detached<'_> {
     fn project(&self, site: Site, linear: &Linear, x: &Tensor) -> TensorResult<Tensor> {
         self.0.project_with(site, linear, x, false)
     }
+
+    fn project_gated(
+        &self,
+        site: Site,
+        linear: &Linear,
+        gate: &Tensor,
+        up: &Tensor,
+    ) -> TensorResult<Tensor> {
+        self.0.project_gated_with(site, linear, (gate, up), false)
+    }
 }
 
 impl Adapt for TrainableLora {
     fn project(&self, site: Site, linear: &Linear, x: &Tensor) -> TensorResult<Tensor> {
         self.project_with(site, linear, x, true)
+    }
+
+    fn project_gated(
+        &self,
+        site: Site,
+        linear: &Linear,
+        gate: &Tensor,
+        up: &Tensor,
+    ) -> TensorResult<Tensor> {
+        self.project_gated_with(site, linear, (gate, up), true)
     }
 }

@@ -105,11 +105,10 @@ impl Attention {
 
 impl Mlp {
     fn forward(&self, x: &Tensor, layer: usize, adapt: &dyn Adapt) -> TensorResult<Tensor> {
-        let project =
-            |linear: &Linear, module, x: &Tensor| adapt.project(Site { layer, module }, linear, x);
-        let gate = project(&self.gate_proj, Module::GateProj, x)?;
-        let up = project(&self.up_proj, Module::UpProj, x)?;
-        project(&self.down_proj, Module::DownProj, &ops::swiglu(&gate, &up)?)
+        let site = |module| Site { layer, module };
+        let gate = adapt.project(site(Module::GateProj), &self.gate_proj, x)?;
+        let up = adapt.project(site(Module::UpProj), &self.up_proj, x)?;
+        adapt.project_gated(site(Module::DownProj), &self.down_proj, &gate, &up)
     }
 }
 

@@ -8,7 +8,7 @@ use candle_core::{
 };
 
 use super::kernels::{Rows, product};
-use super::ops::elements;
+use super::ops::{self, elements};
 
 /// One of the seven projections of a decoder layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -89,6 +89,21 @@ pub trait Adapt: Send + Sync {
     /// # Errors
     /// A failed tensor operation.
     fn project(&self, site: Site, linear: &Linear, x: &Tensor) -> Result<Tensor>;
+
+    /// The same for the MLP's way down, whose input is `silu(gate) ∘ up`, both `[tokens, in]`: who trains can compute
+    /// that again instead of keeping it.
+    ///
+    /// # Errors
+    /// A failed tensor operation.
+    fn project_gated(
+        &self,
+        site: Site,
+        linear: &Linear,
+        gate: &Tensor,
+        up: &Tensor,
+    ) -> Result<Tensor> {
+        self.project(site, linear, &ops::swiglu(gate, up)?)
+    }
 }
 
 /// The base model as it is.

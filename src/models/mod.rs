@@ -27,7 +27,7 @@ pub use files::{ModelSource, base_hash};
 pub(crate) use linear::with_rows;
 pub use linear::{Adapt, Linear, Module, NoAdapter, Site};
 pub use loader::{LoadedModel, load};
-pub(crate) use ops::{elements, with_elements};
+pub(crate) use ops::{elements, swiglu_grads, swiglu_of, with_elements};
 pub use packing::{Packing, Span};
 pub use template::ChatTemplate;
 pub use tokenizer::Tokenizer;

@@ -278,6 +278,9 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
 
 struct SwiGlu;
 
+/// Elements that an element-wise operation takes as a row.
+const ROW: usize = 1024;
+
 impl CustomOp2 for SwiGlu {
     fn name(&self) -> &'static str {
         "swiglu"
@@ -290,15 +293,7 @@ impl CustomOp2 for SwiGlu {
         up: &CpuStorage,
         up_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let width = last_dim(gate_layout)?;
-        let (gate, up) = (elements(gate, gate_layout)?, elements(up, up_layout)?);
-        let mut out = vec![0f32; gate.len()];
-        for_rows(&mut out, width, |i, row| {
-            let (gate, up) = (&gate[i * width..][..width], &up[i * width..][..width]);
-            for ((o, &g), &u) in row.iter_mut().zip(gate).zip(up) {
-                *o = g * math::sigmoid(g) * u;
-            }
-        });
+        let out = swiglu_of(elements(gate, gate_layout)?, elements(up, up_layout)?);
         Ok((CpuStorage::F32(out), gate_layout.shape().clone()))
     }
 
@@ -309,43 +304,45 @@ impl CustomOp2 for SwiGlu {
         _res: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (gate, up, grad) = (gate.detach(), up.detach(), grad.contiguous()?.detach());
-        let grad_gate = gate.apply_op3_no_bwd(&up, &grad, &SwiGluGradGate)?;
-        let grad_up = gate.apply_op2_no_bwd(&grad, &SwiGlu)?;
-        Ok((Some(grad_gate), Some(grad_up)))
+        let grad = grad.contiguous()?;
+        let (dgate, dup) =
+            with_elements([gate, up, &grad], |[g, u, grad]| swiglu_grads(g, u, grad.to_vec()))?;
+        let tensor = |data| Tensor::from_vec(data, gate.shape(), gate.device()).map(Some);
+        Ok((tensor(dgate)?, tensor(dup)?))
     }
 }
 
-struct SwiGluGradGate;
+/// `silu(gate) ∘ up`, element by element.
+pub(crate) fn swiglu_of(gate: &[f32], up: &[f32]) -> Vec<f32> {
+    let mut out = vec![0f32; gate.len()];
+    for_rows(&mut out, ROW, |i, row| {
+        let (gate, up) = (&gate[i * ROW..], &up[i * ROW..]);
+        for ((o, &g), &u) in row.iter_mut().zip(gate).zip(up) {
+            *o = g * math::sigmoid(g) * u;
+        }
+    });
+    out
+}
 
-impl CustomOp3 for SwiGluGradGate {
-    fn name(&self) -> &'static str {
-        "swiglu-grad-gate"
-    }
-
-    fn cpu_fwd(
-        &self,
-        gate: &CpuStorage,
-        gate_layout: &Layout,
-        up: &CpuStorage,
-        up_layout: &Layout,
-        grad: &CpuStorage,
-        grad_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let width = last_dim(gate_layout)?;
-        let (gate, up) = (elements(gate, gate_layout)?, elements(up, up_layout)?);
-        let grad = elements(grad, grad_layout)?;
-        let mut out = vec![0f32; gate.len()];
-        for_rows(&mut out, width, |i, row| {
-            let at = i * width;
-            for (j, o) in row.iter_mut().enumerate() {
-                let g = gate[at + j];
-                let s = math::sigmoid(g);
-                *o = grad[at + j] * up[at + j] * (s + g * s * (1.0 - s));
-            }
-        });
-        Ok((CpuStorage::F32(out), gate_layout.shape().clone()))
-    }
+/// The gradients of gate and up, from that of [`swiglu_of`].
+pub(crate) fn swiglu_grads(gate: &[f32], up: &[f32], grad: Vec<f32>) -> (Vec<f32>, Vec<f32>) {
+    let mut dgate = grad;
+    let mut dup = vec![0f32; gate.len()];
+    let chunk = PARALLEL_ELEMENTS / 4;
+    dgate.par_chunks_mut(chunk).zip(dup.par_chunks_mut(chunk)).enumerate().for_each(
+        |(task, (dgate, dup))| {
+            let from = task * chunk;
+            math::vectorised(|| {
+                let inputs = gate[from..].iter().zip(&up[from..]);
+                for ((dgate, dup), (&g, &u)) in dgate.iter_mut().zip(dup).zip(inputs) {
+                    let (grad, s) = (*dgate, math::sigmoid(g));
+                    *dup = grad * g * s;
+                    *dgate = grad * u * (s + g * s * (1.0 - s));
+                }
+            });
+        },
+    );
+    (dgate, dup)
 }
 
 /// The gated activation of the MLP (Shazeer 2020): `silu(gate) ∘ up`; both `[.., width]`.

@@ -20,6 +20,7 @@ pub enum Rows<'a> {
 
 impl Rows<'_> {
     /// Writes the columns `cols` of the rows `rows` to `out`, row by row; a whole row has `width` elements.
+    #[inline(always)]
     pub(super) fn widen(
         &self,
         rows: Range<usize>,
