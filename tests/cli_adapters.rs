@@ -26,12 +26,14 @@ fn put_adapter(
     let model = base.decoder.config();
     let zeros = |shape| Tensor::zeros::<(usize, usize)>(shape, DType::F32, &Device::Cpu).unwrap();
     let width = model.num_attention_heads * model.head_dim;
-    let factors = Factors { a: zeros((RANK, model.hidden_size)), b: zeros((width, RANK)) };
+    let (a, b) = (zeros((RANK, model.hidden_size)), zeros((width, RANK)));
+    let factors = Factors { a, b, magnitude: None, alpha: 2.0 };
     let site = Site { layer: 0, module: Module::QProj };
     let config = LoraConfig {
         rank: RANK,
         alpha: 2.0,
         rslora: false,
+        dora: false,
         target_modules: vec!["q_proj".to_owned()],
     };
     lora::save(&folder, &config, 0.0, "builtin", &[(site, factors)].into()).unwrap();

@@ -105,6 +105,8 @@ fn params() -> TrainingParams {
     TrainingParams {
         rank: 2,
         alpha: 8.0,
+        rslora: false,
+        dora: false,
         dropout: 0.1,
         target_modules: vec!["q_proj".to_owned(), "down_proj".to_owned()],
         learning_rate: 5e-3,

@@ -30,6 +30,8 @@ fn params() -> TrainingParams {
     TrainingParams {
         rank: 4,
         alpha: 10.0,
+        rslora: false,
+        dora: false,
         dropout: 0.0,
         target_modules: all.map(str::to_owned).to_vec(),
         learning_rate: 5e-3,
@@ -87,7 +89,7 @@ fn hash(weights: &HashMap<String, Tensor>) -> Vec<u8> {
 fn invariant_3_a_fresh_adapter_changes_no_logit() {
     for family in FAMILIES {
         let (decoder, ids) = (decoder(family), reference_ids(family));
-        let fresh = TrainableLora::fresh(decoder.config(), &params(), &Device::Cpu).unwrap();
+        let fresh = TrainableLora::fresh(&decoder, &params()).unwrap();
         let base = values(&logits(&decoder, &ids, &NoAdapter));
         assert_eq!(values(&logits(&decoder, &ids, &fresh)), base);
         let published = fresh.publish().unwrap();
@@ -111,7 +113,7 @@ fn invariant_3_base_weights_are_never_written() {
         // The decoder shares these tensors' storage, so a write in place would show.
         let decoder = decoder_of(decoder(family).config().clone(), &weights);
         let before = hash(&weights);
-        let lora = TrainableLora::fresh(decoder.config(), &params(), &Device::Cpu).unwrap();
+        let lora = TrainableLora::fresh(&decoder, &params()).unwrap();
         let (train, anchors) = (training_set(), anchors(&decoder));
         let data = TrainingData { train: &train, weights: vec![1.0; 3], anchors: &anchors };
         let vars = lora.vars().into_iter().map(|(_, var)| var).collect();
@@ -182,9 +184,9 @@ fn a_weighted_set_is_the_sum_of_its_deltas() {
         let all = Arc::new(peft(family, "peft_all", decoder.config()));
         let qv = Arc::new(peft(family, "peft_qv", decoder.config()));
         let expected = logits(&merged(family, &[(&all, 0.7), (&qv, -0.4)]), &ids, &NoAdapter);
-        let set = AdapterSet::weighted(vec![(all.clone(), 0.7), (qv, -0.4)]);
+        let set = AdapterSet::weighted(vec![(all.clone(), 0.7), (qv, -0.4)]).unwrap();
         assert_near(&format!("{family} set"), &logits(&decoder, &ids, &set), &expected, 1e-5);
-        let none = AdapterSet::weighted(vec![(all, 0.0)]);
+        let none = AdapterSet::weighted(vec![(all, 0.0)]).unwrap();
         let base = logits(&decoder, &ids, &NoAdapter);
         assert_near("at weight 0", &logits(&decoder, &ids, &none), &base, 1e-7);
     }
@@ -193,7 +195,7 @@ fn a_weighted_set_is_the_sum_of_its_deltas() {
 #[test]
 fn what_was_published_does_not_change_when_training_goes_on() {
     let decoder = decoder("qwen3");
-    let lora = TrainableLora::fresh(decoder.config(), &params(), &Device::Cpu).unwrap();
+    let lora = TrainableLora::fresh(&decoder, &params()).unwrap();
     let published = lora.publish().unwrap();
     let before: Vec<Vec<f32>> = published.sites().values().map(|f| values(&f.a)).collect();
     for (_, var) in lora.vars() {
@@ -286,7 +288,7 @@ fn the_anchor_is_zero_at_the_base_and_grows_away_from_it() {
         let loss = trainer::loss(&decoder, lora, &data, &batch, anchor).unwrap();
         f64::from(loss.to_scalar::<f32>().unwrap())
     };
-    let fresh = TrainableLora::fresh(decoder.config(), &params(), &Device::Cpu).unwrap();
+    let fresh = TrainableLora::fresh(&decoder, &params()).unwrap();
     assert!((value(&fresh, 5.0) - value(&fresh, 0.0)).abs() < 1e-6);
     let moved = moved("qwen3", &decoder);
     assert!(value(&moved, 1.0) - value(&moved, 0.0) > 0.1);
@@ -334,7 +336,7 @@ fn a_fresh_adapter_without_modules_is_refused() {
         (vec!["q_porj".to_owned()], "unknown target module \"q_porj\""),
     ] {
         let params = TrainingParams { target_modules: modules, ..params() };
-        let error = TrainableLora::fresh(decoder.config(), &params, &Device::Cpu).err().unwrap();
+        let error = TrainableLora::fresh(&decoder, &params).err().unwrap();
         assert!(error.to_string().contains(message), "{error}");
     }
 }

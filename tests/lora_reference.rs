@@ -12,19 +12,22 @@ mod reference;
 use std::collections::BTreeSet;
 
 use candle_core::{DType, Device, Tensor};
-use reference::adapters::{by_name, config, peft, trainable};
+use reference::adapters::{add_magnitudes, by_name, config, peft, trainable_of};
 use reference::*;
 use serde_json::Value;
 use shammah::lora::dataset::{Sequence, normalised_weights};
 use shammah::lora::loss::kl_from_base;
 use shammah::lora::trainer::{self, Batch, TrainingData};
-use shammah::lora::{AdamW, AdamWConfig, CONFIG_FILE, LoraAdapter, WEIGHTS_FILE};
-use shammah::models::NoAdapter;
+use shammah::lora::{AdamW, AdamWConfig, CONFIG_FILE, LoraAdapter, TrainableLora, WEIGHTS_FILE};
+use shammah::models::{Decoder, NoAdapter};
 
 /// Largest relative error of a training loss.
 const LOSS: f64 = 1e-4;
 /// Largest relative error of a gradient norm, a final tensor, a KL.
 const TRAINED: f64 = 1e-3;
+
+/// Adapters that PEFT wrote, of every kind.
+const ADAPTERS: [&str; 5] = ["peft_all", "peft_qv", "peft_dora", "peft_rslora", "peft_patterns"];
 
 fn numbers(value: &Value) -> Vec<f64> {
     value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
@@ -34,7 +37,7 @@ fn numbers(value: &Value) -> Vec<f64> {
 fn logits_with_an_adapter_equal_those_of_peft() {
     for family in FAMILIES {
         let (decoder, ids) = (decoder(family), reference_ids(family));
-        for name in ["peft_all", "peft_qv"] {
+        for name in ADAPTERS {
             let adapter = peft(family, name, decoder.config());
             let file = format!("{family}/{name}/reference_logits.safetensors");
             let logits = logits(&decoder, &ids, &adapter);
@@ -88,16 +91,30 @@ fn worst(what: &str, got: &[f64], expected: &[f64], tolerance: f64) -> f64 {
     worst
 }
 
-fn follow_curve(family: &str, target: &str, weighted: bool) {
-    let suffix = if weighted { "_weighted" } else { "" };
+/// The adapter that a curve starts from.
+fn start_of(family: &str, folder: &str, curve: &Value, decoder: &Decoder) -> TrainableLora {
+    let number = |key: &str| curve[key].as_f64().unwrap();
+    let modules: Vec<&str> =
+        curve["target_modules"].as_array().unwrap().iter().map(|m| m.as_str().unwrap()).collect();
+    let mut shape = config(number("rank") as usize, number("alpha"), &modules);
+    let mut first = tensors(&format!("{folder}/init.safetensors"));
+    let on = |key: &str| curve.get(key).and_then(Value::as_bool).unwrap_or(false);
+    shape["use_rslora"] = on("use_rslora").into();
+    shape["use_dora"] = on("use_dora").into();
+    if on("use_dora") {
+        add_magnitudes(family, &mut first);
+    }
+    trainable_of(&first, &shape, decoder.config())
+}
+
+/// Trains as a curve (`""`, `"_weighted"`, `"_dora"` ...) says and compares all that it holds; returns what came out.
+fn follow_curve(family: &str, target: &str, suffix: &str) -> TrainableLora {
     let folder = format!("{family}/train_{target}");
     let curve = json(&format!("{folder}/curve{suffix}.json"));
     let decoder = decoder(family);
     let number = |key: &str| curve[key].as_f64().unwrap();
-    let modules: Vec<&str> =
-        curve["target_modules"].as_array().unwrap().iter().map(|m| m.as_str().unwrap()).collect();
-    let shape = config(number("rank") as usize, number("alpha"), &modules);
-    let lora = trainable(&format!("{folder}/init.safetensors"), &shape, decoder.config());
+    let lora = start_of(family, &folder, &curve, &decoder);
+    let weighted = curve["weighted"].as_bool().unwrap();
     let train = sequences(&format!("{folder}/data.safetensors"));
     let raw: Vec<f64> = train.iter().map(|s| s.weight).collect();
     // The fixture caps no share.
@@ -130,24 +147,41 @@ fn follow_curve(family: &str, target: &str, weighted: bool) {
     let tensor = trained.iter().map(|(name, t)| relative(t, &expected[name])).fold(0.0, f64::max);
     assert!(tensor <= TRAINED, "{what}: a final tensor is {tensor:.2e} away");
     println!("{what}: largest errors: loss {loss:.1e}, norm {norm:.1e}, tensor {tensor:.1e}");
+    lora
+}
+
+/// Follows a curve for all families, q and v alone and all seven projections.
+fn follow_all(suffix: &str) {
+    for family in FAMILIES {
+        for target in ["qv", "all"] {
+            follow_curve(family, target, suffix);
+        }
+    }
 }
 
 #[test]
 fn twenty_steps_equal_those_of_torch() {
-    for family in FAMILIES {
-        for target in ["qv", "all"] {
-            follow_curve(family, target, false);
-        }
-    }
+    follow_all("");
 }
 
 #[test]
 fn twenty_weighted_steps_equal_those_of_torch() {
-    for family in FAMILIES {
-        for target in ["qv", "all"] {
-            follow_curve(family, target, true);
-        }
-    }
+    follow_all("_weighted");
+}
+
+#[test]
+fn twenty_steps_without_clipping_equal_those_of_torch() {
+    follow_all("_unclipped");
+}
+
+#[test]
+fn twenty_rslora_steps_equal_those_of_torch() {
+    follow_all("_rslora");
+}
+
+#[test]
+fn twenty_dora_steps_equal_those_of_torch() {
+    follow_all("_dora");
 }
 
 #[test]

@@ -3,11 +3,13 @@
 mod adapter;
 mod checkpoint;
 pub mod dataset;
+mod dora;
 mod error;
 mod job;
 pub mod loss;
 mod optimizer;
 pub mod params;
+mod peft;
 mod trainable;
 pub mod trainer;
 mod verified;

@@ -3,34 +3,70 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
-use candle_core::{Device, Result as TensorResult, Tensor, Var};
+use candle_core::{Result as TensorResult, Tensor, Var};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::adapter::{Factors, LoraAdapter, LoraConfig, add_delta};
+use super::dora::{self, OfWeights};
 use super::{JobError, TrainingParams};
-use crate::models::{Adapt, ModelConfig, Module, Site};
+use crate::models::{Adapt, Decoder, Linear, Module, Site};
 
 /// Factors as variables, with dropout on the adapter's input.
 pub struct TrainableLora {
     config: LoraConfig,
-    sites: BTreeMap<Site, (Var, Var)>,
+    sites: BTreeMap<Site, Trained>,
     /// Probability that an input is zeroed; 0 while evaluating.
     dropout: f64,
     /// Drawn from in the order in which the decoder visits the sites, which is fixed.
     rng: Mutex<StdRng>,
 }
 
+/// What is trained at a site.
+struct Trained {
+    a: Var,
+    b: Var,
+    /// The rows' lengths of a DoRA adapter.
+    magnitude: Option<Var>,
+    alpha: f64,
+    /// The squared lengths of the frozen rows.
+    squares: OfWeights,
+}
+
+impl Trained {
+    /// Copies factors into variables.
+    fn from_factors(factors: &Factors) -> TensorResult<Self> {
+        let var = |t: &Tensor| Var::from_tensor(&t.copy()?);
+        Ok(Self {
+            a: var(&factors.a)?,
+            b: var(&factors.b)?,
+            magnitude: factors.magnitude.as_ref().map(var).transpose()?,
+            alpha: factors.alpha,
+            squares: OfWeights::default(),
+        })
+    }
+
+    /// Returns the variables in a fixed order, with the ends of their names.
+    fn vars(&self) -> impl Iterator<Item = (&'static str, &Var)> {
+        let magnitude = self.magnitude.iter().map(|m| ("lora_magnitude_vector", m));
+        [("lora_A", &self.a), ("lora_B", &self.b)].into_iter().chain(magnitude)
+    }
+
+    /// Returns the values, made ready by `f`.
+    fn factors(&self, f: impl Fn(&Var) -> TensorResult<Tensor>) -> TensorResult<Factors> {
+        let magnitude = self.magnitude.as_ref().map(&f).transpose()?;
+        Ok(Factors { a: f(&self.a)?, b: f(&self.b)?, magnitude, alpha: self.alpha })
+    }
+}
+
 impl TrainableLora {
-    /// Makes a fresh adapter: A uniform in ±1/√in, B zero (PEFT's), so that it changes no logit.
+    /// Makes a fresh adapter: A uniform in ±1/√in, B zero (PEFT's), and for DoRA the rows' own lengths, so that it changes
+    /// no logit.
     ///
     /// # Errors
     /// Unknown target modules, no memory.
-    pub fn fresh(
-        model: &ModelConfig,
-        params: &TrainingParams,
-        device: &Device,
-    ) -> Result<Self, JobError> {
+    pub fn fresh(decoder: &Decoder, params: &TrainingParams) -> Result<Self, JobError> {
+        let (model, device) = (decoder.config(), decoder.device());
         let mut rng = StdRng::seed_from_u64(params.seed);
         let mut modules = Vec::new();
         for name in &params.target_modules {
@@ -48,34 +84,41 @@ impl TrainableLora {
                 let bound = 1.0 / (input as f32).sqrt();
                 let values: Vec<f32> =
                     (0..params.rank * input).map(|_| rng.random_range(-bound..bound)).collect();
+                let site = Site { layer, module };
                 let a = Var::from_vec(values, (params.rank, input), device)?;
                 let b = Var::zeros((output, params.rank), candle_core::DType::F32, device)?;
-                sites.insert(Site { layer, module }, (a, b));
+                let (magnitude, squares) = (None, OfWeights::default());
+                let mut trained = Trained { a, b, magnitude, alpha: params.alpha, squares };
+                if let Some(linear) = decoder.linear(site).filter(|_| params.dora) {
+                    let squares = trained.squares.get(linear, || dora::row_squares(linear))?;
+                    trained.magnitude = Some(Var::from_tensor(&squares.sqrt()?)?);
+                }
+                sites.insert(site, trained);
             }
         }
         let config = LoraConfig {
             rank: params.rank,
             alpha: params.alpha,
-            rslora: false,
+            rslora: params.rslora,
+            dora: params.dora,
             target_modules: params.target_modules.clone(),
         };
         Ok(Self::new(config, sites, params.dropout))
     }
 
-    /// Goes on from an adapter, whose rank, scale and sites are kept.
+    /// Goes on from an adapter, whose kind, ranks, scales and sites are kept.
     ///
     /// # Errors
     /// No memory.
     pub fn from_adapter(adapter: &LoraAdapter, dropout: f64) -> TensorResult<Self> {
         let mut sites = BTreeMap::new();
         for (site, factors) in adapter.sites() {
-            let a = Var::from_tensor(&factors.a.copy()?)?;
-            sites.insert(*site, (a, Var::from_tensor(&factors.b.copy()?)?));
+            sites.insert(*site, Trained::from_factors(factors)?);
         }
         Ok(Self::new(adapter.config().clone(), sites, dropout))
     }
 
-    fn new(config: LoraConfig, sites: BTreeMap<Site, (Var, Var)>, dropout: f64) -> Self {
+    fn new(config: LoraConfig, sites: BTreeMap<Site, Trained>, dropout: f64) -> Self {
         Self { config, sites, dropout, rng: Mutex::new(StdRng::seed_from_u64(0)) }
     }
 
@@ -87,11 +130,12 @@ impl TrainableLora {
 
     /// Returns the variables in a fixed order, with a name each.
     pub fn vars(&self) -> Vec<(String, Var)> {
-        let named = |(site, (a, b)): (&Site, &(Var, Var))| {
+        let mut all = Vec::new();
+        for (site, trained) in &self.sites {
             let at = format!("layer {} {}", site.layer, site.module.name());
-            [(format!("{at} lora_A"), a.clone()), (format!("{at} lora_B"), b.clone())]
-        };
-        self.sites.iter().flat_map(named).collect()
+            all.extend(trained.vars().map(|(name, var)| (format!("{at} {name}"), var.clone())));
+        }
+        all
     }
 
     /// Returns the shape.
@@ -105,10 +149,8 @@ impl TrainableLora {
     /// No memory.
     pub fn publish(&self) -> TensorResult<LoraAdapter> {
         let mut sites = BTreeMap::new();
-        for (site, (a, b)) in &self.sites {
-            let factors =
-                Factors { a: a.as_tensor().copy()?.detach(), b: b.as_tensor().copy()?.detach() };
-            sites.insert(*site, factors);
+        for (site, trained) in &self.sites {
+            sites.insert(*site, trained.factors(|var| Ok(var.as_tensor().copy()?.detach()))?);
         }
         Ok(LoraAdapter::from_factors(self.config.clone(), sites))
     }
@@ -125,16 +167,20 @@ impl TrainableLora {
 }
 
 impl Adapt for TrainableLora {
-    fn adapt(&self, site: Site, x: &Tensor, y: Tensor) -> TensorResult<Tensor> {
-        let Some((a, b)) = self.sites.get(&site) else {
-            return Ok(y);
+    fn project(&self, site: Site, linear: &Linear, x: &Tensor) -> TensorResult<Tensor> {
+        let Some(trained) = self.sites.get(&site) else {
+            return linear.forward(x);
         };
-        let factors = Factors { a: a.as_tensor().clone(), b: b.as_tensor().clone() };
-        let scale = self.config.scale();
-        if self.dropout > 0.0 {
-            add_delta(&factors, scale, &self.drop_out(x)?, &y)
-        } else {
-            add_delta(&factors, scale, x, &y)
-        }
+        let factors = trained.factors(|var| Ok(var.as_tensor().clone()))?;
+        let scale = self.config.scale_of(&factors);
+        let dropped = if self.dropout > 0.0 { Some(self.drop_out(x)?) } else { None };
+        let Some(magnitude) = &factors.magnitude else {
+            let y = linear.forward(x)?;
+            return add_delta(&factors, scale, dropped.as_ref().unwrap_or(x), &y);
+        };
+        let squares = trained.squares.get(linear, || dora::row_squares(linear))?;
+        let lengths = dora::row_lengths(linear, &squares, &factors.a, &factors.b, scale)?;
+        let ratio = (magnitude / lengths)?;
+        dora::project(linear, &factors, scale, &ratio, x, dropped.as_ref())
     }
 }

@@ -65,7 +65,7 @@ impl Attention {
         let (batch, seq) = shape;
         let c = pass.config;
         let project = |linear: &Linear, module, heads| -> TensorResult<Tensor> {
-            let y = pass.adapt.adapt(Site { layer, module }, x, linear.forward(x)?)?;
+            let y = pass.adapt.project(Site { layer, module }, linear, x)?;
             y.reshape((batch, seq, heads, c.head_dim))
         };
         let mut q = project(&self.q_proj, Module::QProj, c.num_attention_heads)?;
@@ -94,15 +94,14 @@ impl Attention {
             .transpose(1, 2)?
             .reshape((batch * seq, width))?;
         let site = Site { layer, module: Module::OProj };
-        pass.adapt.adapt(site, &y, self.o_proj.forward(&y)?)
+        pass.adapt.project(site, &self.o_proj, &y)
     }
 }
 
 impl Mlp {
     fn forward(&self, x: &Tensor, layer: usize, adapt: &dyn Adapt) -> TensorResult<Tensor> {
-        let project = |linear: &Linear, module, x: &Tensor| {
-            adapt.adapt(Site { layer, module }, x, linear.forward(x)?)
-        };
+        let project =
+            |linear: &Linear, module, x: &Tensor| adapt.project(Site { layer, module }, linear, x);
         let gate = project(&self.gate_proj, Module::GateProj, x)?;
         let up = project(&self.up_proj, Module::UpProj, x)?;
         project(&self.down_proj, Module::DownProj, &ops::swiglu(&gate, &up)?)
@@ -236,6 +235,20 @@ impl Decoder {
         let rows = hidden.reshape(((), *last))?;
         *last = self.config.vocab_size;
         Ok(self.head.forward(&rows)?.reshape(shape)?)
+    }
+
+    /// Returns the projection at a site of this model.
+    pub fn linear(&self, site: Site) -> Option<&Linear> {
+        let layer = self.layers.get(site.layer)?;
+        Some(match site.module {
+            Module::QProj => &layer.attention.q_proj,
+            Module::KProj => &layer.attention.k_proj,
+            Module::VProj => &layer.attention.v_proj,
+            Module::OProj => &layer.attention.o_proj,
+            Module::GateProj => &layer.mlp.gate_proj,
+            Module::UpProj => &layer.mlp.up_proj,
+            Module::DownProj => &layer.mlp.down_proj,
+        })
     }
 
     /// Returns the model's shape.

@@ -79,15 +79,13 @@ pub struct Site {
     pub module: Module,
 }
 
-/// What may be added to the output of a projection. The decoder knows nothing else about adapters.
+/// What acts on top of the projections. The decoder knows nothing else about adapters.
 pub trait Adapt: Send + Sync {
-    /// Returns the projection's output with the adaptation of `site` added.
-    ///
-    /// `x` is the projection's input `[tokens, in]`, `y` the frozen output `[tokens, out]`.
+    /// Returns the adapted projection of `x` `[tokens, in]` at `site`: `[tokens, out]`, bias included.
     ///
     /// # Errors
     /// A failed tensor operation.
-    fn adapt(&self, site: Site, x: &Tensor, y: Tensor) -> Result<Tensor>;
+    fn project(&self, site: Site, linear: &Linear, x: &Tensor) -> Result<Tensor>;
 }
 
 /// The base model as it is.
@@ -95,8 +93,8 @@ pub trait Adapt: Send + Sync {
 pub struct NoAdapter;
 
 impl Adapt for NoAdapter {
-    fn adapt(&self, _site: Site, _x: &Tensor, y: Tensor) -> Result<Tensor> {
-        Ok(y)
+    fn project(&self, _site: Site, linear: &Linear, x: &Tensor) -> Result<Tensor> {
+        linear.forward(x)
     }
 }
 
@@ -118,15 +116,40 @@ impl Linear {
     /// # Errors
     /// Shapes that do not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = if self.weight.track_op() || !x.track_op() {
-            x.matmul(&self.weight.t()?)?
-        } else {
-            frozen_matmul(x, &self.weight)?
-        };
+        let y = self.without_bias(x)?;
         match &self.bias {
             Some(bias) => y.broadcast_add(bias),
             None => Ok(y),
         }
+    }
+
+    /// Returns `x Wᵀ`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn without_bias(&self, x: &Tensor) -> Result<Tensor> {
+        if self.weight.track_op() || !x.track_op() {
+            return x.matmul(&self.weight.t()?);
+        }
+        frozen_matmul(x, &self.weight)
+    }
+
+    /// Returns `W m` `[out, r]` of a small matrix `[in, r]`, without a gradient.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn times(&self, m: &Tensor) -> Result<Tensor> {
+        self.weight.detach().matmul(&m.detach())
+    }
+
+    /// Returns the weights `[out, in]`, in the type that they are kept in.
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// Returns the bias `[out]`.
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
     }
 }
 
