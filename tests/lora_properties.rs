@@ -89,15 +89,21 @@ fn hash(weights: &HashMap<String, Tensor>) -> Vec<u8> {
 fn invariant_3_a_fresh_adapter_changes_no_logit() {
     for family in FAMILIES {
         let (decoder, ids) = (decoder(family), reference_ids(family));
-        let fresh = TrainableLora::fresh(&decoder, &params()).unwrap();
         let base = values(&logits(&decoder, &ids, &NoAdapter));
-        assert_eq!(values(&logits(&decoder, &ids, &fresh)), base);
-        let published = fresh.publish().unwrap();
-        assert_eq!(values(&logits(&decoder, &ids, &published)), base);
-        for factors in published.sites().values() {
-            let bound = 1.0 / (factors.a.dim(1).unwrap() as f32).sqrt();
-            let a = values(&factors.a);
-            assert!(a.iter().all(|v| v.abs() <= bound) && a.iter().any(|v| v.abs() > bound / 2.0));
+        for (dora, rslora) in [(false, false), (true, false), (false, true)] {
+            let params = TrainingParams { dora, rslora, ..params() };
+            let fresh = TrainableLora::fresh(&decoder, &params).unwrap();
+            assert_eq!(values(&logits(&decoder, &ids, &fresh)), base);
+            let published = fresh.publish().unwrap();
+            assert_eq!(values(&logits(&decoder, &ids, &published)), base);
+            assert_eq!((published.config().dora, published.config().rslora), (dora, rslora));
+            for factors in published.sites().values() {
+                assert_eq!(factors.magnitude.is_some(), dora);
+                let bound = 1.0 / (factors.a.dim(1).unwrap() as f32).sqrt();
+                let a = values(&factors.a);
+                assert!(a.iter().all(|v| v.abs() <= bound));
+                assert!(a.iter().any(|v| v.abs() > bound / 2.0));
+            }
         }
     }
 }
@@ -148,7 +154,7 @@ fn swapping_adapters_leaves_the_base_as_it_was() {
     }
 }
 
-/// The decoder with the deltas added into its weights: `W + Σ w · (α/r) · B A`.
+/// The decoder with the deltas added into its weights: `W + Σ w · (α/r) · B A`, for DoRA each row at its length.
 fn merged(family: &str, adapters: &[(&LoraAdapter, f64)]) -> Decoder {
     let mut weights = tensors(&format!("{family}/model.safetensors"));
     for (adapter, weight) in adapters {
@@ -157,7 +163,13 @@ fn merged(family: &str, adapters: &[(&LoraAdapter, f64)]) -> Decoder {
         for (site, factors) in adapter.sites() {
             let name = format!("model.layers.{}.{}.weight", site.layer, site.module.path());
             let delta = (factors.b.matmul(&factors.a).unwrap() * scale).unwrap();
-            weights.insert(name.clone(), (&weights[&name] + delta).unwrap());
+            let mut sum = (&weights[&name] + delta).unwrap();
+            if let Some(magnitude) = &factors.magnitude {
+                let length = sum.sqr().unwrap().sum(1).unwrap().sqrt().unwrap();
+                let ratio = (magnitude / length).unwrap().unsqueeze(1).unwrap();
+                sum = sum.broadcast_mul(&ratio).unwrap();
+            }
+            weights.insert(name, sum);
         }
     }
     decoder_of(decoder(family).config().clone(), &weights)
@@ -167,13 +179,15 @@ fn merged(family: &str, adapters: &[(&LoraAdapter, f64)]) -> Decoder {
 fn merged_equals_unmerged_at_alpha_other_than_rank() {
     for family in FAMILIES {
         let (decoder, ids) = (decoder(family), reference_ids(family));
-        let adapter = peft(family, "peft_all", decoder.config());
-        assert_ne!(adapter.config().alpha, adapter.config().rank as f64);
-        let expected = logits(&merged(family, &[(&adapter, 1.0)]), &ids, &NoAdapter);
-        let what = format!("{family} merged");
-        assert_near(&what, &logits(&decoder, &ids, &adapter), &expected, 1e-5);
-        let set = AdapterSet::single(Arc::new(adapter));
-        assert_near(&what, &logits(&decoder, &ids, &set), &expected, 1e-5);
+        for name in ["peft_all", "peft_dora"] {
+            let adapter = peft(family, name, decoder.config());
+            assert_ne!(adapter.config().alpha, adapter.config().rank as f64);
+            let expected = logits(&merged(family, &[(&adapter, 1.0)]), &ids, &NoAdapter);
+            let what = format!("{family} {name} merged");
+            assert_near(&what, &logits(&decoder, &ids, &adapter), &expected, 1e-5);
+            let set = AdapterSet::single(Arc::new(adapter));
+            assert_near(&what, &logits(&decoder, &ids, &set), &expected, 1e-5);
+        }
     }
 }
 

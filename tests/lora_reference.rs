@@ -9,7 +9,7 @@
 
 mod reference;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use candle_core::{DType, Device, Tensor};
 use reference::adapters::{add_magnitudes, by_name, config, peft, trainable_of};
@@ -184,21 +184,53 @@ fn twenty_dora_steps_equal_those_of_torch() {
     follow_all("_dora");
 }
 
+/// Adapters of ours whose logits PEFT computed (tests/fixtures/README.md), with the curve that they were trained along.
+const OURS: [(&str, &str); 2] = [("ours_lora", ""), ("ours_dora", "_dora")];
+
+#[test]
+fn adapters_trained_here_give_the_logits_that_peft_computes_with_them() {
+    let (decoder, ids) = (decoder("qwen3"), reference_ids("qwen3"));
+    for (name, _) in OURS {
+        let adapter = peft("qwen3", name, decoder.config());
+        let file = format!("qwen3/{name}/peft_logits.safetensors");
+        assert_near(name, &logits(&decoder, &ids, &adapter), &tensors(&file)["logits"], LOGITS);
+    }
+}
+
+/// Writes these adapters and our logits into `$SHAMMAH_WRITE_OURS`; check_ours_in_peft.py does the rest.
+#[test]
+#[ignore = "makes a fixture"]
+fn write_adapters_for_peft() {
+    let folder = std::path::PathBuf::from(std::env::var_os("SHAMMAH_WRITE_OURS").unwrap());
+    let (decoder, ids) = (decoder("qwen3"), reference_ids("qwen3"));
+    let write = |name: &str, adapter: &LoraAdapter| {
+        let dir = folder.join(name);
+        fs_err::create_dir_all(&dir).unwrap();
+        shammah::lora::save(&dir, adapter.config(), 0.0, "qwen3", adapter.sites()).unwrap();
+        let logits = logits(&decoder, &ids, adapter);
+        let ids = ids.to_dtype(DType::I64).unwrap();
+        let tensors = HashMap::from([("ids", ids), ("logits", logits)]);
+        candle_core::safetensors::save(&tensors, dir.join("our_logits.safetensors")).unwrap();
+    };
+    for (name, curve) in OURS {
+        write(name, &follow_curve("qwen3", "all", curve).publish().unwrap());
+    }
+    write("ours_patterns", &peft("qwen3", "peft_patterns", decoder.config()));
+}
+
 #[test]
 fn what_is_saved_is_what_is_loaded_in_the_names_of_peft() {
-    for family in FAMILIES {
+    for (family, name) in FAMILIES.into_iter().flat_map(|f| ADAPTERS.map(|name| (f, name))) {
         let decoder = decoder(family);
         let model = decoder.config();
-        let adapter = peft(family, "peft_all", model);
+        let adapter = peft(family, name, model);
         let folder = tempfile::tempdir().unwrap();
         let dir = folder.path();
         shammah::lora::save(dir, adapter.config(), 0.1, "tiny", adapter.sites()).unwrap();
 
         let written = candle_core::safetensors::load(dir.join(WEIGHTS_FILE), &Device::Cpu).unwrap();
-        let original = tensors(&format!("{family}/peft_all/adapter_model.safetensors"));
-        let names = |t: &std::collections::HashMap<String, Tensor>| {
-            t.keys().cloned().collect::<BTreeSet<_>>()
-        };
+        let original = tensors(&format!("{family}/{name}/adapter_model.safetensors"));
+        let names = |t: &HashMap<String, Tensor>| t.keys().cloned().collect::<BTreeSet<_>>();
         assert_eq!(names(&written), names(&original));
         for (name, tensor) in &original {
             assert_eq!(values(&written[name]), values(tensor), "{name}");
@@ -249,7 +281,7 @@ fn the_digest_changes_with_scale_and_weights() {
     let decoder = decoder("llama");
     let model = decoder.config();
     let weights = tensors("llama/peft_qv/adapter_model.safetensors");
-    let digest = |alpha: f64, weights: &std::collections::HashMap<String, Tensor>| {
+    let digest = |alpha: f64, weights: &HashMap<String, Tensor>| {
         let folder = tempfile::tempdir().unwrap();
         reference::adapters::write(
             folder.path(),
