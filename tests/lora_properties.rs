@@ -19,7 +19,7 @@ use reference::adapters::{peft, trainable};
 use reference::*;
 use sha2::{Digest, Sha256};
 use shammah::lora::dataset::Sequence;
-use shammah::lora::trainer::{self, Batch, TrainingData};
+use shammah::lora::trainer::{self, Batch, Gradients, MemoryPlan, TrainingData};
 use shammah::lora::{
     AdamW, AdamWConfig, AdapterSet, JobError, LoraAdapter, TrainableLora, TrainingParams, Weighting,
 };
@@ -67,12 +67,21 @@ fn anchors(decoder: &Decoder) -> Vec<trainer::Anchor> {
     trainer::anchors(decoder, sequences).unwrap()
 }
 
-/// A loss with everything in it: two examples of different weight, and the anchor's KL.
-fn loss(decoder: &Decoder, lora: &TrainableLora) -> Tensor {
+/// Calls `f` with a batch that has everything in it: two examples of different weight, and the anchor's KL.
+fn with_batch<R>(decoder: &Decoder, f: impl FnOnce(&TrainingData<'_>, &Batch) -> R) -> R {
     let (train, anchors) = (training_set(), anchors(decoder));
     let data = TrainingData { train: &train, weights: vec![0.4, 2.1, 0.5], anchors: &anchors };
-    let batch = Batch { epoch: 1, items: vec![1, 0], anchors: vec![0] };
-    trainer::loss(decoder, lora, &data, &batch, 0.7).unwrap()
+    f(&data, &Batch { epoch: 1, items: vec![1, 0], anchors: vec![0] })
+}
+
+fn loss(decoder: &Decoder, lora: &TrainableLora) -> f64 {
+    with_batch(decoder, |data, batch| trainer::loss(decoder, lora, data, batch, 0.7).unwrap())
+}
+
+fn gradients(decoder: &Decoder, lora: &TrainableLora, memory: MemoryPlan) -> Gradients {
+    with_batch(decoder, |data, batch| {
+        trainer::gradients(decoder, lora, data, batch, 0.7, memory).unwrap()
+    })
 }
 
 fn hash(weights: &HashMap<String, Tensor>) -> Vec<u8> {
@@ -129,7 +138,16 @@ fn invariant_3_base_weights_are_never_written() {
             steps += 1;
             Ok(())
         };
-        trainer::train(&decoder, &lora, &data, &params(), &mut optimizer, &mut count).unwrap();
+        trainer::train(
+            &decoder,
+            &lora,
+            &data,
+            &params(),
+            MemoryPlan::default(),
+            &mut optimizer,
+            &mut count,
+        )
+        .unwrap();
         assert_eq!(steps, 4);
         let ids = reference_ids(family);
         let adapted = logits(&decoder, &ids, &lora.publish().unwrap());
@@ -229,17 +247,64 @@ fn moved(family: &str, decoder: &Decoder) -> TrainableLora {
 
 #[test]
 fn every_trainable_tensor_gets_a_gradient() {
-    for family in FAMILIES {
+    for (family, dora) in FAMILIES.into_iter().flat_map(|family| [(family, false), (family, true)])
+    {
         let decoder = decoder(family);
-        let lora = moved(family, &decoder);
-        let store = loss(&decoder, &lora).backward().unwrap();
+        let adapter = peft(family, "peft_dora", decoder.config());
+        let lora = match dora {
+            true => TrainableLora::from_adapter(&adapter, 0.0).unwrap(),
+            false => moved(family, &decoder),
+        };
+        let got = gradients(&decoder, &lora, MemoryPlan::default());
+        assert!((got.loss - loss(&decoder, &lora)).abs() < 1e-6);
         let vars = lora.vars();
-        assert_eq!(vars.len(), 3 * 7 * 2, "two of seven projections in three layers");
-        for (name, var) in vars {
-            let gradient = store.get(&var).unwrap_or_else(|| panic!("{family}: {name} has none"));
-            let largest = values(gradient).into_iter().fold(0f32, |m, g| m.max(g.abs()));
+        let of_site = if dora { 3 } else { 2 };
+        assert_eq!(vars.len(), 3 * 7 * of_site, "of seven projections in three layers");
+        for ((name, _), gradient) in vars.into_iter().zip(got.tensors) {
+            let gradient = gradient.unwrap_or_else(|| panic!("{family}: {name} has none"));
+            let largest = values(&gradient).into_iter().fold(0f32, |m, g| m.max(g.abs()));
             assert!(largest.is_finite() && largest > 0.0, "{family}: {name} has {largest}");
         }
+    }
+}
+
+#[test]
+fn checkpointing_changes_no_bit_of_a_gradient() {
+    for (family, name) in FAMILIES.into_iter().flat_map(|f| [(f, "peft_all"), (f, "peft_dora")]) {
+        let decoder = decoder(family);
+        let adapter = peft(family, name, decoder.config());
+        let lora = TrainableLora::from_adapter(&adapter, 0.3).unwrap();
+        lora.seed_step(5, 1);
+        let bits = |checkpointed_layers| -> Vec<Vec<f32>> {
+            let plan = MemoryPlan { checkpointed_layers, micro_batch: 0 };
+            let got = gradients(&decoder, &lora, plan).tensors;
+            got.iter().map(|g| values(g.as_ref().unwrap())).collect()
+        };
+        let whole = bits(0);
+        assert!(bits(3) == whole && bits(2) == whole, "{family}");
+    }
+}
+
+#[test]
+fn a_shared_beginning_changes_neither_loss_nor_gradient() {
+    let decoder = decoder("qwen3");
+    let lora = moved("qwen3", &decoder);
+    let train = vec![
+        sequence(1, &[5, 9, 33, 8, 61, 2], 3, 1.0),
+        sequence(2, &[5, 9, 33, 8, 44, 45, 2], 4, 1.0),
+        sequence(3, &[5, 9, 2], 2, 1.0),
+    ];
+    let data = TrainingData { train: &train, weights: vec![1.0; 3], anchors: &[] };
+    let batch = |items: Vec<usize>| Batch { epoch: 1, items, anchors: Vec::new() };
+    let get = |items, micro_batch| {
+        let plan = MemoryPlan { checkpointed_layers: 0, micro_batch };
+        trainer::gradients(&decoder, &lora, &data, &batch(items), 0.0, plan).unwrap()
+    };
+    // One at a time nothing can be shared.
+    let (together, alone) = (get(vec![0, 1, 2], 0), get(vec![0, 1, 2], 1));
+    assert!((together.loss - alone.loss).abs() < 1e-5 * alone.loss);
+    for (x, y) in together.tensors.iter().zip(&alone.tensors) {
+        assert!(relative(x.as_ref().unwrap(), y.as_ref().unwrap()) < 1e-5);
     }
 }
 
@@ -250,11 +315,11 @@ fn gradients_equal_finite_differences_with_the_anchor_on() {
     for family in FAMILIES {
         let decoder = decoder(family);
         let lora = moved(family, &decoder);
-        let store = loss(&decoder, &lora).backward().unwrap();
+        let got = gradients(&decoder, &lora, MemoryPlan::default()).tensors;
         let mut rng = StdRng::seed_from_u64(3);
         let mut worst = 0f64;
-        for (name, var) in lora.vars() {
-            let gradient = values(store.get(&var).unwrap());
+        for ((name, var), gradient) in lora.vars().into_iter().zip(got) {
+            let gradient = values(&gradient.unwrap());
             let largest = (0..gradient.len())
                 .max_by(|a, b| gradient[*a].abs().total_cmp(&gradient[*b].abs()))
                 .unwrap();
@@ -284,7 +349,7 @@ fn difference(decoder: &Decoder, lora: &TrainableLora, var: &Var, at: usize, h: 
         let mut moved = original.clone();
         moved[at] += step;
         var.set(&Tensor::from_vec(moved, var.shape(), &Device::Cpu).unwrap()).unwrap();
-        f64::from(loss(decoder, lora).to_scalar::<f32>().unwrap())
+        loss(decoder, lora)
     };
     let difference = (value_at(h) - value_at(-h)) / f64::from(2.0 * h);
     value_at(0.0);
@@ -299,8 +364,7 @@ fn the_anchor_is_zero_at_the_base_and_grows_away_from_it() {
     let data = TrainingData { train: &train, weights: vec![1.0; 3], anchors: &anchors };
     let value = |lora: &TrainableLora, anchor: f64| {
         let batch = Batch { epoch: 1, items: vec![0], anchors: vec![0] };
-        let loss = trainer::loss(&decoder, lora, &data, &batch, anchor).unwrap();
-        f64::from(loss.to_scalar::<f32>().unwrap())
+        trainer::loss(&decoder, lora, &data, &batch, anchor).unwrap()
     };
     let fresh = TrainableLora::fresh(&decoder, &params()).unwrap();
     assert!((value(&fresh, 5.0) - value(&fresh, 0.0)).abs() < 1e-6);
@@ -316,10 +380,11 @@ fn a_tensor_without_gradient_fails_the_step_by_name() {
     let train = [sequence(1, &[5, 9], 1, 1.0)];
     let data = TrainingData { train: &train, weights: vec![1.0], anchors: &[] };
     let batch = Batch { epoch: 1, items: vec![0], anchors: vec![] };
-    let loss = trainer::loss(&decoder, &lora, &data, &batch, 0.0).unwrap();
+    let none = MemoryPlan::default();
+    let gradients = trainer::gradients(&decoder, &lora, &data, &batch, 0.0, none).unwrap();
     let vars = lora.vars().into_iter().map(|(_, var)| var).collect();
     let mut optimizer = AdamW::new(vars, AdamWConfig::default()).unwrap();
-    let error = trainer::step(&loss, &lora, &mut optimizer, 1e-3, 1.0, true).unwrap_err();
+    let error = trainer::step(gradients, &lora, &mut optimizer, 1e-3, 1.0, true).unwrap_err();
     assert!(
         matches!(&error, JobError::NoGradient(name) if name == "layer 0 q_proj lora_A"),
         "{error}"

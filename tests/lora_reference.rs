@@ -16,10 +16,10 @@ use reference::adapters::{add_magnitudes, by_name, config, peft, trainable_of};
 use reference::*;
 use serde_json::Value;
 use shammah::lora::dataset::{Sequence, normalised_weights};
-use shammah::lora::loss::kl_from_base;
-use shammah::lora::trainer::{self, Batch, TrainingData};
+use shammah::lora::loss::head_kl;
+use shammah::lora::trainer::{self, Batch, MemoryPlan, TrainingData};
 use shammah::lora::{AdamW, AdamWConfig, CONFIG_FILE, LoraAdapter, TrainableLora, WEIGHTS_FILE};
-use shammah::models::{Decoder, NoAdapter};
+use shammah::models::{Adapt, Decoder, NoAdapter};
 
 /// Largest relative error of a training loss.
 const LOSS: f64 = 1e-4;
@@ -54,10 +54,10 @@ fn kl_from_the_base_equals_the_reference_by_row() {
         let expected = numbers(&json(&format!("{family}/peft_all/kl.json"))["kl"]);
         for (row, expected) in expected.into_iter().enumerate() {
             let ids = ids.narrow(0, row, 1).unwrap();
-            let base = logits(&decoder, &ids, &NoAdapter).squeeze(0).unwrap();
-            let adapted = logits(&decoder, &ids, &adapter).squeeze(0).unwrap();
-            let sum = kl_from_base(&base, &adapted).unwrap().to_scalar::<f32>().unwrap();
-            let kl = f64::from(sum) / base.dim(0).unwrap() as f64;
+            let hidden = |adapt| decoder.hidden(&ids, None, adapt).unwrap().squeeze(0).unwrap();
+            let (base, adapted) = (hidden(&NoAdapter as &dyn Adapt), hidden(&adapter));
+            let sum = head_kl(decoder.head(), &base, &adapted, 1.0, false).unwrap().value;
+            let kl = sum / base.dim(0).unwrap() as f64;
             let error = (kl / expected - 1.0).abs();
             println!("{family} row {row}: KL {kl:.6}, relative error {error:.1e}");
             assert!(error < TRAINED, "{family} row {row}: KL {kl}, reference {expected}");
@@ -108,7 +108,7 @@ fn start_of(family: &str, folder: &str, curve: &Value, decoder: &Decoder) -> Tra
 }
 
 /// Trains as a curve (`""`, `"_weighted"`, `"_dora"` ...) says and compares all that it holds; returns what came out.
-fn follow_curve(family: &str, target: &str, suffix: &str) -> TrainableLora {
+fn follow_curve(family: &str, target: &str, suffix: &str, memory: MemoryPlan) -> TrainableLora {
     let folder = format!("{family}/train_{target}");
     let curve = json(&format!("{folder}/curve{suffix}.json"));
     let decoder = decoder(family);
@@ -133,10 +133,10 @@ fn follow_curve(family: &str, target: &str, suffix: &str) -> TrainableLora {
     for step in 0..steps {
         let items = (0..size).map(|i| (size * step + i) % train.len()).collect();
         let batch = Batch { epoch: 1, items, anchors: Vec::new() };
-        let loss = trainer::loss(&decoder, &lora, &data, &batch, 0.0).unwrap();
-        losses.push(f64::from(loss.to_scalar::<f32>().unwrap()));
+        let gradients = trainer::gradients(&decoder, &lora, &data, &batch, 0.0, memory).unwrap();
+        losses.push(gradients.loss);
         let (rate, limit) = (number("learning_rate"), number("max_grad_norm"));
-        norms.push(trainer::step(&loss, &lora, &mut optimizer, rate, limit, step < 2).unwrap());
+        norms.push(trainer::step(gradients, &lora, &mut optimizer, rate, limit, step < 2).unwrap());
     }
     let what = format!("{family}/{target}{suffix}");
     let loss = worst(&format!("{what}: loss"), &losses, &numbers(&curve["losses"]), LOSS);
@@ -152,9 +152,13 @@ fn follow_curve(family: &str, target: &str, suffix: &str) -> TrainableLora {
 
 /// Follows a curve for all families, q and v alone and all seven projections.
 fn follow_all(suffix: &str) {
+    follow_all_with(suffix, MemoryPlan::default());
+}
+
+fn follow_all_with(suffix: &str, memory: MemoryPlan) {
     for family in FAMILIES {
         for target in ["qv", "all"] {
-            follow_curve(family, target, suffix);
+            follow_curve(family, target, suffix, memory);
         }
     }
 }
@@ -182,6 +186,33 @@ fn twenty_rslora_steps_equal_those_of_torch() {
 #[test]
 fn twenty_dora_steps_equal_those_of_torch() {
     follow_all("_dora");
+}
+
+#[test]
+fn twenty_steps_of_added_up_gradients_equal_those_of_torch() {
+    follow_all_with(
+        "_accumulated_weighted",
+        MemoryPlan { micro_batch: 2, ..MemoryPlan::default() },
+    );
+}
+
+#[test]
+fn dora_steps_with_checkpointing_and_accumulation_equal_those_of_torch() {
+    follow_curve("qwen2", "all", "_dora", MemoryPlan { checkpointed_layers: 2, micro_batch: 3 });
+}
+
+#[test]
+fn steps_with_checkpointing_and_accumulation_equal_those_of_torch() {
+    for (family, target) in [("llama", "qv"), ("qwen3", "all")] {
+        for (checkpointed_layers, micro_batch) in [(3, 0), (2, 1), (0, 3)] {
+            follow_curve(
+                family,
+                target,
+                "_weighted",
+                MemoryPlan { checkpointed_layers, micro_batch },
+            );
+        }
+    }
 }
 
 /// Adapters of ours whose logits PEFT computed (tests/fixtures/README.md), with the curve that they were trained along.
@@ -213,7 +244,7 @@ fn write_adapters_for_peft() {
         candle_core::safetensors::save(&tensors, dir.join("our_logits.safetensors")).unwrap();
     };
     for (name, curve) in OURS {
-        write(name, &follow_curve("qwen3", "all", curve).publish().unwrap());
+        write(name, &follow_curve("qwen3", "all", curve, MemoryPlan::default()).publish().unwrap());
     }
     write("ours_patterns", &peft("qwen3", "peft_patterns", decoder.config()));
 }

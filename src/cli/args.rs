@@ -77,6 +77,9 @@ pub enum Command {
     /// Show, check and start the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Measure how fast this machine decodes, prefills and trains
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// Train for the program that started this one
     #[command(hide = true)]
     Worker,
@@ -300,6 +303,68 @@ pub struct FeedbackAddArgs {
     /// The domain that learns from it
     #[arg(long, value_name = "D", value_parser = crate::domain::domain_name)]
     pub domain: Option<String>,
+    /// How to print.
+    #[command(flatten)]
+    pub json: JsonArg,
+}
+
+/// What `bench` can measure.
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// One token after the other, behind a prompt
+    Decode(BenchDecodeArgs),
+    /// Taking in a prompt
+    Prefill(BenchPrefillArgs),
+    /// Steps of LoRA training
+    Train(BenchTrainArgs),
+}
+
+/// Arguments of `bench decode`.
+#[derive(Debug, Args)]
+pub struct BenchDecodeArgs {
+    /// Tokens before the first one that is measured
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub prompt_tokens: usize,
+    /// Tokens that are decoded
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub new_tokens: usize,
+    /// Runs, of which the median counts
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub runs: usize,
+    /// How to print.
+    #[command(flatten)]
+    pub json: JsonArg,
+}
+
+/// Arguments of `bench prefill`.
+#[derive(Debug, Args)]
+pub struct BenchPrefillArgs {
+    /// Tokens of the prompt
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub tokens: usize,
+    /// Runs, of which the median counts
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub runs: usize,
+    /// How to print.
+    #[command(flatten)]
+    pub json: JsonArg,
+}
+
+/// Arguments of `bench train`.
+#[derive(Debug, Args)]
+pub struct BenchTrainArgs {
+    /// Marks as JSONL, taken in the order of the file and again from its start
+    #[arg(long, value_name = "FILE.jsonl", conflicts_with = "uniform")]
+    pub data: Option<PathBuf>,
+    /// Instead of a file: sequences of one length, every token a target
+    #[arg(long, value_name = "BATCHxTOKENS")]
+    pub uniform: Option<String>,
+    /// Steps that are measured, after one that is not
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
+    pub steps: u16,
+    /// Keep only the layers' inputs and compute them twice
+    #[arg(long)]
+    pub checkpointing: bool,
     /// How to print.
     #[command(flatten)]
     pub json: JsonArg,

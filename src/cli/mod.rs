@@ -5,6 +5,7 @@
 mod adapters;
 mod args;
 mod ask;
+mod bench;
 mod chat;
 mod config_command;
 mod context;
@@ -49,6 +50,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         Some(Command::Jobs(command)) => jobs::run(command, global),
         Some(Command::Adapters(command)) => adapters::run(command, global),
         Some(Command::Feedback(command)) => feedback::run(command, global),
+        Some(Command::Bench(command)) => bench::run(command, global),
         Some(Command::Config(command)) => config_command::run(command, global),
     }?;
     Ok(exit.into())

@@ -70,7 +70,8 @@ fn load_on(session: &Session, device: Device) -> Result<LoadedModel> {
     Ok(model)
 }
 
-fn name_of(device: &Device) -> String {
+/// Returns the name of a device as `--device` takes it.
+pub fn name_of(device: &Device) -> String {
     match device.location() {
         DeviceLocation::Cpu => "cpu".to_owned(),
         DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::lora::dataset::Sequence;
-use crate::lora::loss::{cross_entropy, kl_from_base};
+use crate::lora::loss::{head_cross_entropy, head_kl};
 use crate::lora::trainer::answer_hidden;
 use crate::models::{Adapt, LoadedModel, ModelError, NoAdapter};
 
@@ -50,20 +50,19 @@ pub(crate) fn general(
     adapter: &dyn Adapt,
 ) -> Result<General, ModelError> {
     let decoder = &model.decoder;
+    let head = decoder.head();
     let (mut items, mut kl_sum, mut tokens) = (Vec::new(), 0.0, 0);
     for sequence in sequences {
-        let logits = |adapt: &dyn Adapt| {
-            let (hidden, targets) = answer_hidden(decoder, &[sequence], adapt)?;
-            Ok::<_, ModelError>((decoder.logits(&hidden)?, targets))
-        };
-        let (base, targets) = logits(&NoAdapter)?;
-        let (adapted, _) = logits(adapter)?;
+        let (base, targets) = answer_hidden(decoder, &[sequence], &NoAdapter)?;
+        let (adapted, _) = answer_hidden(decoder, &[sequence], adapter)?;
         let weights = vec![1.0 / targets.len() as f32; targets.len()];
-        let loss = |logits| -> Result<f64, ModelError> {
-            Ok(f64::from(cross_entropy(logits, &targets, &weights)?.to_scalar::<f32>()?))
-        };
-        items.push(ItemLoss { id: sequence.id, before: loss(&base)?, after: loss(&adapted)? });
-        kl_sum += f64::from(kl_from_base(&base, &adapted)?.to_scalar::<f32>()?);
+        let loss = |hidden| head_cross_entropy(head, hidden, &targets, &weights, false);
+        items.push(ItemLoss {
+            id: sequence.id,
+            before: loss(&base)?.value,
+            after: loss(&adapted)?.value,
+        });
+        kl_sum += head_kl(head, &base, &adapted, 1.0, false)?.value;
         tokens += targets.len();
     }
     let kl = if tokens == 0 { 0.0 } else { kl_sum / tokens as f64 };

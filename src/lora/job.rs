@@ -236,6 +236,7 @@ fn train(
         weights: trainer::loss_weights(&sets.train, params),
         anchors: &anchors,
     };
+    let memory = trainer::MemoryPlan::default();
     let mut after_step = |progress: trainer::Progress, optimizer: &AdamW| {
         events(JobEvent::Step(progress));
         let stop = cancelled();
@@ -246,7 +247,8 @@ fn train(
         }
         if stop { Err(JobError::Cancelled) } else { Ok(()) }
     };
-    let loss = trainer::train(decoder, &lora, &data, params, &mut optimizer, &mut after_step)?;
+    let loss =
+        trainer::train(decoder, &lora, &data, params, memory, &mut optimizer, &mut after_step)?;
     let steps = optimizer.step_count();
     Ok((lora, loss.unwrap_or(last_loss), steps))
 }

@@ -5,6 +5,8 @@ mod checkpoint;
 pub mod dataset;
 mod dora;
 mod error;
+mod fused;
+mod gradients;
 mod job;
 pub mod loss;
 mod optimizer;

@@ -1,14 +1,15 @@
 //! An adapter that is being trained: its factors are variables.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::{Result as TensorResult, Tensor, Var};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::adapter::{Factors, LoraAdapter, LoraConfig, add_delta};
+use super::adapter::{Factors, LoraAdapter, LoraConfig};
 use super::dora::{self, OfWeights};
+use super::fused::{self, Dropout};
 use super::{JobError, TrainingParams};
 use crate::models::{Adapt, Decoder, Linear, Module, Site};
 
@@ -16,10 +17,10 @@ use crate::models::{Adapt, Decoder, Linear, Module, Site};
 pub struct TrainableLora {
     config: LoraConfig,
     sites: BTreeMap<Site, Trained>,
-    /// Probability that an input is zeroed; 0 while evaluating.
+    /// Probability that an input is zeroed.
     dropout: f64,
-    /// Drawn from in the order in which the decoder visits the sites, which is fixed.
-    rng: Mutex<StdRng>,
+    /// Decides, with site and place, which inputs are zeroed; new for every step.
+    dropout_seed: AtomicU64,
 }
 
 /// What is trained at a site.
@@ -119,13 +120,67 @@ impl TrainableLora {
     }
 
     fn new(config: LoraConfig, sites: BTreeMap<Site, Trained>, dropout: f64) -> Self {
-        Self { config, sites, dropout, rng: Mutex::new(StdRng::seed_from_u64(0)) }
+        Self { config, sites, dropout, dropout_seed: AtomicU64::new(0) }
     }
 
     /// Starts the dropout of a step anew, so that a resumed run draws what an unbroken one draws.
     pub fn seed_step(&self, seed: u64, step: usize) {
         let seed = seed.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(step as u64);
-        *self.rng.lock().unwrap_or_else(|e| e.into_inner()) = StdRng::seed_from_u64(seed);
+        self.dropout_seed.store(seed, Ordering::Relaxed);
+    }
+
+    /// Tells whether sequences may share the computing of their common beginning: with dropout each draws its own.
+    pub fn shares_prefixes(&self) -> bool {
+        self.dropout == 0.0
+    }
+
+    /// Returns the lowest layer that learns.
+    pub fn lowest_layer(&self) -> usize {
+        self.sites.keys().next().map_or(0, |site| site.layer)
+    }
+
+    /// Returns the variables of a layer with their places in [`Self::vars`].
+    pub fn layer_vars(&self, layer: usize) -> Vec<(usize, Var)> {
+        let of_site = |(site, trained): (&Site, &Trained)| {
+            let site = *site;
+            trained.vars().map(|(_, var)| (site, var.clone())).collect::<Vec<_>>()
+        };
+        let all = self.sites.iter().flat_map(of_site).enumerate();
+        all.filter(|(_, (site, _))| site.layer == layer).map(|(i, (_, var))| (i, var)).collect()
+    }
+
+    /// Returns the same adaptation, dropout included, that builds no graph.
+    pub fn detached(&self) -> Detached<'_> {
+        Detached(self)
+    }
+
+    fn project_with(
+        &self,
+        site: Site,
+        linear: &Linear,
+        x: &Tensor,
+        tracked: bool,
+    ) -> TensorResult<Tensor> {
+        let Some(trained) = self.sites.get(&site) else {
+            return linear.forward(x);
+        };
+        let factors = trained.factors(|var| match tracked {
+            true => Ok(var.as_tensor().clone()),
+            false => Ok(var.as_tensor().detach()),
+        })?;
+        let place = (site.layer as u64) << 8 | site.module as u64;
+        let seed = self.dropout_seed.load(Ordering::Relaxed)
+            ^ (place + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let dropout = Dropout { probability: self.dropout, seed };
+        let scale = self.config.scale_of(&factors);
+        let Some(magnitude) = &factors.magnitude else {
+            return fused::project(linear, &factors, scale, dropout, x);
+        };
+        let squares = trained.squares.get(linear, || dora::row_squares(linear))?;
+        let lengths = dora::row_lengths(linear, &squares, &factors.a, &factors.b, scale)?;
+        let ratio = (magnitude / lengths)?;
+        let dropped = if dropout.is_active() { Some(dropout.of(x)?) } else { None };
+        dora::project(linear, &factors, scale, &ratio, x, dropped.as_ref())
     }
 
     /// Returns the variables in a fixed order, with a name each.
@@ -154,33 +209,19 @@ impl TrainableLora {
         }
         Ok(LoraAdapter::from_factors(self.config.clone(), sites))
     }
+}
 
-    fn drop_out(&self, x: &Tensor) -> TensorResult<Tensor> {
-        let keep = 1.0 - self.dropout;
-        let scale = (1.0 / keep) as f32;
-        let mut rng = self.rng.lock().unwrap_or_else(|e| e.into_inner());
-        let mask: Vec<f32> = (0..x.elem_count())
-            .map(|_| if rng.random::<f32>() < keep as f32 { scale } else { 0.0 })
-            .collect();
-        x * Tensor::from_vec(mask, x.shape(), x.device())?
+/// See [`TrainableLora::detached`].
+pub struct Detached<'a>(&'a TrainableLora);
+
+impl Adapt for Detached<'_> {
+    fn project(&self, site: Site, linear: &Linear, x: &Tensor) -> TensorResult<Tensor> {
+        self.0.project_with(site, linear, x, false)
     }
 }
 
 impl Adapt for TrainableLora {
     fn project(&self, site: Site, linear: &Linear, x: &Tensor) -> TensorResult<Tensor> {
-        let Some(trained) = self.sites.get(&site) else {
-            return linear.forward(x);
-        };
-        let factors = trained.factors(|var| Ok(var.as_tensor().clone()))?;
-        let scale = self.config.scale_of(&factors);
-        let dropped = if self.dropout > 0.0 { Some(self.drop_out(x)?) } else { None };
-        let Some(magnitude) = &factors.magnitude else {
-            let y = linear.forward(x)?;
-            return add_delta(&factors, scale, dropped.as_ref().unwrap_or(x), &y);
-        };
-        let squares = trained.squares.get(linear, || dora::row_squares(linear))?;
-        let lengths = dora::row_lengths(linear, &squares, &factors.a, &factors.b, scale)?;
-        let ratio = (magnitude / lengths)?;
-        dora::project(linear, &factors, scale, &ratio, x, dropped.as_ref())
+        self.project_with(site, linear, x, true)
     }
 }

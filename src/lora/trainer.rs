@@ -3,10 +3,13 @@
 use candle_core::Tensor;
 
 use super::dataset::{Sequence, epoch_order, normalised_weights};
-use super::loss::{cross_entropy, kl_from_base};
+use super::gradients::{answers, pack};
+use super::loss::head_cross_entropy;
 use super::params::Weighting;
 use super::{AdamW, JobError, TrainableLora, TrainingParams, clip_gradients, warmup_cosine};
 use crate::models::{Adapt, Decoder, ModelError, NoAdapter};
+
+pub use super::gradients::{Gradients, MemoryPlan, gradients, loss};
 
 /// Steps whose gradients are looked at one by one: B of a fresh adapter moves in the first, A in the second.
 const CHECKED_STEPS: usize = 2;
@@ -89,8 +92,6 @@ pub fn batches(train: &[Sequence], anchors: usize, params: &TrainingParams) -> V
 /// Returns the hidden states `[tokens, hidden]` that predict the answers' tokens of all sequences,
 /// one sequence after the other, and those tokens.
 ///
-/// Rows are padded on the right, where causal attention never looks.
-///
 /// # Errors
 /// Token ids beyond the vocabulary, a failed tensor operation.
 pub fn answer_hidden(
@@ -98,57 +99,10 @@ pub fn answer_hidden(
     sequences: &[&Sequence],
     adapt: &dyn Adapt,
 ) -> Result<(Tensor, Vec<u32>), ModelError> {
-    let seq = sequences.iter().map(|s| s.ids.len()).max().unwrap_or(1).saturating_sub(1);
-    let (mut ids, mut positions, mut targets) = (Vec::new(), Vec::new(), Vec::new());
-    for (row, sequence) in sequences.iter().enumerate() {
-        let inputs = &sequence.ids[..sequence.ids.len() - 1];
-        ids.extend_from_slice(inputs);
-        ids.resize((row + 1) * seq, 0);
-        for at in sequence.answer_start..sequence.ids.len() {
-            positions.push((row * seq + at - 1) as u32);
-            targets.push(sequence.ids[at]);
-        }
-    }
-    let device = decoder.device();
-    let ids = Tensor::from_vec(ids, (sequences.len(), seq), device)?;
-    let hidden = decoder.hidden(&ids, None, adapt)?.flatten(0, 1)?;
-    let positions = Tensor::new(positions, device)?;
-    Ok((hidden.index_select(&positions, 0)?, targets))
-}
-
-/// The loss of a batch: Σᵢ ŵᵢ Σₜ CEᵢₜ / Σᵢ nᵢ, plus the anchors' mean KL per token times its weight.
-///
-/// # Errors
-/// A failed tensor operation.
-pub fn loss(
-    decoder: &Decoder,
-    lora: &TrainableLora,
-    data: &TrainingData<'_>,
-    batch: &Batch,
-    anchor_weight: f64,
-) -> Result<Tensor, ModelError> {
-    let items: Vec<&Sequence> = batch.items.iter().map(|&i| &data.train[i]).collect();
-    let (hidden, targets) = answer_hidden(decoder, &items, lora)?;
-    let tokens = targets.len() as f64;
-    let weights: Vec<f32> = batch
-        .items
-        .iter()
-        .flat_map(|&i| {
-            let weight = (data.weights[i] / tokens) as f32;
-            std::iter::repeat_n(weight, data.train[i].answer_tokens())
-        })
-        .collect();
-    let loss = cross_entropy(&decoder.logits(&hidden)?, &targets, &weights)?;
-    if batch.anchors.is_empty() || anchor_weight == 0.0 {
-        return Ok(loss);
-    }
-    let anchors: Vec<&Anchor> = batch.anchors.iter().map(|&i| &data.anchors[i]).collect();
-    let sequences: Vec<&Sequence> = anchors.iter().map(|a| &a.sequence).collect();
-    let (hidden, targets) = answer_hidden(decoder, &sequences, lora)?;
-    let base: Vec<&Tensor> = anchors.iter().map(|a| &a.base_hidden).collect();
-    let base = decoder.logits(&Tensor::cat(&base, 0)?)?;
-    let kl = kl_from_base(&base, &decoder.logits(&hidden)?)?;
-    Ok((loss + (kl * (anchor_weight / targets.len() as f64))?)?)
+    let packing = pack(sequences, true)?;
+    let (rows, targets) = answers(&packing, sequences);
+    let hidden = decoder.hidden_packed(&packing, adapt)?;
+    Ok((hidden.index_select(&Tensor::new(rows, decoder.device())?, 0)?, targets))
 }
 
 /// One optimiser step; returns the gradients' norm before clipping.
@@ -157,33 +111,30 @@ pub fn loss(
 /// skips operations without a backward silently.
 ///
 /// # Errors
-/// A loss that is no number, a tensor without gradient.
+/// A gradient that is no number, a tensor without gradient.
 pub fn step(
-    loss: &Tensor,
+    gradients: Gradients,
     lora: &TrainableLora,
     optimizer: &mut AdamW,
     learning_rate: f64,
     max_grad_norm: f64,
     check_gradients: bool,
 ) -> Result<f64, JobError> {
-    let store = loss.backward()?;
-    let mut gradients = Vec::new();
-    for (name, var) in lora.vars() {
-        let gradient = store.get(&var).ok_or_else(|| JobError::NoGradient(name.clone()))?.detach();
-        gradients.push(gradient);
+    let mut all = Vec::new();
+    for ((name, _), gradient) in lora.vars().into_iter().zip(gradients.tensors) {
+        all.push(gradient.ok_or(JobError::NoGradient(name))?);
     }
-    drop(store);
     if check_gradients {
-        check_all_learn(lora, &gradients)?;
+        check_all_learn(lora, &all)?;
     }
     let limit = if max_grad_norm > 0.0 { max_grad_norm } else { f64::INFINITY };
-    let norm = clip_gradients(&mut gradients, limit)?;
+    let norm = clip_gradients(&mut all, limit)?;
     if !norm.is_finite() {
         return Err(JobError::Input(
             "the gradient is no number any more; lower lora.training.learning_rate".into(),
         ));
     }
-    optimizer.step(&gradients, learning_rate)?;
+    optimizer.step(&all, learning_rate)?;
     Ok(norm)
 }
 
@@ -202,6 +153,9 @@ fn check_all_learn(lora: &TrainableLora, gradients: &[Tensor]) -> Result<(), Job
     Ok(())
 }
 
+/// Tokens that [`evaluate`] computes together.
+const EVALUATED_TOKENS: usize = 1024;
+
 /// Mean loss per answer token of each sequence, in nats.
 ///
 /// # Errors
@@ -211,15 +165,38 @@ pub fn evaluate(
     sequences: &[Sequence],
     adapt: &dyn Adapt,
 ) -> Result<Vec<f64>, ModelError> {
-    sequences
-        .iter()
-        .map(|sequence| {
-            let (hidden, targets) = answer_hidden(decoder, &[sequence], adapt)?;
-            let weights = vec![1.0 / targets.len() as f32; targets.len()];
-            let loss = cross_entropy(&decoder.logits(&hidden)?, &targets, &weights)?;
-            Ok(f64::from(loss.to_scalar::<f32>()?))
-        })
-        .collect()
+    let mut losses = Vec::with_capacity(sequences.len());
+    for group in groups(sequences, EVALUATED_TOKENS) {
+        let members: Vec<&Sequence> = group.iter().collect();
+        let (hidden, targets) = answer_hidden(decoder, &members, adapt)?;
+        let mut from = 0;
+        for sequence in group {
+            let tokens = sequence.answer_tokens();
+            let part = hidden.narrow(0, from, tokens)?;
+            let weights = vec![1.0 / tokens as f32; tokens];
+            let targets = &targets[from..from + tokens];
+            let loss = head_cross_entropy(decoder.head(), &part, targets, &weights, false)?;
+            losses.push(loss.value);
+            from += tokens;
+        }
+    }
+    Ok(losses)
+}
+
+/// Splits sequences into runs of at most so many tokens, or one sequence.
+pub(crate) fn groups(sequences: &[Sequence], tokens: usize) -> Vec<&[Sequence]> {
+    let (mut groups, mut start, mut held) = (Vec::new(), 0, 0);
+    for (index, sequence) in sequences.iter().enumerate() {
+        if index > start && held + sequence.ids.len() > tokens {
+            groups.push(&sequences[start..index]);
+            (start, held) = (index, 0);
+        }
+        held += sequence.ids.len();
+    }
+    if start < sequences.len() {
+        groups.push(&sequences[start..]);
+    }
+    groups
 }
 
 /// Runs all batches from where the optimiser stands. `after_step` is told of every step, with the
@@ -233,6 +210,7 @@ pub fn train(
     lora: &TrainableLora,
     data: &TrainingData<'_>,
     params: &TrainingParams,
+    memory: MemoryPlan,
     optimizer: &mut AdamW,
     after_step: &mut dyn FnMut(Progress, &AdamW) -> Result<(), JobError>,
 ) -> Result<Option<f64>, JobError> {
@@ -243,15 +221,15 @@ pub fn train(
     let mut last = None;
     for (index, batch) in plan.iter().enumerate().skip(optimizer.step_count()) {
         lora.seed_step(params.seed, index);
-        let loss = loss(decoder, lora, data, batch, params.anchor)?;
-        let value = f64::from(loss.to_scalar::<f32>()?);
+        let gradients = gradients(decoder, lora, data, batch, params.anchor, memory)?;
+        let value = gradients.loss;
         if !value.is_finite() {
             let examples = batch.items.iter().map(|&i| data.train[i].id).collect();
             return Err(JobError::Diverged { step: index + 1, loss: value, examples });
         }
         last = Some(value);
         let rate = params.learning_rate * warmup_cosine(index, warmup, total_steps);
-        step(&loss, lora, optimizer, rate, params.max_grad_norm, index < CHECKED_STEPS)?;
+        step(gradients, lora, optimizer, rate, params.max_grad_norm, index < CHECKED_STEPS)?;
         let progress =
             Progress { epoch: batch.epoch, epochs, step: index + 1, total_steps, loss: value };
         after_step(progress, optimizer)?;
@@ -264,11 +242,17 @@ pub fn train(
 /// # Errors
 /// A failed tensor operation.
 pub fn anchors(decoder: &Decoder, sequences: Vec<Sequence>) -> Result<Vec<Anchor>, ModelError> {
-    sequences
-        .into_iter()
-        .map(|sequence| {
-            let (hidden, _) = answer_hidden(decoder, &[&sequence], &NoAdapter)?;
-            Ok(Anchor { sequence, base_hidden: hidden.detach() })
-        })
-        .collect()
+    let mut hidden = Vec::with_capacity(sequences.len());
+    for group in groups(&sequences, EVALUATED_TOKENS) {
+        let members: Vec<&Sequence> = group.iter().collect();
+        let (all, _) = answer_hidden(decoder, &members, &NoAdapter)?;
+        let mut from = 0;
+        for sequence in group {
+            let tokens = sequence.answer_tokens();
+            hidden.push(all.narrow(0, from, tokens)?.copy()?);
+            from += tokens;
+        }
+    }
+    let anchor = |(sequence, base_hidden)| Anchor { sequence, base_hidden };
+    Ok(sequences.into_iter().zip(hidden).map(anchor).collect())
 }

@@ -2,9 +2,13 @@
 //!
 //! One forward serves inference and training: every operation in it has a backward.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Device, Result as TensorResult, Tensor, bail};
 
+use super::attention::{self, Heads};
 use super::linear::{Adapt, Linear, Module, Site};
+use super::packing::Packing;
 use super::{KvCache, ModelConfig, ModelError, ops};
 
 /// Hands out the weight of a name and shape.
@@ -45,56 +49,57 @@ pub struct Decoder {
 }
 
 /// What all layers share in one forward.
-struct Pass<'a> {
+pub struct Pass<'a> {
     config: &'a ModelConfig,
-    /// `[seq, head_dim / 2]` each.
+    /// `[tokens, head_dim / 2]` each.
     cos: Tensor,
     sin: Tensor,
-    adapt: &'a dyn Adapt,
+    seen: Seen<'a>,
+}
+
+/// The keys and values that a forward's queries see besides their own.
+enum Seen<'a> {
+    /// Those of their sequences.
+    Packed(Arc<Packing>),
+    /// Those of the tokens before.
+    Cached(&'a KvCache),
 }
 
 impl Attention {
     fn forward(
         &self,
         x: &Tensor,
-        shape: (usize, usize),
         layer: usize,
         pass: &Pass<'_>,
-        cache: Option<&KvCache>,
+        adapt: &dyn Adapt,
     ) -> TensorResult<Tensor> {
-        let (batch, seq) = shape;
+        let tokens = x.dim(0)?;
         let c = pass.config;
+        let heads =
+            Heads { queries: c.num_attention_heads, keys: c.num_key_value_heads, dim: c.head_dim };
         let project = |linear: &Linear, module, heads| -> TensorResult<Tensor> {
-            let y = pass.adapt.project(Site { layer, module }, linear, x)?;
-            y.reshape((batch, seq, heads, c.head_dim))
+            adapt.project(Site { layer, module }, linear, x)?.reshape((tokens, heads, c.head_dim))
         };
-        let mut q = project(&self.q_proj, Module::QProj, c.num_attention_heads)?;
-        let mut k = project(&self.k_proj, Module::KProj, c.num_key_value_heads)?;
-        let v = project(&self.v_proj, Module::VProj, c.num_key_value_heads)?.transpose(1, 2)?;
+        let mut q = project(&self.q_proj, Module::QProj, heads.queries)?;
+        let mut k = project(&self.k_proj, Module::KProj, heads.keys)?;
+        let v = project(&self.v_proj, Module::VProj, heads.keys)?;
         if let Some((q_norm, k_norm)) = &self.qk_norm {
             q = ops::rms_norm(&q, q_norm, c.rms_norm_eps)?;
             k = ops::rms_norm(&k, k_norm, c.rms_norm_eps)?;
         }
-        let q = ops::rope(&q.transpose(1, 2)?, &pass.cos, &pass.sin)?;
-        let k = ops::rope(&k.transpose(1, 2)?, &pass.cos, &pass.sin)?;
-        let (k, v) = match cache {
-            Some(cache) => cache.append(layer, &k, &v)?,
-            None => (k, v.contiguous()?),
+        let q = ops::rope(&q, &pass.cos, &pass.sin)?.flatten_from(1)?;
+        let k = ops::rope(&k, &pass.cos, &pass.sin)?;
+        let y = match &pass.seen {
+            Seen::Packed(packing) => {
+                attention::packed(&q, &k.flatten_from(1)?, &v.flatten_from(1)?, heads, packing)?
+            }
+            Seen::Cached(cache) => {
+                let in_cache = |t: &Tensor| t.transpose(0, 1)?.unsqueeze(0);
+                let (k, v) = cache.append(layer, &in_cache(&k)?, &in_cache(&v)?)?;
+                attention::cached(&q, &k, &v, heads)?
+            }
         };
-        // The query heads of a group lie behind each other as rows, so no key is repeated.
-        let groups = c.num_attention_heads / c.num_key_value_heads;
-        let q = q.reshape((batch, c.num_key_value_heads, groups * seq, c.head_dim))?;
-        let scores = q.matmul(&k.transpose(2, 3)?)?;
-        let scale = 1.0 / (c.head_dim as f64).sqrt();
-        let probs = ops::causal_softmax(&scores, scale, seq)?;
-        let width = c.num_attention_heads * c.head_dim;
-        let y = probs
-            .matmul(&v)?
-            .reshape((batch, c.num_attention_heads, seq, c.head_dim))?
-            .transpose(1, 2)?
-            .reshape((batch * seq, width))?;
-        let site = Site { layer, module: Module::OProj };
-        pass.adapt.project(site, &self.o_proj, &y)
+        adapt.project(Site { layer, module: Module::OProj }, &self.o_proj, &y)
     }
 }
 
@@ -144,21 +149,21 @@ impl Layer {
     fn forward(
         &self,
         x: &Tensor,
-        shape: (usize, usize),
         layer: usize,
         pass: &Pass<'_>,
-        cache: Option<&KvCache>,
+        adapt: &dyn Adapt,
     ) -> TensorResult<Tensor> {
         let eps = pass.config.rms_norm_eps;
         let normed = ops::rms_norm(x, &self.input_norm, eps)?;
-        let x = (x + self.attention.forward(&normed, shape, layer, pass, cache)?)?;
+        let x = (x + self.attention.forward(&normed, layer, pass, adapt)?)?;
         let normed = ops::rms_norm(&x, &self.post_attention_norm, eps)?;
-        &x + self.mlp.forward(&normed, layer, pass.adapt)?
+        &x + self.mlp.forward(&normed, layer, adapt)?
     }
 }
 
 impl Decoder {
-    /// Builds the decoder of `config` from the given weights, which must be f32 on `device`.
+    /// Builds the decoder of `config` from the given weights on `device`: norms and biases f32, the others f32, f16
+    /// or bf16.
     ///
     /// # Errors
     /// Whatever `weights` fails with.
@@ -205,22 +210,80 @@ impl Decoder {
         adapt: &dyn Adapt,
     ) -> Result<Tensor, ModelError> {
         let (batch, seq) = ids.dims2()?;
-        if cache.is_some() && batch != 1 {
+        let hidden = (batch, seq, self.config.hidden_size);
+        let Some(cache) = cache else {
+            let rows = ids.to_vec2::<u32>()?;
+            let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
+            let packing = Arc::new(Packing::new(&rows, false)?);
+            return Ok(self.hidden_packed(&packing, adapt)?.reshape(hidden)?);
+        };
+        if batch != 1 {
             Err(candle_core::Error::Msg(format!("a cache serves one sequence, not {batch}")))?;
         }
-        let start = cache.as_ref().map_or(0, |c| c.len());
-        let (cos, sin) = self.rotations(start, seq)?;
-        let pass = Pass { config: &self.config, cos, sin, adapt };
-        let hidden = self.config.hidden_size;
-        let mut x = self.embedding.index_select(&ids.flatten_all()?, 0)?;
-        for (index, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(&x, (batch, seq), index, &pass, cache.as_deref())?;
+        let start = cache.len() as u32;
+        let positions: Vec<u32> = (start..start + seq as u32).collect();
+        let (cos, sin) = self.rotations(&positions)?;
+        let pass = Pass { config: &self.config, cos, sin, seen: Seen::Cached(cache) };
+        let mut x = self.embed(&ids.flatten_all()?)?;
+        for layer in 0..self.layers.len() {
+            x = self.layer(layer, &x, &pass, adapt)?;
         }
-        if let Some(cache) = cache {
-            cache.advance(seq);
+        cache.advance(seq);
+        Ok(self.finish(&x)?.reshape(hidden)?)
+    }
+
+    /// Computes the hidden states `[tokens, hidden]`, final norm applied, of packed sequences.
+    ///
+    /// # Errors
+    /// Ids beyond the vocabulary, positions beyond the context, a failed tensor operation.
+    pub fn hidden_packed(
+        &self,
+        packing: &Arc<Packing>,
+        adapt: &dyn Adapt,
+    ) -> Result<Tensor, ModelError> {
+        let (pass, mut x) = self.begin(packing)?;
+        for layer in 0..self.layers.len() {
+            x = self.layer(layer, &x, &pass, adapt)?;
         }
-        let x = ops::rms_norm(&x, &self.norm, self.config.rms_norm_eps)?;
-        Ok(x.reshape((batch, seq, hidden))?)
+        self.finish(&x)
+    }
+
+    /// Begins a forward of packed sequences: what all layers share, and the first one's input `[tokens, hidden]`.
+    /// [`Self::layer`] goes on layer by layer, [`Self::finish`] ends it.
+    ///
+    /// # Errors
+    /// Ids beyond the vocabulary, positions beyond the context.
+    pub fn begin(&self, packing: &Arc<Packing>) -> Result<(Pass<'_>, Tensor), ModelError> {
+        let (cos, sin) = self.rotations(packing.positions())?;
+        let pass = Pass { config: &self.config, cos, sin, seen: Seen::Packed(Arc::clone(packing)) };
+        let x = self.embed(&Tensor::new(packing.ids(), &self.device)?)?;
+        Ok((pass, x))
+    }
+
+    /// Computes the output `[tokens, hidden]` of one layer.
+    ///
+    /// # Errors
+    /// A full cache, a failed tensor operation.
+    pub fn layer(
+        &self,
+        index: usize,
+        x: &Tensor,
+        pass: &Pass<'_>,
+        adapt: &dyn Adapt,
+    ) -> Result<Tensor, ModelError> {
+        Ok(self.layers[index].forward(x, index, pass, adapt)?)
+    }
+
+    /// Applies the final norm to the last layer's output `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// A failed tensor operation.
+    pub fn finish(&self, x: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(ops::rms_norm(x, &self.norm, self.config.rms_norm_eps)?)
+    }
+
+    fn embed(&self, ids: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(self.embedding.index_select(ids, 0)?.to_dtype(DType::F32)?)
     }
 
     /// Computes logits `[.., vocab]` (f32) of hidden states `[.., hidden]`.
@@ -251,6 +314,11 @@ impl Decoder {
         })
     }
 
+    /// Returns the layer that turns hidden states into logits.
+    pub fn head(&self) -> &Linear {
+        &self.head
+    }
+
     /// Returns the model's shape.
     pub fn config(&self) -> &ModelConfig {
         &self.config
@@ -261,10 +329,10 @@ impl Decoder {
         &self.device
     }
 
-    /// Cosines and sines `[seq, head_dim / 2]` of the positions from `start` on.
-    fn rotations(&self, start: usize, seq: usize) -> TensorResult<(Tensor, Tensor)> {
+    /// Cosines and sines `[tokens, head_dim / 2]` of the given positions.
+    fn rotations(&self, positions: &[u32]) -> TensorResult<(Tensor, Tensor)> {
         let half = self.config.head_dim / 2;
-        let end = start + seq;
+        let end = positions.iter().max().map_or(0, |&last| last as usize + 1);
         if end > self.config.max_position_embeddings {
             bail!(
                 "position {end} is beyond the context of {} tokens",
@@ -275,10 +343,11 @@ impl Decoder {
         let frequency: Vec<f32> = (0..half)
             .map(|i| 1.0 / (self.config.rope_theta as f32).powf(i as f32 / half as f32))
             .collect();
-        let angles: Vec<f32> = (start..end)
-            .flat_map(|position| frequency.iter().map(move |f| position as f32 * f))
+        let angles: Vec<f32> = positions
+            .iter()
+            .flat_map(|&position| frequency.iter().map(move |f| position as f32 * f))
             .collect();
-        let angles = Tensor::from_vec(angles, (seq, half), &self.device)?.to_dtype(DType::F32)?;
+        let angles = Tensor::from_vec(angles, (positions.len(), half), &self.device)?;
         Ok((angles.cos()?, angles.sin()?))
     }
 }

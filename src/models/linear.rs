@@ -3,9 +3,12 @@
 use std::sync::Mutex;
 
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, Layout, MetalStorage, Result, Shape, Tensor,
+    CpuStorage, CudaStorage, CustomOp1, InplaceOp1, Layout, MetalStorage, Result, Shape, Storage,
+    Tensor, bail,
 };
-use candle_core::{InplaceOp1, bail};
+
+use super::kernels::{Rows, product};
+use super::ops::elements;
 
 /// One of the seven projections of a decoder layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -99,6 +102,8 @@ impl Adapt for NoAdapter {
 }
 
 /// A dense layer: `y = x Wᵀ + b`.
+///
+/// The weights stay in the type of their file (f32, f16 or bf16) and are computed with in f32.
 #[derive(Debug, Clone)]
 pub struct Linear {
     weight: Tensor,
@@ -106,12 +111,14 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// Makes a layer of `weight` `[out, in]` and `bias` `[out]`.
+    /// Makes a layer of `weight` `[out, in]` and `bias` `[out]` (f32).
     pub fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
         Self { weight, bias }
     }
 
     /// Applies the layer to `x` `[tokens, in]`; returns `[tokens, out]`.
+    ///
+    /// Weights that are no variables get no gradient; `x` gets its own.
     ///
     /// # Errors
     /// Shapes that do not fit.
@@ -128,7 +135,7 @@ impl Linear {
     /// # Errors
     /// Shapes that do not fit.
     pub fn without_bias(&self, x: &Tensor) -> Result<Tensor> {
-        if self.weight.track_op() || !x.track_op() {
+        if self.weight.track_op() {
             return x.matmul(&self.weight.t()?);
         }
         frozen_matmul(x, &self.weight)
@@ -139,7 +146,20 @@ impl Linear {
     /// # Errors
     /// Shapes that do not fit.
     pub fn times(&self, m: &Tensor) -> Result<Tensor> {
-        self.weight.detach().matmul(&m.detach())
+        frozen_matmul(&m.detach().t()?.contiguous()?, &self.weight.detach())?.t()?.contiguous()
+    }
+
+    /// Returns the gradient `[tokens, in]` of the input, from that of the output, `[tokens, out]`: `g W`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn input_gradient(&self, grad: &Tensor) -> Result<Tensor> {
+        if grad.device().is_cpu() {
+            return grad
+                .contiguous()?
+                .apply_op1_no_bwd(&FrozenProductGrad { weight: &self.weight });
+        }
+        in_type_of(&self.weight, grad.clone())?.matmul(&self.weight)?.to_dtype(grad.dtype())
     }
 
     /// Returns the weights `[out, in]`, in the type that they are kept in.
@@ -158,12 +178,90 @@ impl Linear {
 /// candle's own matmul computes the gradient of the frozen weight as well, and keeps it: for a 0.5 B
 /// model gigabytes that nobody reads.
 fn frozen_matmul(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    let value = x.detach().matmul(&weight.t()?)?;
+    let (out, width) = weight.dims2()?;
+    let (tokens, got) = x.dims2()?;
+    if got != width {
+        bail!("{tokens} rows of {got} do not fit weights [{out}, {width}]");
+    }
+    if x.device().is_cpu() {
+        return x.contiguous()?.apply_op1(FrozenProduct { weight: weight.clone() });
+    }
+    let value = in_type_of(weight, x.detach())?.matmul(&weight.t()?)?.to_dtype(x.dtype())?;
     let shape = value.shape().clone();
     let taken = TakeStorage::default();
     value.inplace_op1(&taken)?;
     let storage = taken.0.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
     x.apply_op1(FrozenMatmul { weight: weight.clone(), value: Mutex::new(storage), shape })
+}
+
+/// Accelerators multiply in the type of the weights, and add up in f32.
+fn in_type_of(weight: &Tensor, x: Tensor) -> Result<Tensor> {
+    x.to_dtype(weight.dtype())
+}
+
+/// Calls `f` with the weights `[rows, cols]` as they are kept.
+pub(crate) fn with_rows<R>(weight: &Tensor, f: impl FnOnce(Rows<'_>) -> R) -> Result<R> {
+    let (storage, layout) = weight.storage_and_layout();
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        bail!("weights are not contiguous");
+    };
+    let Storage::Cpu(storage) = &*storage else {
+        bail!("weights are not on the CPU");
+    };
+    let rows = match storage {
+        CpuStorage::F32(data) => Rows::F32(&data[start..end]),
+        CpuStorage::BF16(data) => Rows::Bf16(&data[start..end]),
+        CpuStorage::F16(data) => Rows::F16(&data[start..end]),
+        _ => bail!("weights are neither f32 nor f16 nor bf16"),
+    };
+    Ok(f(rows))
+}
+
+/// `x Wᵀ` on the CPU, the weights widened tile by tile.
+struct FrozenProduct {
+    weight: Tensor,
+}
+
+impl CustomOp1 for FrozenProduct {
+    fn name(&self) -> &'static str {
+        "frozen-product"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (rows, cols) = self.weight.dims2()?;
+        let x = elements(x, layout)?;
+        let tokens = x.len() / cols;
+        let mut out = vec![0f32; tokens * rows];
+        with_rows(&self.weight, |w| product::times_transposed(x, w, rows, cols, &mut out))?;
+        Ok((CpuStorage::F32(out), Shape::from((tokens, rows))))
+    }
+
+    fn bwd(&self, x: &Tensor, _res: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        if !x.track_op() {
+            return Ok(None);
+        }
+        let grad = grad.contiguous()?.detach();
+        Ok(Some(grad.apply_op1_no_bwd(&FrozenProductGrad { weight: &self.weight })?))
+    }
+}
+
+struct FrozenProductGrad<'a> {
+    weight: &'a Tensor,
+}
+
+impl CustomOp1 for FrozenProductGrad<'_> {
+    fn name(&self) -> &'static str {
+        "frozen-product-grad"
+    }
+
+    fn cpu_fwd(&self, grad: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (rows, cols) = self.weight.dims2()?;
+        let grad = elements(grad, layout)?;
+        let tokens = grad.len() / rows;
+        let mut out = vec![0f32; tokens * cols];
+        with_rows(self.weight, |w| product::times(grad, w, rows, cols, &mut out))?;
+        Ok((CpuStorage::F32(out), Shape::from((tokens, cols))))
+    }
 }
 
 /// A computed value on its way into an operation.
@@ -246,6 +344,7 @@ impl CustomOp1 for FrozenMatmul {
     }
 
     fn bwd(&self, _x: &Tensor, _res: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(grad.detach().matmul(&self.weight)?))
+        let back = in_type_of(&self.weight, grad.detach())?.matmul(&self.weight)?;
+        Ok(Some(back.to_dtype(grad.dtype())?))
     }
 }

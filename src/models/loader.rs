@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Tensor};
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
 
 use super::files::{self, CONFIG, ModelSource, TOKENIZER, TOKENIZER_CONFIG};
+use super::weight_file::WeightFile;
 use super::{Decoder, ModelConfig, ModelError, Tokenizer};
 
 /// A model in memory.
@@ -38,7 +38,7 @@ impl std::fmt::Debug for LoadedModel {
     }
 }
 
-/// Loads a model in f32 on `device`; `hash_cache` as in [`super::base_hash`].
+/// Loads a model on `device`; `hash_cache` as in [`super::base_hash`].
 ///
 /// # Errors
 /// Missing, truncated or hostile files, unsupported models, no memory: each names the file.
@@ -103,30 +103,38 @@ fn read_tensors(
     weight_files: &[String],
     device: &Device,
 ) -> Result<HashMap<String, (PathBuf, Tensor)>, ModelError> {
+    let files: Vec<WeightFile> =
+        weight_files.iter().map(|file| WeightFile::open(source, file)).collect::<Result<_, _>>()?;
+    let bytes: u64 = files.iter().map(WeightFile::data_bytes).sum();
     let mut tensors = HashMap::new();
-    for file in weight_files {
-        let path = source.path(file);
-        let bytes = source.read(file)?;
-        let parsed = SafeTensors::deserialize(&bytes).map_err(|e| {
-            ModelError::invalid(
-                &path,
-                format!("not a whole safetensors file: {e}"),
-                "download it again",
-            )
-        })?;
-        for (name, view) in parsed.iter() {
-            if !matches!(view.dtype(), Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64) {
+    for mut file in files {
+        for (name, info) in file.tensors() {
+            if !matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64) {
                 return Err(ModelError::invalid(
-                    &path,
-                    format!("tensor {name} has the type {:?}", view.dtype()),
+                    file.path(),
+                    format!("tensor {name} has the type {:?}", info.dtype),
                     "choose the model's full weights (bf16, f16 or f32)",
                 ));
             }
-            let tensor = view.load(&Device::Cpu)?.to_dtype(DType::F32)?.to_device(device)?;
-            tensors.insert(name.to_owned(), (path.clone(), tensor));
+            let tensor = file.read(&info)?;
+            let kept = kept_type(tensor.dtype(), info.shape.len(), bytes);
+            let tensor = tensor.to_dtype(kept)?.to_device(device)?;
+            tensors.insert(name, (file.path().to_owned(), tensor));
         }
     }
     Ok(tensors)
+}
+
+/// Weight files below so many bytes are widened when they are read: that costs little memory, and saves the widening at
+/// every use, which counts when a matrix is used for a few tokens at a time.
+const WIDENED_BYTES: u64 = 64 << 20;
+
+/// Returns the type in which a tensor is kept: matrices of large models in that of their file, all else in f32.
+fn kept_type(dtype: DType, dimensions: usize, model_bytes: u64) -> DType {
+    match dtype {
+        DType::BF16 | DType::F16 if dimensions == 2 && model_bytes >= WIDENED_BYTES => dtype,
+        _ => DType::F32,
+    }
 }
 
 /// A weight of a layer that the decoder has no use for (a bias, a scale) would change what the model

@@ -2,24 +2,32 @@
 //!
 //! Nothing here knows adapters; [`Adapt`] is the seam where they act.
 
+pub mod attention;
 mod cache;
 mod config;
 mod decoder;
 mod error;
 mod files;
+#[allow(unsafe_code, reason = "the kernels: raw parts of slices, each checked")]
+pub mod kernels;
 mod linear;
 mod loader;
 pub mod ops;
+mod packing;
 mod template;
 mod tokenizer;
+mod weight_file;
 
 pub use cache::KvCache;
 pub use config::{Family, ModelConfig};
-pub use decoder::{Decoder, Weights};
+pub use decoder::{Decoder, Pass, Weights};
 pub use error::ModelError;
 pub(crate) use files::hex;
 pub use files::{ModelSource, base_hash};
+pub(crate) use linear::with_rows;
 pub use linear::{Adapt, Linear, Module, NoAdapter, Site};
 pub use loader::{LoadedModel, load};
+pub(crate) use ops::{elements, with_elements};
+pub use packing::{Packing, Span};
 pub use template::ChatTemplate;
 pub use tokenizer::Tokenizer;

@@ -5,15 +5,17 @@
 //! tensor operations, which candle differentiates by itself.
 
 use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, Layout, Result, Shape, Tensor, bail,
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, Layout, Result, Shape, Storage, Tensor, bail,
 };
 use rayon::prelude::*;
+
+use super::kernels::math;
 
 /// Below this many elements threads cost more than they bring.
 const PARALLEL_ELEMENTS: usize = 1 << 15;
 
 /// Returns the elements of a contiguous f32 storage.
-fn elements<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+pub(crate) fn elements<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     let (start, end) = layout
         .contiguous_offsets()
         .ok_or_else(|| candle_core::Error::Msg("operand is not contiguous".into()))?;
@@ -23,30 +25,36 @@ fn elements<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     }
 }
 
+/// Calls `f` with the elements of contiguous f32 tensors on the CPU.
+pub(crate) fn with_elements<const N: usize, R>(
+    tensors: [&Tensor; N],
+    f: impl FnOnce([&[f32]; N]) -> R,
+) -> Result<R> {
+    let guards = tensors.map(Tensor::storage_and_layout);
+    let mut slices: [&[f32]; N] = [&[]; N];
+    for (slice, (storage, layout)) in slices.iter_mut().zip(&guards) {
+        match &**storage {
+            Storage::Cpu(storage) => *slice = elements(storage, layout)?,
+            _ => bail!("operand is not on the CPU"),
+        }
+    }
+    Ok(f(slices))
+}
+
 /// Runs `f(row index, output row)` over the rows of `out`, in parallel where that pays.
 fn for_rows(out: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
     if out.len() < PARALLEL_ELEMENTS {
-        out.chunks_mut(width).enumerate().for_each(|(i, row)| f(i, row));
+        math::vectorised(|| out.chunks_mut(width).enumerate().for_each(|(i, row)| f(i, row)));
     } else {
         let rows_per_task = (PARALLEL_ELEMENTS / 4 / width).max(1);
         out.par_chunks_mut(width * rows_per_task).enumerate().for_each(|(task, chunk)| {
-            for (i, row) in chunk.chunks_mut(width).enumerate() {
-                f(task * rows_per_task + i, row);
-            }
+            math::vectorised(|| {
+                for (i, row) in chunk.chunks_mut(width).enumerate() {
+                    f(task * rows_per_task + i, row);
+                }
+            });
         });
     }
-}
-
-/// Eight independent sums, so that the compiler can keep them in vector registers.
-fn sum_map(n: usize, f: impl Fn(usize) -> f32) -> f32 {
-    let mut lanes = [0f32; 8];
-    let whole = n / 8 * 8;
-    for i in (0..whole).step_by(8) {
-        for (lane, sum) in lanes.iter_mut().enumerate() {
-            *sum += f(i + lane);
-        }
-    }
-    lanes.iter().sum::<f32>() + (whole..n).map(f).sum::<f32>()
 }
 
 fn last_dim(layout: &Layout) -> Result<usize> {
@@ -92,20 +100,24 @@ impl CustomOp2 for RmsNorm {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         // Frozen norms need no gradient; computing it would cost as much as that of x.
-        let trained = weight.track_op();
+        let (wanted, trained) = (x.track_op(), weight.track_op());
         let (x, weight, grad) = (x.detach(), weight.detach(), grad.contiguous()?.detach());
-        let grad_x = x.apply_op3_no_bwd(&weight, &grad, &RmsNormGradX { eps: self.eps })?;
+        let grad_x = if wanted {
+            Some(x.apply_op3_no_bwd(&weight, &grad, &RmsNormGradX { eps: self.eps })?)
+        } else {
+            None
+        };
         let grad_weight = if trained {
             Some(x.apply_op2_no_bwd(&grad, &RmsNormGradWeight { eps: self.eps })?)
         } else {
             None
         };
-        Ok((Some(grad_x), grad_weight))
+        Ok((grad_x, grad_weight))
     }
 }
 
 fn inverse_rms(x: &[f32], eps: f32) -> f32 {
-    1.0 / (sum_map(x.len(), |i| x[i] * x[i]) / x.len() as f32 + eps).sqrt()
+    1.0 / (math::sum_map(x.len(), |i| x[i] * x[i]) / x.len() as f32 + eps).sqrt()
 }
 
 struct RmsNormGradX {
@@ -134,7 +146,7 @@ impl CustomOp3 for RmsNormGradX {
         for_rows(&mut out, width, |i, row| {
             let (x, g) = (&x[i * width..][..width], &grad[i * width..][..width]);
             let s = inverse_rms(x, self.eps);
-            let dot = sum_map(width, |j| x[j] * weight[j] * g[j]) / width as f32;
+            let dot = math::sum_map(width, |j| x[j] * weight[j] * g[j]) / width as f32;
             for (j, o) in row.iter_mut().enumerate() {
                 *o = s * weight[j] * g[j] - x[j] * s * s * s * dot;
             }
@@ -211,14 +223,14 @@ impl CustomOp3 for Rope {
         sin: &CpuStorage,
         sin_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (_, _, seq, head_dim) = x_layout.shape().dims4()?;
+        let (_, heads, head_dim) = x_layout.shape().dims3()?;
         let half = head_dim / 2;
         let x = elements(x, x_layout)?;
         let (cos, sin) = (elements(cos, cos_layout)?, elements(sin, sin_layout)?);
         let mut out = vec![0f32; x.len()];
         for_rows(&mut out, head_dim, |i, row| {
             let x = &x[i * head_dim..][..head_dim];
-            let at = i % seq * half;
+            let at = i / heads * half;
             let (low, high) = row.split_at_mut(half);
             for j in 0..half {
                 let (c, s) = (cos[at + j], sin[at + j] * self.direction);
@@ -245,29 +257,26 @@ impl CustomOp3 for Rope {
 
 /// Rotary position embedding (Su et al. 2021) in the half-split form of Hugging Face.
 ///
-/// `x` is `[batch, heads, seq, head_dim]`, `cos` and `sin` are `[seq, head_dim / 2]`.
+/// `x` is `[tokens, heads, head_dim]`, `cos` and `sin` are `[tokens, head_dim / 2]`.
 ///
 /// # Errors
 /// Shapes that do not fit.
 pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-    let (_, _, seq, head_dim) = x.dims4()?;
-    let angles = [seq, head_dim / 2];
+    let (tokens, _, head_dim) = x.dims3()?;
+    let angles = [tokens, head_dim / 2];
     if head_dim == 0 || head_dim % 2 != 0 || cos.dims() != angles || sin.dims() != angles {
         bail!("rope: angles {:?}, {:?} do not fit {:?}", cos.shape(), sin.shape(), x.shape());
     }
     if x.device().is_cpu() {
         return x.contiguous()?.apply_op3(cos, sin, Rope { direction: 1.0 });
     }
-    candle_nn::rotary_emb::rope_slow(x, cos, sin)
+    let x = x.transpose(0, 1)?.unsqueeze(0)?.contiguous()?;
+    candle_nn::rotary_emb::rope_slow(&x, cos, sin)?.squeeze(0)?.transpose(0, 1)?.contiguous()
 }
 
 // ---------------------------------------------------------------- SwiGLU
 
 struct SwiGlu;
-
-fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + (-x).exp())
-}
 
 impl CustomOp2 for SwiGlu {
     fn name(&self) -> &'static str {
@@ -287,7 +296,7 @@ impl CustomOp2 for SwiGlu {
         for_rows(&mut out, width, |i, row| {
             let (gate, up) = (&gate[i * width..][..width], &up[i * width..][..width]);
             for ((o, &g), &u) in row.iter_mut().zip(gate).zip(up) {
-                *o = g * sigmoid(g) * u;
+                *o = g * math::sigmoid(g) * u;
             }
         });
         Ok((CpuStorage::F32(out), gate_layout.shape().clone()))
@@ -331,7 +340,7 @@ impl CustomOp3 for SwiGluGradGate {
             let at = i * width;
             for (j, o) in row.iter_mut().enumerate() {
                 let g = gate[at + j];
-                let s = sigmoid(g);
+                let s = math::sigmoid(g);
                 *o = grad[at + j] * up[at + j] * (s + g * s * (1.0 - s));
             }
         });
@@ -380,59 +389,22 @@ impl CustomOp1 for CausalSoftmax {
         for_rows(&mut out, keys, |i, row| {
             let visible = self.visible(i, keys);
             let scores = &scores[i * keys..][..visible];
-            let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let mut sum = 0f32;
+            let most = math::max(scores);
             for (o, &s) in row.iter_mut().zip(scores) {
-                *o = ((s - max) * self.scale).exp();
-                sum += *o;
+                *o = math::exp((s - most) * self.scale);
             }
-            let inverse = 1.0 / sum;
+            let inverse = 1.0 / math::sum_map(visible, |j| row[j]);
             row[..visible].iter_mut().for_each(|o| *o *= inverse);
         });
         Ok((CpuStorage::F32(out), layout.shape().clone()))
-    }
-
-    fn bwd(&self, _scores: &Tensor, res: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let back = CausalSoftmaxGrad { scale: self.scale };
-        Ok(Some(res.detach().apply_op2_no_bwd(&grad.contiguous()?.detach(), &back)?))
-    }
-}
-
-struct CausalSoftmaxGrad {
-    scale: f32,
-}
-
-impl CustomOp2 for CausalSoftmaxGrad {
-    fn name(&self) -> &'static str {
-        "causal-softmax-grad"
-    }
-
-    /// ds = scale · p∘(g − Σ p∘g); masked places have p = 0 and stay 0.
-    fn cpu_fwd(
-        &self,
-        probs: &CpuStorage,
-        probs_layout: &Layout,
-        grad: &CpuStorage,
-        grad_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let keys = last_dim(probs_layout)?;
-        let (probs, grad) = (elements(probs, probs_layout)?, elements(grad, grad_layout)?);
-        let mut out = vec![0f32; probs.len()];
-        for_rows(&mut out, keys, |i, row| {
-            let (p, g) = (&probs[i * keys..][..keys], &grad[i * keys..][..keys]);
-            let dot = sum_map(keys, |j| p[j] * g[j]);
-            for (j, o) in row.iter_mut().enumerate() {
-                *o = self.scale * p[j] * (g[j] - dot);
-            }
-        });
-        Ok((CpuStorage::F32(out), probs_layout.shape().clone()))
     }
 }
 
 /// Causal softmax of `scale · scores`.
 ///
 /// `scores` is `[batch, kv_heads, groups · seq, keys]`: the last `seq` keys are those of the queries
-/// themselves, and row `r` is the query at `r % seq`. Keys after a query get probability 0.
+/// themselves, and row `r` is the query at `r % seq`. Keys after a query get probability 0. For inference: on the CPU it
+/// has no backward (training goes through [`super::attention::packed`]).
 ///
 /// # Errors
 /// Shapes that do not fit.

@@ -1,0 +1,255 @@
+//! Loss and gradients of a batch, layer by layer.
+//!
+//! Each layer is a graph of its own, so that backward frees one after the other; a checkpointed layer keeps only its
+//! input and computes its graph again (Chen et al. 2016).
+
+use std::sync::Arc;
+
+use candle_core::{Tensor, Var};
+
+use super::TrainableLora;
+use super::dataset::Sequence;
+use super::loss::{HeadLoss, head_cross_entropy, head_kl};
+use super::trainer::{Batch, TrainingData};
+use crate::models::{Adapt, Decoder, ModelError, Packing, Pass};
+
+/// How memory is traded for time; no choice changes what is computed but for the order of sums.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MemoryPlan {
+    /// So many layers, from the lowest, keep only their input and are computed twice.
+    pub checkpointed_layers: usize,
+    /// Examples computed at a time (gradient accumulation); 0 means all of a batch.
+    pub micro_batch: usize,
+}
+
+/// What a batch teaches.
+#[derive(Debug)]
+pub struct Gradients {
+    /// The loss, anchor included: nats per answer token.
+    pub loss: f64,
+    /// One tensor for each variable, in their order; `None` where nothing reaches it.
+    pub tensors: Vec<Option<Tensor>>,
+}
+
+/// Sequences that are computed together, and what is wanted of their answers.
+pub(super) struct Objective<'a> {
+    sequences: Vec<&'a Sequence>,
+    /// Sequences with a cross-entropy come first, so many; per answer token a factor.
+    weights: Vec<Vec<f32>>,
+    /// The others are anchors: the base's hidden states at their answers.
+    base_hidden: Vec<&'a Tensor>,
+    /// Factor on the sum of their KL.
+    anchor_weight: f32,
+}
+
+impl<'a> Objective<'a> {
+    /// Splits a batch: Σᵢ ŵᵢ Σₜ CEᵢₜ / Σᵢ nᵢ, plus the anchors' mean KL per token times its weight.
+    fn of_batch(
+        data: &'a TrainingData<'a>,
+        batch: &Batch,
+        anchor_weight: f64,
+        micro_batch: usize,
+    ) -> Vec<Self> {
+        let tokens = |items: &[usize]| -> usize {
+            items.iter().map(|&i| data.train[i].answer_tokens()).sum()
+        };
+        let total = tokens(&batch.items) as f64;
+        let anchored = anchor_weight != 0.0 && !batch.anchors.is_empty();
+        let anchors: &[usize] = if anchored { &batch.anchors } else { &[] };
+        let anchor_tokens: usize =
+            anchors.iter().map(|&i| data.anchors[i].sequence.answer_tokens()).sum();
+        let size = if micro_batch == 0 { usize::MAX } else { micro_batch };
+        let chunk = |items: &[usize], anchors: &[usize]| Self {
+            sequences: items
+                .iter()
+                .map(|&i| &data.train[i])
+                .chain(anchors.iter().map(|&i| &data.anchors[i].sequence))
+                .collect(),
+            weights: items
+                .iter()
+                .map(|&i| vec![(data.weights[i] / total) as f32; data.train[i].answer_tokens()])
+                .collect(),
+            base_hidden: anchors.iter().map(|&i| &data.anchors[i].base_hidden).collect(),
+            anchor_weight: (anchor_weight / anchor_tokens.max(1) as f64) as f32,
+        };
+        if batch.items.len() + anchors.len() <= size {
+            return vec![chunk(&batch.items, anchors)];
+        }
+        let items = batch.items.chunks(size).map(|items| chunk(items, &[]));
+        items.chain(anchors.chunks(size).map(|anchors| chunk(&[], anchors))).collect()
+    }
+
+    /// The loss of final hidden states, with its gradient for them: the rows that predict answers, and theirs.
+    fn head(
+        &self,
+        decoder: &Decoder,
+        packing: &Packing,
+        hidden: &Tensor,
+        with_grad: bool,
+    ) -> Result<(f64, Option<(Tensor, Tensor)>), ModelError> {
+        let (rows, targets) = answers(packing, &self.sequences);
+        let learned: usize = self.weights.iter().map(Vec::len).sum();
+        let device = decoder.device();
+        let picked = hidden.index_select(&Tensor::new(rows, device)?, 0)?;
+        let answers = picked.detach();
+        let none = HeadLoss { value: 0.0, grad: None };
+        let first = if learned > 0 {
+            let part = answers.narrow(0, 0, learned)?;
+            let weights = self.weights.concat();
+            head_cross_entropy(decoder.head(), &part, &targets[..learned], &weights, with_grad)?
+        } else {
+            none
+        };
+        let mut value = first.value;
+        let mut grads: Vec<Tensor> = first.grad.into_iter().collect();
+        if !self.base_hidden.is_empty() {
+            let part = answers.narrow(0, learned, targets.len() - learned)?;
+            let base = Tensor::cat(&self.base_hidden, 0)?;
+            let kl = head_kl(decoder.head(), &base, &part, self.anchor_weight, with_grad)?;
+            value += kl.value;
+            grads.extend(kl.grad);
+        }
+        let grad = if with_grad { Some((picked, Tensor::cat(&grads, 0)?)) } else { None };
+        Ok((value, grad))
+    }
+}
+
+/// Packs what predicts the sequences' tokens: all but the last of each.
+pub(super) fn pack(sequences: &[&Sequence], share: bool) -> Result<Arc<Packing>, ModelError> {
+    let inputs: Vec<&[u32]> = sequences.iter().map(|s| &s.ids[..s.ids.len() - 1]).collect();
+    Ok(Arc::new(Packing::new(&inputs, share)?))
+}
+
+/// Returns the rows that predict the answers' tokens, one sequence after the other, and those tokens.
+pub(super) fn answers(packing: &Packing, sequences: &[&Sequence]) -> (Vec<u32>, Vec<u32>) {
+    let (mut rows, mut targets) = (Vec::new(), Vec::new());
+    for (index, sequence) in sequences.iter().enumerate() {
+        for at in sequence.answer_start..sequence.ids.len() {
+            rows.push(packing.row(index, at - 1) as u32);
+            targets.push(sequence.ids[at]);
+        }
+    }
+    (rows, targets)
+}
+
+/// The loss of a batch: Σᵢ ŵᵢ Σₜ CEᵢₜ / Σᵢ nᵢ, plus the anchors' mean KL per token times its weight.
+///
+/// # Errors
+/// A failed tensor operation.
+pub fn loss(
+    decoder: &Decoder,
+    lora: &TrainableLora,
+    data: &TrainingData<'_>,
+    batch: &Batch,
+    anchor_weight: f64,
+) -> Result<f64, ModelError> {
+    let mut sum = 0.0;
+    for objective in Objective::of_batch(data, batch, anchor_weight, 0) {
+        let packing = pack(&objective.sequences, lora.shares_prefixes())?;
+        let hidden = decoder.hidden_packed(&packing, &lora.detached())?;
+        sum += objective.head(decoder, &packing, &hidden, false)?.0;
+    }
+    Ok(sum)
+}
+
+/// The same with the gradients of all variables.
+///
+/// # Errors
+/// A failed tensor operation.
+pub fn gradients(
+    decoder: &Decoder,
+    lora: &TrainableLora,
+    data: &TrainingData<'_>,
+    batch: &Batch,
+    anchor_weight: f64,
+    memory: MemoryPlan,
+) -> Result<Gradients, ModelError> {
+    let mut sum = Gradients { loss: 0.0, tensors: vec![None; lora.vars().len()] };
+    for objective in Objective::of_batch(data, batch, anchor_weight, memory.micro_batch) {
+        backward(decoder, lora, &objective, memory, &mut sum)?;
+    }
+    Ok(sum)
+}
+
+/// What a layer leaves behind for its backward.
+enum Kept {
+    /// Its input; the graph is computed again.
+    Input(Tensor),
+    /// Its graph: input (a variable, unless nothing below learns) and output.
+    Graph { input: Tensor, output: Tensor },
+}
+
+fn backward(
+    decoder: &Decoder,
+    lora: &TrainableLora,
+    objective: &Objective<'_>,
+    memory: MemoryPlan,
+    sum: &mut Gradients,
+) -> Result<(), ModelError> {
+    let packing = pack(&objective.sequences, lora.shares_prefixes())?;
+    let (pass, mut x) = decoder.begin(&packing)?;
+    let layers = decoder.config().num_hidden_layers;
+    let lowest = lora.lowest_layer();
+    let mut kept = Vec::with_capacity(layers);
+    for layer in 0..layers {
+        if layer < memory.checkpointed_layers || layer < lowest {
+            let output = decoder.layer(layer, &x, &pass, &lora.detached())?;
+            if layer >= lowest {
+                kept.push(Kept::Input(x));
+            }
+            x = output;
+        } else {
+            let (input, output) = graph(decoder, lora, layer, lowest, &x, &pass)?;
+            x = output.detach();
+            kept.push(Kept::Graph { input, output });
+        }
+    }
+    let top = Var::from_tensor(&x)?;
+    let hidden = decoder.finish(top.as_tensor())?;
+    let (value, grad) = objective.head(decoder, &packing, &hidden, true)?;
+    sum.loss += value;
+    let Some((picked, grad)) = grad else {
+        return Ok(());
+    };
+    let store = (picked * grad)?.sum_all()?.backward()?;
+    let Some(mut grad) = store.get(&top).map(Tensor::detach) else {
+        return Ok(());
+    };
+    for layer in (lowest..layers).rev() {
+        let (input, output) = match kept.pop() {
+            Some(Kept::Graph { input, output }) => (input, output),
+            Some(Kept::Input(x)) => graph(decoder, lora, layer, lowest, &x, &pass)?,
+            None => break,
+        };
+        let mut store = (output * grad)?.sum_all()?.backward()?;
+        for (index, var) in lora.layer_vars(layer) {
+            if let Some(new) = store.remove(&var) {
+                let new = new.detach();
+                let slot = &mut sum.tensors[index];
+                *slot = Some(match slot.take() {
+                    Some(old) => (old + new)?,
+                    None => new,
+                });
+            }
+        }
+        match store.remove(&input) {
+            Some(g) if layer > lowest => grad = g.detach(),
+            _ => break,
+        }
+    }
+    Ok(())
+}
+
+/// Computes one layer with its graph; the lowest that learns needs no gradient for its input.
+fn graph(
+    decoder: &Decoder,
+    lora: &dyn Adapt,
+    layer: usize,
+    lowest: usize,
+    x: &Tensor,
+    pass: &Pass<'_>,
+) -> Result<(Tensor, Tensor), ModelError> {
+    let input = if layer > lowest { Var::from_tensor(x)?.as_tensor().clone() } else { x.detach() };
+    let output = decoder.layer(layer, &input, pass, lora)?;
+    Ok((input, output))
+}

@@ -1,0 +1,405 @@
+//! Causal attention over packed sequences, with a backward that computes the probabilities again: no
+//! `[heads, tokens, tokens]` is kept, only a number per query and head (Dao et al. 2022).
+
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
+
+use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use super::kernels::gemm::{View, ViewMut, product};
+use super::kernels::math;
+use super::ops::{self, elements, with_elements};
+use super::packing::{Packing, Span};
+
+/// Queries whose scores are held at a time.
+const BLOCK: usize = 64;
+
+/// How the heads lie in a row of queries, keys or values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heads {
+    /// Heads of the queries.
+    pub queries: usize,
+    /// Heads of keys and values; divides that of the queries.
+    pub keys: usize,
+    /// Width of a head.
+    pub dim: usize,
+}
+
+impl Heads {
+    fn groups(&self) -> usize {
+        self.queries / self.keys
+    }
+
+    fn scale(&self) -> f32 {
+        1.0 / (self.dim as f32).sqrt()
+    }
+}
+
+/// Causal attention of packed sequences.
+///
+/// `q` is `[tokens, queries · dim]`, `k` and `v` are `[tokens, keys · dim]`, rotated already; returns what `q` is.
+///
+/// # Errors
+/// Shapes that do not fit.
+pub fn packed(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    heads: Heads,
+    packing: &Arc<Packing>,
+) -> Result<Tensor> {
+    let tokens = packing.len();
+    let (wide, narrow) = ([tokens, heads.queries * heads.dim], [tokens, heads.keys * heads.dim]);
+    if q.dims() != wide || k.dims() != narrow || v.dims() != narrow {
+        bail!(
+            "attention: {:?}, {:?}, {:?} are not {tokens} rows of {heads:?}",
+            q.shape(),
+            k.shape(),
+            v.shape()
+        );
+    }
+    if q.device().is_cpu() {
+        let op = Attention { heads, packing: Arc::clone(packing), log_sums: OnceLock::new() };
+        return q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op);
+    }
+    let parts = packing.spans().iter().map(|span| composed(q, k, v, heads, span));
+    Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)
+}
+
+/// The same of plain tensor operations, for one span.
+fn composed(q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads, span: &Span) -> Result<Tensor> {
+    let rows = span.rows.len();
+    let seen = |t: &Tensor| -> Result<Tensor> {
+        let own = t.narrow(0, span.rows.start, rows)?;
+        let all = if span.prefix == 0 {
+            own
+        } else {
+            Tensor::cat(&[&t.narrow(0, 0, span.prefix)?, &own], 0)?
+        };
+        all.reshape((1, span.prefix + rows, heads.keys, heads.dim))?.transpose(1, 2)?.contiguous()
+    };
+    let (k, v) = (seen(k)?, seen(v)?);
+    let q = q.narrow(0, span.rows.start, rows)?;
+    cached(&q, &k, &v, heads)?.to_dtype(DType::F32)
+}
+
+/// Attention of the last `q` rows over keys and values that lie as a cache holds them.
+///
+/// `q` is `[tokens, queries · dim]`, `k` and `v` are `[1, keys, seen, dim]`.
+///
+/// # Errors
+/// Shapes that do not fit.
+pub fn cached(q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads) -> Result<Tensor> {
+    let (seq, width) = q.dims2()?;
+    let q = q.reshape((1, seq, heads.queries, heads.dim))?.transpose(1, 2)?.contiguous()?;
+    // The query heads of a group lie behind each other as rows, so no key is repeated.
+    let q = q.reshape((1, heads.keys, heads.groups() * seq, heads.dim))?;
+    let scores = q.matmul(&k.transpose(2, 3)?)?;
+    let probs = ops::causal_softmax(&scores, f64::from(heads.scale()), seq)?;
+    probs
+        .matmul(v)?
+        .reshape((1, heads.queries, seq, heads.dim))?
+        .transpose(1, 2)?
+        .reshape((seq, width))
+}
+
+struct Attention {
+    heads: Heads,
+    packing: Arc<Packing>,
+    /// log Σ exp of each query's scores, `[tokens, queries]`.
+    log_sums: OnceLock<Vec<f32>>,
+}
+
+/// One head of one span, with the operands it reads.
+struct Part<'a> {
+    q: View<'a>,
+    k: View<'a>,
+    v: View<'a>,
+    k_prefix: View<'a>,
+    v_prefix: View<'a>,
+    prefix: usize,
+    scale: f32,
+}
+
+/// The operands as they lie in memory.
+#[derive(Clone, Copy)]
+struct Operands<'a> {
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+    heads: Heads,
+}
+
+impl<'a> Operands<'a> {
+    fn queries(&self, data: &'a [f32], span: &Span, head: usize) -> View<'a> {
+        let dim = self.heads.dim;
+        View::whole(data, self.heads.queries * dim)
+            .rows(span.rows.clone())
+            .cols(head * dim..(head + 1) * dim)
+    }
+
+    fn keys(&self, data: &'a [f32], rows: Range<usize>, head: usize) -> View<'a> {
+        let dim = self.heads.dim;
+        View::whole(data, self.heads.keys * dim).rows(rows).cols(head * dim..(head + 1) * dim)
+    }
+
+    fn part(&self, span: &Span, head: usize) -> Part<'a> {
+        let kv = head / self.heads.groups();
+        Part {
+            q: self.queries(self.q, span, head),
+            k: self.keys(self.k, span.rows.clone(), kv),
+            v: self.keys(self.v, span.rows.clone(), kv),
+            k_prefix: self.keys(self.k, 0..span.prefix, kv),
+            v_prefix: self.keys(self.v, 0..span.prefix, kv),
+            prefix: span.prefix,
+            scale: self.heads.scale(),
+        }
+    }
+}
+
+impl Part<'_> {
+    /// Writes the scores of a block of queries against the prefix and the sequence's tokens up to the block's last:
+    /// `[block, prefix + end]`.
+    fn scores(&self, block: &Range<usize>, out: &mut [f32]) {
+        let width = self.prefix + block.end;
+        let q = self.q.rows(block.clone());
+        let mut parts = ViewMut::whole(out, width).split_cols(self.prefix);
+        product(&mut parts.0, q, self.k_prefix.t(), self.scale, false);
+        product(&mut parts.1, q, self.k.rows(0..block.end).t(), self.scale, false);
+    }
+}
+
+fn blocks(rows: usize) -> impl DoubleEndedIterator<Item = Range<usize>> {
+    (0..rows).step_by(BLOCK).map(move |from| from..(from + BLOCK).min(rows))
+}
+
+/// Turns the scores of a query that sees the first `visible` keys into probabilities; returns log Σ exp.
+#[inline(always)]
+fn softmax(row: &mut [f32], visible: usize) -> f32 {
+    let (seen, hidden) = row.split_at_mut(visible);
+    let most = math::max(seen);
+    let mut sum = 0f32;
+    for s in seen.iter_mut() {
+        *s = math::exp(*s - most);
+    }
+    sum += math::sum_map(seen.len(), |i| seen[i]);
+    let inverse = 1.0 / sum;
+    seen.iter_mut().for_each(|s| *s *= inverse);
+    hidden.fill(0.0);
+    most + sum.ln()
+}
+
+impl Attention {
+    /// Splits a matrix `[tokens, heads · width]` into the part of each span and group of heads.
+    fn grid<'a>(&self, data: &'a mut [f32], heads: usize, width: usize) -> Vec<ViewMut<'a>> {
+        let rows: Vec<usize> = self.packing.spans().iter().map(|s| s.rows.start).collect();
+        let parts = ViewMut::whole(data, heads * width).split_rows(&rows);
+        let cols = heads / self.heads.keys * width;
+        parts
+            .into_iter()
+            .flat_map(|p| p.col_blocks(cols).into_iter().map(|(_, block)| block))
+            .collect()
+    }
+
+    /// Every span with every head of the keys, in the order of [`Self::grid`].
+    fn tasks(&self) -> impl Iterator<Item = (&Span, usize)> {
+        let heads = self.heads.keys;
+        self.packing.spans().iter().flat_map(move |span| (0..heads).map(move |head| (span, head)))
+    }
+
+    fn forward(&self, operands: Operands<'_>) -> (Vec<f32>, Vec<f32>) {
+        let Heads { queries, dim, .. } = self.heads;
+        let mut out = vec![0f32; operands.q.len()];
+        let mut log_sums = vec![0f32; self.packing.len() * queries];
+        let outs = self.grid(&mut out, queries, dim);
+        let sums = self.grid(&mut log_sums, queries, 1);
+        let tasks: Vec<_> = self.tasks().zip(outs.into_iter().zip(sums)).collect();
+        tasks.into_par_iter().for_each(|((span, kv), (out, mut sums))| {
+            let mut scores = Vec::new();
+            for (group, (_, mut out)) in out.col_blocks(dim).into_iter().enumerate() {
+                let part = operands.part(span, kv * self.heads.groups() + group);
+                for block in blocks(span.rows.len()) {
+                    let width = part.prefix + block.end;
+                    scores.resize(block.len() * width, 0.0);
+                    part.scores(&block, &mut scores);
+                    math::vectorised(|| {
+                        for (row, scores) in block.clone().zip(scores.chunks_mut(width)) {
+                            sums.row(row)[group] = softmax(scores, part.prefix + row + 1);
+                        }
+                    });
+                    let probs = View::whole(&scores, width);
+                    let mut out = out.rows(block.clone());
+                    let own = part.prefix..width;
+                    product(&mut out, probs.cols(own), part.v.rows(0..block.end), 1.0, false);
+                    if part.prefix > 0 {
+                        product(&mut out, probs.cols(0..part.prefix), part.v_prefix, 1.0, true);
+                    }
+                }
+            }
+        });
+        (out, log_sums)
+    }
+
+    /// The gradients of q, k and v.
+    fn backward(&self, operands: Operands<'_>, grad: &[f32]) -> Result<[Vec<f32>; 3]> {
+        let Some(log_sums) = self.log_sums.get() else {
+            bail!("attention: backward before forward");
+        };
+        let Heads { queries, keys, dim } = self.heads;
+        let mut dq = vec![0f32; operands.q.len()];
+        let (mut dk, mut dv) = (vec![0f32; operands.k.len()], vec![0f32; operands.v.len()]);
+        let grids = self.grid(&mut dq, queries, dim).into_iter().zip(self.grid(&mut dk, keys, dim));
+        let grids = grids.zip(self.grid(&mut dv, keys, dim));
+        let tasks: Vec<_> = self.tasks().zip(grids).collect();
+        let shared: Vec<PrefixGrad> = tasks
+            .into_par_iter()
+            .map(|((span, kv), ((dq, mut dk), mut dv))| {
+                let mut prefix = PrefixGrad::new(span.prefix, dim, kv);
+                for (group, (_, mut dq)) in dq.col_blocks(dim).into_iter().enumerate() {
+                    let head = kv * self.heads.groups() + group;
+                    let head = HeadGrad {
+                        part: operands.part(span, head),
+                        grad: operands.queries(grad, span, head),
+                        log_sums: View::whole(log_sums, queries)
+                            .rows(span.rows.clone())
+                            .cols(head..head + 1),
+                    };
+                    head.add(&mut dq, &mut dk, &mut dv, &mut prefix);
+                }
+                prefix
+            })
+            .collect();
+        // In the order of the spans, so that sums are the same on every pool.
+        for part in shared {
+            part.add_to(&mut dk, &mut dv, keys * dim);
+        }
+        Ok([dq, dk, dv])
+    }
+}
+
+/// What one span adds to the gradients of the shared prefix' keys and values; `[prefix, dim]` each.
+struct PrefixGrad {
+    k: Vec<f32>,
+    v: Vec<f32>,
+    dim: usize,
+    head: usize,
+}
+
+impl PrefixGrad {
+    fn new(prefix: usize, dim: usize, head: usize) -> Self {
+        Self { k: vec![0.0; prefix * dim], v: vec![0.0; prefix * dim], dim, head }
+    }
+
+    fn add_to(&self, dk: &mut [f32], dv: &mut [f32], width: usize) {
+        for (to, from) in [(dk, &self.k), (dv, &self.v)] {
+            for (row, from) in from.chunks(self.dim).enumerate() {
+                let at = row * width + self.head * self.dim;
+                to[at..at + self.dim].iter_mut().zip(from).for_each(|(t, f)| *t += f);
+            }
+        }
+    }
+}
+
+/// One head of one span on the way back.
+struct HeadGrad<'a> {
+    part: Part<'a>,
+    grad: View<'a>,
+    log_sums: View<'a>,
+}
+
+impl HeadGrad<'_> {
+    /// With P the probabilities and G = grad Vᵀ: dV = Pᵀ grad; dS = scale · P∘(G − Σ P∘G); dQ = dS K; dK = dSᵀ Q.
+    fn add(
+        &self,
+        dq: &mut ViewMut<'_>,
+        dk: &mut ViewMut<'_>,
+        dv: &mut ViewMut<'_>,
+        shared: &mut PrefixGrad,
+    ) {
+        let Part { q, k, v, k_prefix, v_prefix, prefix, scale } = self.part;
+        let dim = shared.dim;
+        let (mut probs, mut grads) = (Vec::new(), Vec::new());
+        for block in blocks(self.grad.height()) {
+            let width = prefix + block.end;
+            probs.resize(block.len() * width, 0.0);
+            grads.resize(block.len() * width, 0.0);
+            self.part.scores(&block, &mut probs);
+            let grad = self.grad.rows(block.clone());
+            let mut parts = ViewMut::whole(&mut grads, width).split_cols(prefix);
+            product(&mut parts.0, grad, v_prefix.t(), 1.0, false);
+            product(&mut parts.1, grad, v.rows(0..block.end).t(), 1.0, false);
+            math::vectorised(|| {
+                let rows = block.clone().zip(probs.chunks_mut(width).zip(grads.chunks_mut(width)));
+                for (row, (probs, grads)) in rows {
+                    let seen = prefix + row + 1;
+                    let log_sum = self.log_sums.at(row, 0);
+                    probs[..seen].iter_mut().for_each(|p| *p = math::exp(*p - log_sum));
+                    let d = math::sum_map(seen, |j| probs[j] * grads[j]);
+                    for (p, g) in probs[..seen].iter().zip(&mut grads[..seen]) {
+                        *g = scale * *p * (*g - d);
+                    }
+                    probs[seen..].fill(0.0);
+                    grads[seen..].fill(0.0);
+                }
+            });
+            let (p, ds) = (View::whole(&probs, width), View::whole(&grads, width));
+            let own = prefix..width;
+            product(&mut dv.rows(0..block.end), p.cols(own.clone()).t(), grad, 1.0, true);
+            product(
+                &mut dk.rows(0..block.end),
+                ds.cols(own.clone()).t(),
+                q.rows(block.clone()),
+                1.0,
+                true,
+            );
+            let mut dq = dq.rows(block.clone());
+            product(&mut dq, ds.cols(own), k.rows(0..block.end), 1.0, false);
+            if prefix > 0 {
+                let (p, ds) = (p.cols(0..prefix), ds.cols(0..prefix));
+                product(&mut dq, ds, k_prefix, 1.0, true);
+                product(&mut ViewMut::whole(&mut shared.v, dim), p.t(), grad, 1.0, true);
+                product(&mut ViewMut::whole(&mut shared.k, dim), ds.t(), q.rows(block), 1.0, true);
+            }
+        }
+    }
+}
+
+impl CustomOp3 for Attention {
+    fn name(&self) -> &'static str {
+        "packed-attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        q: &CpuStorage,
+        q_layout: &Layout,
+        k: &CpuStorage,
+        k_layout: &Layout,
+        v: &CpuStorage,
+        v_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (q, k, v) = (elements(q, q_layout)?, elements(k, k_layout)?, elements(v, v_layout)?);
+        let (out, log_sums) = self.forward(Operands { q, k, v, heads: self.heads });
+        // A second forward of the same operation computes the same numbers.
+        let _ = self.log_sums.set(log_sums);
+        Ok((CpuStorage::F32(out), q_layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        _res: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let grad = grad.contiguous()?;
+        let [dq, dk, dv] = with_elements([q, k, v, &grad], |[q, k, v, grad]| {
+            self.backward(Operands { q, k, v, heads: self.heads }, grad)
+        })??;
+        let tensor =
+            |data, like: &Tensor| Tensor::from_vec(data, like.shape(), like.device()).map(Some);
+        Ok((tensor(dq, q)?, tensor(dk, k)?, tensor(dv, v)?))
+    }
+}

@@ -1,0 +1,11 @@
+//! What the CPU computes by itself: products with frozen weights, and the functions between them.
+//!
+//! Work is split into tasks by shapes alone, never by the number of threads, so that the same input gives the same
+//! bits on every pool. This is the only module with `unsafe` in it (`gemm.rs`).
+
+pub mod gemm;
+pub mod math;
+pub mod product;
+mod rows;
+
+pub use rows::Rows;

@@ -1,0 +1,225 @@
+//! Products of activations with frozen weights, tile by tile: a tile is widened to f32, used, and forgotten.
+
+use std::cell::RefCell;
+
+use rayon::prelude::*;
+
+use super::gemm::{View, ViewMut, product};
+use super::{Rows, math};
+
+/// Elements of a widened tile: half a mebibyte, so that it stays in the second-level cache while it is used.
+const TILE_ELEMENTS: usize = 1 << 17;
+/// Up to so many rows of activations every weight is read once and used at once: decoding.
+const FEW: usize = 4;
+/// Columns of a task of [`times`]; wide enough that packing the activations again is cheap.
+const BLOCK_COLS: usize = 448;
+/// Products below this many multiplications are done by the calling thread.
+const PARALLEL_WORK: usize = 1 << 18;
+
+thread_local! {
+    static TILE: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Runs `f` with a buffer of `len` elements that this thread keeps for the next time.
+fn with_tile<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
+    TILE.with_borrow_mut(|tile| {
+        if tile.len() < len {
+            tile.resize(len, 0.0);
+        }
+        f(&mut tile[..len])
+    })
+}
+
+/// Runs `f` over `tasks`, in parallel if there is `work` enough.
+fn run<T: Send>(tasks: Vec<T>, work: usize, f: impl Fn(T) + Sync + Send) {
+    if work < PARALLEL_WORK || tasks.len() < 2 {
+        tasks.into_iter().for_each(f);
+    } else {
+        tasks.into_par_iter().for_each(f);
+    }
+}
+
+/// Returns rows of a tile of `cols` columns: a multiple of 16, the width of a kernel.
+fn tile_rows(cols: usize) -> usize {
+    (TILE_ELEMENTS / cols.max(1) / 16 * 16).max(16)
+}
+
+/// Writes `out [n, rows] = x [n, cols] Wᵀ` for the weights `w [rows, cols]`.
+///
+/// # Panics
+/// If the lengths do not fit.
+pub fn times_transposed(x: &[f32], w: Rows<'_>, rows: usize, cols: usize, out: &mut [f32]) {
+    let n = out.len() / rows.max(1);
+    assert!(n * rows == out.len() && n * cols == x.len(), "activations do not fit the weights");
+    if n <= FEW {
+        return few(x, w, rows, cols, out);
+    }
+    let height = tile_rows(cols);
+    let x = View::whole(x, cols);
+    let blocks = ViewMut::whole(out, rows).col_blocks(height);
+    run(blocks, n * rows * cols, |(from, mut out)| {
+        let range = from..(from + height).min(rows);
+        if let Rows::F32(data) = w {
+            let tile = View::whole(data, cols).rows(range);
+            return product(&mut out, x, tile.t(), 1.0, false);
+        }
+        with_tile(range.len() * cols, |tile| {
+            math::vectorised(|| w.widen(range, 0..cols, cols, tile));
+            product(&mut out, x, View::whole(tile, cols).t(), 1.0, false);
+        });
+    });
+}
+
+/// The same for a few rows of activations: bound by the reading of the weights.
+fn few(x: &[f32], w: Rows<'_>, rows: usize, cols: usize, out: &mut [f32]) {
+    let height = tile_rows(cols);
+    let blocks = ViewMut::whole(out, rows).col_blocks(height);
+    run(blocks, rows * cols, |(from, mut out)| {
+        with_tile(cols, |buffer| {
+            math::vectorised(|| {
+                for (n, x) in x.chunks(cols).enumerate() {
+                    for (r, y) in out.row(n).iter_mut().enumerate() {
+                        *y = w.dot(from + r, x, buffer);
+                    }
+                }
+            });
+        });
+    });
+}
+
+/// Writes `out [n, cols] = g [n, rows] W` for the weights `w [rows, cols]`: the gradient of [`times_transposed`].
+///
+/// # Panics
+/// If the lengths do not fit.
+pub fn times(g: &[f32], w: Rows<'_>, rows: usize, cols: usize, out: &mut [f32]) {
+    let n = out.len() / cols.max(1);
+    assert!(n * cols == out.len() && n * rows == g.len(), "gradients do not fit the weights");
+    let g = View::whole(g, rows);
+    let width = BLOCK_COLS.min(cols.div_ceil(2)).max(1);
+    let height = tile_rows(width);
+    let blocks = ViewMut::whole(out, cols).col_blocks(width);
+    run(blocks, n * rows * cols, |(from, mut out)| {
+        let columns = from..(from + width).min(cols);
+        for start in (0..rows).step_by(height) {
+            let range = start..(start + height).min(rows);
+            let g = g.cols(range.clone());
+            if let Rows::F32(data) = w {
+                let tile = View::whole(data, cols).rows(range).cols(columns.clone());
+                product(&mut out, g, tile, 1.0, start > 0);
+                continue;
+            }
+            with_tile(range.len() * columns.len(), |tile| {
+                math::vectorised(|| w.widen(range, columns.clone(), cols, tile));
+                product(&mut out, g, View::whole(tile, columns.len()), 1.0, start > 0);
+            });
+        }
+    });
+}
+
+/// Rows of a task of [`dense`].
+const DENSE_BLOCK: usize = 128;
+
+/// Writes `out = alpha · lhs rhs`, or adds it, in parallel over blocks of the longer side of `out` `[rows, cols]`.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub fn dense(
+    out: &mut [f32],
+    (rows, cols): (usize, usize),
+    lhs: View<'_>,
+    rhs: View<'_>,
+    alpha: f32,
+    accumulate: bool,
+) {
+    let work = rows * cols * lhs.width();
+    let out = ViewMut::new(out, rows, cols, cols);
+    if rows >= cols {
+        run(out.row_blocks(DENSE_BLOCK), work, |(from, mut out)| {
+            let lhs = lhs.rows(from..(from + DENSE_BLOCK).min(rows));
+            product(&mut out, lhs, rhs, alpha, accumulate);
+        });
+    } else {
+        run(out.col_blocks(DENSE_BLOCK), work, |(from, mut out)| {
+            let rhs = rhs.cols(from..(from + DENSE_BLOCK).min(cols));
+            product(&mut out, lhs, rhs, alpha, accumulate);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::{bf16, f16};
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
+
+    use super::*;
+
+    fn values(n: usize, seed: u64) -> Vec<f32> {
+        let mut rng = StdRng::seed_from_u64(seed);
+        (0..n).map(|_| rng.random_range(-1.0..1.0f32)).collect()
+    }
+
+    fn plain(x: &[f32], w: &[f32], n: usize, rows: usize, cols: usize) -> Vec<f32> {
+        let dot = |i: usize, r: usize| -> f64 {
+            (0..cols).map(|c| f64::from(x[i * cols + c]) * f64::from(w[r * cols + c])).sum()
+        };
+        (0..n).flat_map(|i| (0..rows).map(move |r| dot(i, r) as f32)).collect()
+    }
+
+    fn near(got: &[f32], expected: &[f32]) {
+        let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|x| x * x).sum::<f32>().sqrt();
+        let error = norm(&mut got.iter().zip(expected).map(|(a, b)| a - b));
+        assert!(error <= 2e-6 * norm(&mut expected.iter().copied()).max(1.0), "error {error:e}");
+    }
+
+    #[test]
+    fn products_with_every_format_and_tail_equal_the_plain_sum() {
+        for (n, rows, cols) in [(1, 5, 7), (3, 33, 65), (5, 130, 300), (17, 1, 900), (9, 470, 33)] {
+            let (x, w, g) = (values(n * cols, 1), values(rows * cols, 2), values(n * rows, 3));
+            let b: Vec<bf16> = w.iter().map(|&v| bf16::from_f32(v)).collect();
+            let h: Vec<f16> = w.iter().map(|&v| f16::from_f32(v)).collect();
+            let wide = [
+                w.clone(),
+                b.iter().map(|v| v.to_f32()).collect(),
+                h.iter().map(|v| v.to_f32()).collect(),
+            ];
+            for (kept, w) in [Rows::F32(&w), Rows::Bf16(&b), Rows::F16(&h)].into_iter().zip(wide) {
+                let mut out = vec![f32::NAN; n * rows];
+                times_transposed(&x, kept, rows, cols, &mut out);
+                near(&out, &plain(&x, &w, n, rows, cols));
+                let turned: Vec<f32> = (0..cols)
+                    .flat_map(|c| (0..rows).map(move |r| (r, c)))
+                    .map(|(r, c)| w[r * cols + c])
+                    .collect();
+                let mut out = vec![f32::NAN; n * cols];
+                times(&g, kept, rows, cols, &mut out);
+                near(&out, &plain(&g, &turned, n, cols, rows));
+            }
+        }
+    }
+
+    #[test]
+    fn the_number_of_threads_changes_no_bit() {
+        let (n, rows, cols) = (70, 600, 700);
+        let (x, w) = (values(n * cols, 4), values(rows * cols, 5));
+        let with = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let mut out = vec![0.0; n * rows];
+            pool.install(|| times_transposed(&x, Rows::F32(&w), rows, cols, &mut out));
+            let mut back = vec![0.0; n * cols];
+            pool.install(|| times(&out, Rows::F32(&w), rows, cols, &mut back));
+            (out, back)
+        };
+        assert_eq!(with(1), with(3));
+    }
+
+    #[test]
+    fn a_dense_product_is_scaled_and_added() {
+        let (m, n, k) = (300, 40, 19);
+        let (a, b) = (values(m * k, 6), values(n * k, 7));
+        let mut out = vec![1.0; m * n];
+        dense(&mut out, (m, n), View::whole(&a, k), View::whole(&b, k).t(), 0.5, true);
+        let expected: Vec<f32> = plain(&a, &b, m, n, k).iter().map(|v| 1.0 + 0.5 * v).collect();
+        near(&out, &expected);
+    }
+}
