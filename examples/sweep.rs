@@ -61,6 +61,8 @@ fn params(learning_rate: f64, steps: usize, anchor: f64, seed: u64) -> TrainingP
     TrainingParams {
         rank: 16,
         alpha: 32.0,
+        rslora: false,
+        dora: false,
         dropout: 0.1,
         target_modules: models::Module::ALL.iter().map(|m| m.name().to_owned()).collect(),
         learning_rate,

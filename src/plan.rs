@@ -90,6 +90,8 @@ pub fn training_params(lora: &LoraSection, parameters: usize) -> TrainingParams 
     TrainingParams {
         rank: lora.rank,
         alpha: lora.alpha,
+        rslora: lora.rslora,
+        dora: lora.dora,
         dropout: lora.dropout,
         target_modules: lora.target_modules.clone(),
         learning_rate: training.learning_rate.resolve(|| by_size.learning_rate),

@@ -6,12 +6,13 @@ mod reference;
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use reference::adapters::{config, peft, peft_name, write};
 use reference::*;
 use serde_json::{Value, json};
-use shammah::lora::{CONFIG_FILE, LoraAdapter, WEIGHTS_FILE};
+use shammah::lora::{AdapterSet, CONFIG_FILE, LoraAdapter, WEIGHTS_FILE};
 use shammah::models::{Decoder, Module, Site};
 
 const FAMILY: &str = "qwen3";
@@ -97,6 +98,7 @@ fn half_adapters_and_foreign_tensors_are_refused() {
         "base_model.model.model.embed_tokens.lora_embedding_A",
         "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight",
         "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector",
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector.weight",
         "base_model.model.model.layers.00.self_attn.q_proj.lora_A.weight",
         "base_model.model.model.layers.+1.self_attn.q_proj.lora_A.weight",
         "base_model.model.model.layers.0.mlp.q_proj.lora_A.weight",
@@ -204,9 +206,6 @@ fn files_above_the_limit_are_not_read() {
 #[test]
 fn what_peft_can_do_and_we_cannot_is_refused_by_name() {
     for (key, value, part) in [
-        ("use_dora", json!(true), "use_dora"),
-        ("rank_pattern", json!({"q_proj": 8}), "rank_pattern"),
-        ("alpha_pattern", json!({"q_proj": 8}), "alpha_pattern"),
         ("modules_to_save", json!(["lm_head"]), "modules_to_save"),
         ("fan_in_fan_out", json!(true), "fan_in_fan_out"),
         ("lora_bias", json!(true), "lora_bias"),
@@ -218,6 +217,13 @@ fn what_peft_can_do_and_we_cannot_is_refused_by_name() {
         ("init_lora_weights", json!("pissa_niter_4"), "init_lora_weights \"pissa_niter_4\""),
         ("init_lora_weights", json!("loftq"), "init_lora_weights \"loftq\""),
         ("r", json!(0), "rank 0"),
+        ("rank_pattern", json!({"q_proj": 0}), "rank_pattern gives \"q_proj\" the value 0"),
+        ("rank_pattern", json!({"q_proj": 2.5}), "rank_pattern gives \"q_proj\" the value 2.5"),
+        ("alpha_pattern", json!({"v_proj": "8"}), "alpha_pattern gives \"v_proj\" the value \"8\""),
+        ("alpha_pattern", json!({"(?<=x)q_proj": 8}), "the pattern \"(?<=x)q_proj\", which cannot"),
+        ("rank_pattern", json!({"(q{999}){999}": 8}), "which cannot be read"),
+        ("rank_pattern", json!("q_proj"), "not a PEFT config"),
+        ("use_dora", json!("yes"), "not a PEFT config"),
         ("r", json!(-1), "not a PEFT config"),
         ("r", json!("4"), "not a PEFT config"),
         ("lora_alpha", Value::Null, "not a PEFT config"),
@@ -229,10 +235,93 @@ fn what_peft_can_do_and_we_cannot_is_refused_by_name() {
     let mut harmless = good_config();
     harmless["init_lora_weights"] = json!("gaussian");
     harmless["rank_pattern"] = json!({});
+    harmless["alpha_pattern"] = Value::Null;
     harmless["use_dora"] = json!(false);
     let folder = tempfile::tempdir().unwrap();
     write(folder.path(), &harmless, &weights());
     load(folder.path(), &decoder(FAMILY)).unwrap();
+}
+
+/// Too many patterns would cost more than any adapter is worth.
+#[test]
+fn endless_patterns_are_refused() {
+    let patterns = (0..5000).map(|i| (format!("layers.{i}.self_attn.q_proj"), json!(3)));
+    let mut config = good_config();
+    config["rank_pattern"] = Value::Object(patterns.collect());
+    refused(&config, &weights(), CONFIG_FILE, &["rank_pattern has 5000 patterns, 4096 are read"]);
+}
+
+#[test]
+fn ranks_by_module_decide_the_shapes() {
+    let mut config = good_config();
+    config["rank_pattern"] = json!({"layers.1.self_attn.q_proj": 5});
+    let q_a = name(1, Module::QProj, 'A');
+    refused(&config, &weights(), WEIGHTS_FILE, &[&q_a, "[3, 52]", "this model needs [5, 52]"]);
+    let fitting = with(|w| {
+        w.insert(q_a.clone(), random((5, 52)));
+        w.insert(name(1, Module::QProj, 'B'), random((72, 5)));
+    });
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), &config, &fitting);
+    let adapter = load(folder.path(), &decoder(FAMILY)).unwrap();
+    let rank = |layer| adapter.sites()[&Site { layer, module: Module::QProj }].rank();
+    assert_eq!((rank(0), rank(1), rank(2)), (3, 5, 3));
+    // Without the pattern the same file is of two adapters.
+    refused(&good_config(), &fitting, WEIGHTS_FILE, &[&q_a, "[5, 52]", "this model needs [3, 52]"]);
+}
+
+/// The config and the tensors of an adapter that PEFT trained with DoRA.
+fn dora() -> (Value, Weights) {
+    let config = json(&format!("{FAMILY}/peft_dora/adapter_config.json"));
+    (config, tensors(&format!("{FAMILY}/peft_dora/adapter_model.safetensors")))
+}
+
+fn magnitude_name(layer: usize) -> String {
+    name(layer, Module::QProj, 'A').replace("lora_A.weight", "lora_magnitude_vector")
+}
+
+#[test]
+fn dora_adapters_need_their_magnitudes_and_others_have_none() {
+    let (config, mut weights) = dora();
+    let taken = weights.remove(&magnitude_name(1)).unwrap();
+    refused(&config, &weights, WEIGHTS_FILE, &["layer 1 q_proj has no magnitude vector"]);
+    let short = Tensor::zeros(71, DType::F32, &Device::Cpu).unwrap();
+    for (wrong, part) in [
+        (short, "[71], this model needs [72]"),
+        (taken.unsqueeze(0).unwrap(), "[1, 72], this model needs [72]"),
+        ((&taken / 0.0).unwrap(), "values that are no numbers"),
+    ] {
+        weights.insert(magnitude_name(1), wrong);
+        refused(&config, &weights, WEIGHTS_FILE, &[&magnitude_name(1), part]);
+    }
+    weights.insert(magnitude_name(1), taken);
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), &config, &weights);
+    assert!(load(folder.path(), &decoder(FAMILY)).unwrap().config().dora);
+    let mut plain = config;
+    plain["use_dora"] = json!(false);
+    refused(&plain, &weights, WEIGHTS_FILE, &["lora_magnitude_vector is unknown"]);
+}
+
+#[test]
+fn a_dora_adapter_acts_alone_at_weight_one() {
+    let decoder = decoder(FAMILY);
+    let dora = Arc::new(peft(FAMILY, "peft_dora", decoder.config()));
+    let plain = Arc::new(peft(FAMILY, "peft_qv", decoder.config()));
+    for mixture in [
+        vec![(dora.clone(), 0.5)],
+        vec![(dora.clone(), 0.0)],
+        vec![(plain.clone(), 1.0), (dora.clone(), 1.0)],
+        vec![(dora.clone(), 1.0), (dora.clone(), 1.0)],
+    ] {
+        let error = AdapterSet::weighted(mixture).unwrap_err().to_string();
+        assert!(error.contains("peft_dora: it is a DoRA adapter"), "{error}");
+        assert!(error.ends_with("; use it alone at weight 1"), "{error}");
+    }
+    let ids = reference_ids(FAMILY);
+    let alone = AdapterSet::weighted(vec![(dora.clone(), 1.0)]).unwrap();
+    assert_eq!(values(&logits(&decoder, &ids, &alone)), values(&logits(&decoder, &ids, &*dora)));
+    AdapterSet::weighted(vec![(plain, 0.5)]).unwrap();
 }
 
 #[test]

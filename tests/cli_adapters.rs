@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::path::Path;
+
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 use shammah::lora::{self, Factors, LoraConfig};
@@ -22,19 +24,7 @@ fn put_adapter(
     base_hash: &str,
 ) {
     let folder = program.home().join("adapters").join(id);
-    fs_err::create_dir_all(&folder).unwrap();
-    let model = base.decoder.config();
-    let zeros = |shape| Tensor::zeros::<(usize, usize)>(shape, DType::F32, &Device::Cpu).unwrap();
-    let width = model.num_attention_heads * model.head_dim;
-    let factors = Factors { a: zeros((RANK, model.hidden_size)), b: zeros((width, RANK)) };
-    let site = Site { layer: 0, module: Module::QProj };
-    let config = LoraConfig {
-        rank: RANK,
-        alpha: 2.0,
-        rslora: false,
-        target_modules: vec!["q_proj".to_owned()],
-    };
-    lora::save(&folder, &config, 0.0, "builtin", &[(site, factors)].into()).unwrap();
+    write_adapter(&folder, base, false);
     let record = json!({"base_hash": base_hash}).to_string();
     fs_err::write(folder.join("training.json"), record).unwrap();
     let database = rusqlite::Connection::open(program.home().join("shammah.db")).unwrap();
@@ -46,6 +36,26 @@ fn put_adapter(
             (id, parent, base_hash),
         )
         .unwrap();
+}
+
+/// Writes the files of an adapter whose factors are zero.
+fn write_adapter(folder: &Path, base: &LoadedModel, dora: bool) {
+    fs_err::create_dir_all(folder).unwrap();
+    let model = base.decoder.config();
+    let zeros = |shape| Tensor::zeros::<(usize, usize)>(shape, DType::F32, &Device::Cpu).unwrap();
+    let width = model.num_attention_heads * model.head_dim;
+    let (a, b) = (zeros((RANK, model.hidden_size)), zeros((width, RANK)));
+    let magnitude = dora.then(|| Tensor::ones(width, DType::F32, &Device::Cpu).unwrap());
+    let factors = Factors { a, b, magnitude, alpha: 2.0 };
+    let site = Site { layer: 0, module: Module::QProj };
+    let config = LoraConfig {
+        rank: RANK,
+        alpha: 2.0,
+        rslora: false,
+        dora,
+        target_modules: vec!["q_proj".to_owned()],
+    };
+    lora::save(folder, &config, 0.0, "builtin", &[(site, factors)].into()).unwrap();
 }
 
 fn program_with_two_adapters() -> Program {
@@ -142,6 +152,24 @@ fn a_damaged_adapter_is_not_made_live() {
         assert!(message.contains("adapter_model.safetensors"), "{message}");
     }
     assert!(live(&program).is_empty());
+}
+
+#[test]
+fn a_dora_adapter_answers_alone_and_is_refused_by_name_in_a_mixture() {
+    let program = program_with_two_adapters();
+    let base = models::load(&ModelSource::Builtin, &Device::Cpu, None).unwrap();
+    write_adapter(&program.home().join("adapters/second"), &base, true);
+    let ask = |adapters: &[&str]| {
+        let mut args = vec!["ask", "hello", "--max-tokens", "2"];
+        adapters.iter().for_each(|adapter| args.extend(["--adapter", adapter]));
+        program.run(&args)
+    };
+    ask(&["second"]).done();
+    for mixture in [&["second:0.5"][..], &["first", "second"]] {
+        let message = ask(mixture).failed(1);
+        assert!(message.contains("adapters/second: it is a DoRA adapter"), "{message}");
+        assert!(message.contains("use it alone at weight 1"), "{message}");
+    }
 }
 
 #[test]

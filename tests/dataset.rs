@@ -22,6 +22,8 @@ fn params(weighting: Weighting) -> TrainingParams {
     TrainingParams {
         rank: 4,
         alpha: 8.0,
+        rslora: false,
+        dora: false,
         dropout: 0.0,
         target_modules: vec!["q_proj".to_owned()],
         learning_rate: 1e-3,

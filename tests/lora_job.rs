@@ -105,6 +105,8 @@ fn params() -> TrainingParams {
     TrainingParams {
         rank: 2,
         alpha: 8.0,
+        rslora: false,
+        dora: false,
         dropout: 0.1,
         target_modules: vec!["q_proj".to_owned(), "down_proj".to_owned()],
         learning_rate: 5e-3,
@@ -178,6 +180,39 @@ fn a_run_stopped_at_any_step_and_resumed_gives_the_same_adapter_bit_for_bit() {
         let kept = shop.path(&format!("{out}-checkpoint")).join("checkpoint.safetensors");
         assert!(kept.is_file(), "the checkpoint outlives the job");
     }
+}
+
+#[test]
+fn a_dora_run_stopped_and_resumed_gives_the_same_adapter_bit_for_bit() {
+    let shop = Workshop::new();
+    let params = TrainingParams { dora: true, rslora: true, ..params() };
+    let input = JobInput { params, ..shop.input() };
+    let whole = shop.run(&input, "whole", None).0.unwrap();
+    shop.run(&input, "stopped", Some(3)).0.unwrap_err();
+    assert_eq!(shop.run(&input, "stopped", None).0.unwrap(), whole);
+    assert_eq!(shop.files("stopped"), shop.files("whole"));
+}
+
+#[test]
+fn a_continued_adapter_keeps_its_kind() {
+    let shop = Workshop::new();
+    let dora = TrainingParams { dora: true, rslora: true, ..params() };
+    shop.run(&JobInput { params: dora, ..shop.input() }, "first", None).0.unwrap();
+    let next = JobInput { parent: Some(shop.path("first")), ..shop.input() };
+    let (result, events) = shop.run(&next, "second", None);
+    result.unwrap();
+    for folder in ["first", "second"] {
+        let config: Value =
+            serde_json::from_slice(&shop.files(folder)["adapter_config.json"]).unwrap();
+        let kind = (&config["use_dora"], &config["use_rslora"]);
+        assert_eq!(kind, (&json!(true), &json!(true)), "{folder}");
+    }
+    let told = |e: &JobEvent| matches!(e, JobEvent::Note(n) if n.contains("goes on with the DoRA of rank 2 and alpha 8 (rsLoRA)"));
+    assert!(events.iter().any(told), "{events:?}");
+    assert_ne!(
+        shop.files("first")["adapter_model.safetensors"],
+        shop.files("second")["adapter_model.safetensors"]
+    );
 }
 
 #[test]

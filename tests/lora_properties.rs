@@ -30,6 +30,8 @@ fn params() -> TrainingParams {
     TrainingParams {
         rank: 4,
         alpha: 10.0,
+        rslora: false,
+        dora: false,
         dropout: 0.0,
         target_modules: all.map(str::to_owned).to_vec(),
         learning_rate: 5e-3,
@@ -96,15 +98,21 @@ fn hash(weights: &HashMap<String, Tensor>) -> Vec<u8> {
 fn invariant_3_a_fresh_adapter_changes_no_logit() {
     for family in FAMILIES {
         let (decoder, ids) = (decoder(family), reference_ids(family));
-        let fresh = TrainableLora::fresh(decoder.config(), &params(), &Device::Cpu).unwrap();
         let base = values(&logits(&decoder, &ids, &NoAdapter));
-        assert_eq!(values(&logits(&decoder, &ids, &fresh)), base);
-        let published = fresh.publish().unwrap();
-        assert_eq!(values(&logits(&decoder, &ids, &published)), base);
-        for factors in published.sites().values() {
-            let bound = 1.0 / (factors.a.dim(1).unwrap() as f32).sqrt();
-            let a = values(&factors.a);
-            assert!(a.iter().all(|v| v.abs() <= bound) && a.iter().any(|v| v.abs() > bound / 2.0));
+        for (dora, rslora) in [(false, false), (true, false), (false, true)] {
+            let params = TrainingParams { dora, rslora, ..params() };
+            let fresh = TrainableLora::fresh(&decoder, &params).unwrap();
+            assert_eq!(values(&logits(&decoder, &ids, &fresh)), base);
+            let published = fresh.publish().unwrap();
+            assert_eq!(values(&logits(&decoder, &ids, &published)), base);
+            assert_eq!((published.config().dora, published.config().rslora), (dora, rslora));
+            for factors in published.sites().values() {
+                assert_eq!(factors.magnitude.is_some(), dora);
+                let bound = 1.0 / (factors.a.dim(1).unwrap() as f32).sqrt();
+                let a = values(&factors.a);
+                assert!(a.iter().all(|v| v.abs() <= bound));
+                assert!(a.iter().any(|v| v.abs() > bound / 2.0));
+            }
         }
     }
 }
@@ -120,7 +128,7 @@ fn invariant_3_base_weights_are_never_written() {
         // The decoder shares these tensors' storage, so a write in place would show.
         let decoder = decoder_of(decoder(family).config().clone(), &weights);
         let before = hash(&weights);
-        let lora = TrainableLora::fresh(decoder.config(), &params(), &Device::Cpu).unwrap();
+        let lora = TrainableLora::fresh(&decoder, &params()).unwrap();
         let (train, anchors) = (training_set(), anchors(&decoder));
         let data = TrainingData { train: &train, weights: vec![1.0; 3], anchors: &anchors };
         let vars = lora.vars().into_iter().map(|(_, var)| var).collect();
@@ -164,7 +172,7 @@ fn swapping_adapters_leaves_the_base_as_it_was() {
     }
 }
 
-/// The decoder with the deltas added into its weights: `W + Σ w · (α/r) · B A`.
+/// The decoder with the deltas added into its weights: `W + Σ w · (α/r) · B A`, for DoRA each row at its length.
 fn merged(family: &str, adapters: &[(&LoraAdapter, f64)]) -> Decoder {
     let mut weights = tensors(&format!("{family}/model.safetensors"));
     for (adapter, weight) in adapters {
@@ -173,7 +181,13 @@ fn merged(family: &str, adapters: &[(&LoraAdapter, f64)]) -> Decoder {
         for (site, factors) in adapter.sites() {
             let name = format!("model.layers.{}.{}.weight", site.layer, site.module.path());
             let delta = (factors.b.matmul(&factors.a).unwrap() * scale).unwrap();
-            weights.insert(name.clone(), (&weights[&name] + delta).unwrap());
+            let mut sum = (&weights[&name] + delta).unwrap();
+            if let Some(magnitude) = &factors.magnitude {
+                let length = sum.sqr().unwrap().sum(1).unwrap().sqrt().unwrap();
+                let ratio = (magnitude / length).unwrap().unsqueeze(1).unwrap();
+                sum = sum.broadcast_mul(&ratio).unwrap();
+            }
+            weights.insert(name, sum);
         }
     }
     decoder_of(decoder(family).config().clone(), &weights)
@@ -183,13 +197,15 @@ fn merged(family: &str, adapters: &[(&LoraAdapter, f64)]) -> Decoder {
 fn merged_equals_unmerged_at_alpha_other_than_rank() {
     for family in FAMILIES {
         let (decoder, ids) = (decoder(family), reference_ids(family));
-        let adapter = peft(family, "peft_all", decoder.config());
-        assert_ne!(adapter.config().alpha, adapter.config().rank as f64);
-        let expected = logits(&merged(family, &[(&adapter, 1.0)]), &ids, &NoAdapter);
-        let what = format!("{family} merged");
-        assert_near(&what, &logits(&decoder, &ids, &adapter), &expected, 1e-5);
-        let set = AdapterSet::single(Arc::new(adapter));
-        assert_near(&what, &logits(&decoder, &ids, &set), &expected, 1e-5);
+        for name in ["peft_all", "peft_dora"] {
+            let adapter = peft(family, name, decoder.config());
+            assert_ne!(adapter.config().alpha, adapter.config().rank as f64);
+            let expected = logits(&merged(family, &[(&adapter, 1.0)]), &ids, &NoAdapter);
+            let what = format!("{family} {name} merged");
+            assert_near(&what, &logits(&decoder, &ids, &adapter), &expected, 1e-5);
+            let set = AdapterSet::single(Arc::new(adapter));
+            assert_near(&what, &logits(&decoder, &ids, &set), &expected, 1e-5);
+        }
     }
 }
 
@@ -200,9 +216,9 @@ fn a_weighted_set_is_the_sum_of_its_deltas() {
         let all = Arc::new(peft(family, "peft_all", decoder.config()));
         let qv = Arc::new(peft(family, "peft_qv", decoder.config()));
         let expected = logits(&merged(family, &[(&all, 0.7), (&qv, -0.4)]), &ids, &NoAdapter);
-        let set = AdapterSet::weighted(vec![(all.clone(), 0.7), (qv, -0.4)]);
+        let set = AdapterSet::weighted(vec![(all.clone(), 0.7), (qv, -0.4)]).unwrap();
         assert_near(&format!("{family} set"), &logits(&decoder, &ids, &set), &expected, 1e-5);
-        let none = AdapterSet::weighted(vec![(all, 0.0)]);
+        let none = AdapterSet::weighted(vec![(all, 0.0)]).unwrap();
         let base = logits(&decoder, &ids, &NoAdapter);
         assert_near("at weight 0", &logits(&decoder, &ids, &none), &base, 1e-7);
     }
@@ -211,7 +227,7 @@ fn a_weighted_set_is_the_sum_of_its_deltas() {
 #[test]
 fn what_was_published_does_not_change_when_training_goes_on() {
     let decoder = decoder("qwen3");
-    let lora = TrainableLora::fresh(decoder.config(), &params(), &Device::Cpu).unwrap();
+    let lora = TrainableLora::fresh(&decoder, &params()).unwrap();
     let published = lora.publish().unwrap();
     let before: Vec<Vec<f32>> = published.sites().values().map(|f| values(&f.a)).collect();
     for (_, var) in lora.vars() {
@@ -231,13 +247,19 @@ fn moved(family: &str, decoder: &Decoder) -> TrainableLora {
 
 #[test]
 fn every_trainable_tensor_gets_a_gradient() {
-    for family in FAMILIES {
+    for (family, dora) in FAMILIES.into_iter().flat_map(|family| [(family, false), (family, true)])
+    {
         let decoder = decoder(family);
-        let lora = moved(family, &decoder);
+        let adapter = peft(family, "peft_dora", decoder.config());
+        let lora = match dora {
+            true => TrainableLora::from_adapter(&adapter, 0.0).unwrap(),
+            false => moved(family, &decoder),
+        };
         let got = gradients(&decoder, &lora, MemoryPlan::default());
         assert!((got.loss - loss(&decoder, &lora)).abs() < 1e-6);
         let vars = lora.vars();
-        assert_eq!(vars.len(), 3 * 7 * 2, "two of seven projections in three layers");
+        let of_site = if dora { 3 } else { 2 };
+        assert_eq!(vars.len(), 3 * 7 * of_site, "of seven projections in three layers");
         for ((name, _), gradient) in vars.into_iter().zip(got.tensors) {
             let gradient = gradient.unwrap_or_else(|| panic!("{family}: {name} has none"));
             let largest = values(&gradient).into_iter().fold(0f32, |m, g| m.max(g.abs()));
@@ -248,9 +270,9 @@ fn every_trainable_tensor_gets_a_gradient() {
 
 #[test]
 fn checkpointing_changes_no_bit_of_a_gradient() {
-    for family in FAMILIES {
+    for (family, name) in FAMILIES.into_iter().flat_map(|f| [(f, "peft_all"), (f, "peft_dora")]) {
         let decoder = decoder(family);
-        let adapter = peft(family, "peft_all", decoder.config());
+        let adapter = peft(family, name, decoder.config());
         let lora = TrainableLora::from_adapter(&adapter, 0.3).unwrap();
         lora.seed_step(5, 1);
         let bits = |checkpointed_layers| -> Vec<Vec<f32>> {
@@ -344,7 +366,7 @@ fn the_anchor_is_zero_at_the_base_and_grows_away_from_it() {
         let batch = Batch { epoch: 1, items: vec![0], anchors: vec![0] };
         trainer::loss(&decoder, lora, &data, &batch, anchor).unwrap()
     };
-    let fresh = TrainableLora::fresh(decoder.config(), &params(), &Device::Cpu).unwrap();
+    let fresh = TrainableLora::fresh(&decoder, &params()).unwrap();
     assert!((value(&fresh, 5.0) - value(&fresh, 0.0)).abs() < 1e-6);
     let moved = moved("qwen3", &decoder);
     assert!(value(&moved, 1.0) - value(&moved, 0.0) > 0.1);
@@ -393,7 +415,7 @@ fn a_fresh_adapter_without_modules_is_refused() {
         (vec!["q_porj".to_owned()], "unknown target module \"q_porj\""),
     ] {
         let params = TrainingParams { target_modules: modules, ..params() };
-        let error = TrainableLora::fresh(decoder.config(), &params, &Device::Cpu).err().unwrap();
+        let error = TrainableLora::fresh(&decoder, &params).err().unwrap();
         assert!(error.to_string().contains(message), "{error}");
     }
 }

@@ -9,22 +9,25 @@
 
 mod reference;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use candle_core::{DType, Device, Tensor};
-use reference::adapters::{by_name, config, peft, trainable};
+use reference::adapters::{add_magnitudes, by_name, config, peft, trainable_of};
 use reference::*;
 use serde_json::Value;
 use shammah::lora::dataset::{Sequence, normalised_weights};
 use shammah::lora::loss::head_kl;
 use shammah::lora::trainer::{self, Batch, MemoryPlan, TrainingData};
-use shammah::lora::{AdamW, AdamWConfig, CONFIG_FILE, LoraAdapter, WEIGHTS_FILE};
-use shammah::models::{Adapt, NoAdapter};
+use shammah::lora::{AdamW, AdamWConfig, CONFIG_FILE, LoraAdapter, TrainableLora, WEIGHTS_FILE};
+use shammah::models::{Adapt, Decoder, NoAdapter};
 
 /// Largest relative error of a training loss.
 const LOSS: f64 = 1e-4;
 /// Largest relative error of a gradient norm, a final tensor, a KL.
 const TRAINED: f64 = 1e-3;
+
+/// Adapters that PEFT wrote, of every kind.
+const ADAPTERS: [&str; 5] = ["peft_all", "peft_qv", "peft_dora", "peft_rslora", "peft_patterns"];
 
 fn numbers(value: &Value) -> Vec<f64> {
     value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
@@ -34,7 +37,7 @@ fn numbers(value: &Value) -> Vec<f64> {
 fn logits_with_an_adapter_equal_those_of_peft() {
     for family in FAMILIES {
         let (decoder, ids) = (decoder(family), reference_ids(family));
-        for name in ["peft_all", "peft_qv"] {
+        for name in ADAPTERS {
             let adapter = peft(family, name, decoder.config());
             let file = format!("{family}/{name}/reference_logits.safetensors");
             let logits = logits(&decoder, &ids, &adapter);
@@ -88,16 +91,30 @@ fn worst(what: &str, got: &[f64], expected: &[f64], tolerance: f64) -> f64 {
     worst
 }
 
-fn follow_curve(family: &str, target: &str, weighted: bool, memory: MemoryPlan) {
-    let suffix = if weighted { "_weighted" } else { "" };
+/// The adapter that a curve starts from.
+fn start_of(family: &str, folder: &str, curve: &Value, decoder: &Decoder) -> TrainableLora {
+    let number = |key: &str| curve[key].as_f64().unwrap();
+    let modules: Vec<&str> =
+        curve["target_modules"].as_array().unwrap().iter().map(|m| m.as_str().unwrap()).collect();
+    let mut shape = config(number("rank") as usize, number("alpha"), &modules);
+    let mut first = tensors(&format!("{folder}/init.safetensors"));
+    let on = |key: &str| curve.get(key).and_then(Value::as_bool).unwrap_or(false);
+    shape["use_rslora"] = on("use_rslora").into();
+    shape["use_dora"] = on("use_dora").into();
+    if on("use_dora") {
+        add_magnitudes(family, &mut first);
+    }
+    trainable_of(&first, &shape, decoder.config())
+}
+
+/// Trains as a curve (`""`, `"_weighted"`, `"_dora"` ...) says and compares all that it holds; returns what came out.
+fn follow_curve(family: &str, target: &str, suffix: &str, memory: MemoryPlan) -> TrainableLora {
     let folder = format!("{family}/train_{target}");
     let curve = json(&format!("{folder}/curve{suffix}.json"));
     let decoder = decoder(family);
     let number = |key: &str| curve[key].as_f64().unwrap();
-    let modules: Vec<&str> =
-        curve["target_modules"].as_array().unwrap().iter().map(|m| m.as_str().unwrap()).collect();
-    let shape = config(number("rank") as usize, number("alpha"), &modules);
-    let lora = trainable(&format!("{folder}/init.safetensors"), &shape, decoder.config());
+    let lora = start_of(family, &folder, &curve, &decoder);
+    let weighted = curve["weighted"].as_bool().unwrap();
     let train = sequences(&format!("{folder}/data.safetensors"));
     let raw: Vec<f64> = train.iter().map(|s| s.weight).collect();
     // The fixture caps no share.
@@ -130,50 +147,121 @@ fn follow_curve(family: &str, target: &str, weighted: bool, memory: MemoryPlan) 
     let tensor = trained.iter().map(|(name, t)| relative(t, &expected[name])).fold(0.0, f64::max);
     assert!(tensor <= TRAINED, "{what}: a final tensor is {tensor:.2e} away");
     println!("{what}: largest errors: loss {loss:.1e}, norm {norm:.1e}, tensor {tensor:.1e}");
+    lora
+}
+
+/// Follows a curve for all families, q and v alone and all seven projections.
+fn follow_all(suffix: &str) {
+    follow_all_with(suffix, MemoryPlan::default());
+}
+
+fn follow_all_with(suffix: &str, memory: MemoryPlan) {
+    for family in FAMILIES {
+        for target in ["qv", "all"] {
+            follow_curve(family, target, suffix, memory);
+        }
+    }
 }
 
 #[test]
 fn twenty_steps_equal_those_of_torch() {
-    for family in FAMILIES {
-        for target in ["qv", "all"] {
-            follow_curve(family, target, false, MemoryPlan::default());
-        }
-    }
+    follow_all("");
 }
 
 #[test]
 fn twenty_weighted_steps_equal_those_of_torch() {
-    for family in FAMILIES {
-        for target in ["qv", "all"] {
-            follow_curve(family, target, true, MemoryPlan::default());
-        }
-    }
+    follow_all("_weighted");
+}
+
+#[test]
+fn twenty_steps_without_clipping_equal_those_of_torch() {
+    follow_all("_unclipped");
+}
+
+#[test]
+fn twenty_rslora_steps_equal_those_of_torch() {
+    follow_all("_rslora");
+}
+
+#[test]
+fn twenty_dora_steps_equal_those_of_torch() {
+    follow_all("_dora");
+}
+
+#[test]
+fn twenty_steps_of_added_up_gradients_equal_those_of_torch() {
+    follow_all_with(
+        "_accumulated_weighted",
+        MemoryPlan { micro_batch: 2, ..MemoryPlan::default() },
+    );
+}
+
+#[test]
+fn dora_steps_with_checkpointing_and_accumulation_equal_those_of_torch() {
+    follow_curve("qwen2", "all", "_dora", MemoryPlan { checkpointed_layers: 2, micro_batch: 3 });
 }
 
 #[test]
 fn steps_with_checkpointing_and_accumulation_equal_those_of_torch() {
     for (family, target) in [("llama", "qv"), ("qwen3", "all")] {
         for (checkpointed_layers, micro_batch) in [(3, 0), (2, 1), (0, 3)] {
-            follow_curve(family, target, true, MemoryPlan { checkpointed_layers, micro_batch });
+            follow_curve(
+                family,
+                target,
+                "_weighted",
+                MemoryPlan { checkpointed_layers, micro_batch },
+            );
         }
     }
 }
 
+/// Adapters of ours whose logits PEFT computed (tests/fixtures/README.md), with the curve that they were trained along.
+const OURS: [(&str, &str); 2] = [("ours_lora", ""), ("ours_dora", "_dora")];
+
+#[test]
+fn adapters_trained_here_give_the_logits_that_peft_computes_with_them() {
+    let (decoder, ids) = (decoder("qwen3"), reference_ids("qwen3"));
+    for (name, _) in OURS {
+        let adapter = peft("qwen3", name, decoder.config());
+        let file = format!("qwen3/{name}/peft_logits.safetensors");
+        assert_near(name, &logits(&decoder, &ids, &adapter), &tensors(&file)["logits"], LOGITS);
+    }
+}
+
+/// Writes these adapters and our logits into `$SHAMMAH_WRITE_OURS`; check_ours_in_peft.py does the rest.
+#[test]
+#[ignore = "makes a fixture"]
+fn write_adapters_for_peft() {
+    let folder = std::path::PathBuf::from(std::env::var_os("SHAMMAH_WRITE_OURS").unwrap());
+    let (decoder, ids) = (decoder("qwen3"), reference_ids("qwen3"));
+    let write = |name: &str, adapter: &LoraAdapter| {
+        let dir = folder.join(name);
+        fs_err::create_dir_all(&dir).unwrap();
+        shammah::lora::save(&dir, adapter.config(), 0.0, "qwen3", adapter.sites()).unwrap();
+        let logits = logits(&decoder, &ids, adapter);
+        let ids = ids.to_dtype(DType::I64).unwrap();
+        let tensors = HashMap::from([("ids", ids), ("logits", logits)]);
+        candle_core::safetensors::save(&tensors, dir.join("our_logits.safetensors")).unwrap();
+    };
+    for (name, curve) in OURS {
+        write(name, &follow_curve("qwen3", "all", curve, MemoryPlan::default()).publish().unwrap());
+    }
+    write("ours_patterns", &peft("qwen3", "peft_patterns", decoder.config()));
+}
+
 #[test]
 fn what_is_saved_is_what_is_loaded_in_the_names_of_peft() {
-    for family in FAMILIES {
+    for (family, name) in FAMILIES.into_iter().flat_map(|f| ADAPTERS.map(|name| (f, name))) {
         let decoder = decoder(family);
         let model = decoder.config();
-        let adapter = peft(family, "peft_all", model);
+        let adapter = peft(family, name, model);
         let folder = tempfile::tempdir().unwrap();
         let dir = folder.path();
         shammah::lora::save(dir, adapter.config(), 0.1, "tiny", adapter.sites()).unwrap();
 
         let written = candle_core::safetensors::load(dir.join(WEIGHTS_FILE), &Device::Cpu).unwrap();
-        let original = tensors(&format!("{family}/peft_all/adapter_model.safetensors"));
-        let names = |t: &std::collections::HashMap<String, Tensor>| {
-            t.keys().cloned().collect::<BTreeSet<_>>()
-        };
+        let original = tensors(&format!("{family}/{name}/adapter_model.safetensors"));
+        let names = |t: &HashMap<String, Tensor>| t.keys().cloned().collect::<BTreeSet<_>>();
         assert_eq!(names(&written), names(&original));
         for (name, tensor) in &original {
             assert_eq!(values(&written[name]), values(tensor), "{name}");
@@ -224,7 +312,7 @@ fn the_digest_changes_with_scale_and_weights() {
     let decoder = decoder("llama");
     let model = decoder.config();
     let weights = tensors("llama/peft_qv/adapter_model.safetensors");
-    let digest = |alpha: f64, weights: &std::collections::HashMap<String, Tensor>| {
+    let digest = |alpha: f64, weights: &HashMap<String, Tensor>| {
         let folder = tempfile::tempdir().unwrap();
         reference::adapters::write(
             folder.path(),

@@ -35,6 +35,8 @@ fn input() -> JobInput {
         params: TrainingParams {
             rank: 4,
             alpha: 8.0,
+            rslora: false,
+            dora: false,
             dropout: 0.0,
             target_modules: vec!["q_proj".to_owned(), "v_proj".to_owned()],
             learning_rate: 1e-3,

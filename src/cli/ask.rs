@@ -99,7 +99,7 @@ fn load_adapters(
         let adapter = model::load_adapter(session, &used.id, model)?;
         Ok((Arc::new(adapter), used.weight))
     };
-    Ok(AdapterSet::weighted(used.iter().map(load).collect::<Result<_>>()?))
+    Ok(AdapterSet::weighted(used.iter().map(load).collect::<Result<_>>()?)?)
 }
 
 /// An answer and the model that gave it.

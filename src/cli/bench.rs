@@ -195,7 +195,7 @@ fn train(session: &Session, model: &LoadedModel, args: &BenchTrainArgs) -> Resul
     let config = &session.loaded.config.lora;
     let params = plan::training_params(config, model.parameters);
     let sequences = sequences(session, model, args)?;
-    let lora = TrainableLora::fresh(model.decoder.config(), &params, model.decoder.device())?;
+    let lora = TrainableLora::fresh(&model.decoder, &params)?;
     let vars = lora.vars().into_iter().map(|(_, var)| var).collect();
     let mut optimizer = AdamW::new(vars, AdamWConfig::default())?;
     let data =

@@ -82,6 +82,8 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("feedback.weight_fix", WEIGHT),
     ("lora.rank", Rule::Whole(1, 256)),
     ("lora.alpha", Rule::Fraction(0.1, 1024.0)),
+    ("lora.rslora", Rule::Bool),
+    ("lora.dora", Rule::Bool),
     ("lora.dropout", Rule::Fraction(0.0, 0.9)),
     ("lora.target_modules", Rule::Subset(MODULES)),
     ("lora.training.learning_rate", Rule::WordOr("auto", &LEARNING_RATE)),

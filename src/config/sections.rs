@@ -94,6 +94,10 @@ pub struct LoraSection {
     pub rank: usize,
     /// Its output counts `alpha / rank` times.
     pub alpha: f64,
+    /// Divides by √rank instead (rsLoRA).
+    pub rslora: bool,
+    /// Learns the rows' lengths by themselves (DoRA).
+    pub dora: bool,
     /// Probability that an input is zeroed in training.
     pub dropout: f64,
     /// Linear layers that get an adapter, by their standard names.

@@ -64,7 +64,7 @@ fn adapter(engine: &Engine, family: &str, name: &str, weight: f64) -> AdapterSet
     let dir = fixture(family).join(name);
     let decoder = &engine.model().decoder;
     let adapter = LoraAdapter::load(&dir, decoder.config(), &Device::Cpu).expect("adapter");
-    AdapterSet::weighted(vec![(Arc::new(adapter), weight)])
+    AdapterSet::weighted(vec![(Arc::new(adapter), weight)]).expect("set")
 }
 
 fn sampling(max_tokens: usize) -> Sampling {

@@ -2,17 +2,19 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Result as TensorResult, Tensor};
+use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::LoraError;
+use super::dora::{self, OfWeights};
+use super::peft::{self, AdapterConfig};
 use crate::models::{Adapt, Linear, ModelConfig, Module, Site, hex};
 
 /// The adapter's weights, as PEFT names the file.
@@ -26,34 +28,53 @@ const MAX_FILE_BYTES: u64 = 4 << 30;
 /// The largest configuration that is read.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
-/// The two factors at one site.
+/// What an adapter has at one site.
 #[derive(Debug, Clone)]
 pub struct Factors {
     /// `[rank, in]`.
     pub a: Tensor,
     /// `[out, rank]`.
     pub b: Tensor,
+    /// The trained length of each row of the weights, `[out]`, of a DoRA adapter.
+    pub magnitude: Option<Tensor>,
+    /// Scale: the output counts `alpha / rank` times.
+    pub alpha: f64,
+}
+
+impl Factors {
+    /// Returns the rank.
+    pub fn rank(&self) -> usize {
+        self.a.dims().first().copied().unwrap_or(0)
+    }
 }
 
 /// The shape of an adapter.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LoraConfig {
-    /// Rank of the factors.
+    /// Rank of the factors, where a site has no rank of its own.
     pub rank: usize,
-    /// Scale: the output counts `alpha / rank` times.
+    /// Scale, where a site has none of its own: the output counts `alpha / rank` times.
     pub alpha: f64,
     /// Divides by √rank instead (rsLoRA, Kalajdzievski 2023).
     #[serde(default)]
     pub rslora: bool,
+    /// Learns the length of each row of the weights by itself (DoRA, Liu et al. 2024).
+    #[serde(default)]
+    pub dora: bool,
     /// Names of the adapted projections.
     pub target_modules: Vec<String>,
 }
 
 impl LoraConfig {
-    /// Returns the factor on `B(A x)`.
-    pub fn scale(&self) -> f64 {
-        let rank = self.rank as f64;
-        self.alpha / if self.rslora { rank.sqrt() } else { rank }
+    /// Returns the factor on `B(A x)` at a site of this rank and alpha.
+    pub fn scale(&self, rank: usize, alpha: f64) -> f64 {
+        let rank = rank as f64;
+        alpha / if self.rslora { rank.sqrt() } else { rank }
+    }
+
+    /// Returns the factor on `B(A x)` of these factors.
+    pub(super) fn scale_of(&self, factors: &Factors) -> f64 {
+        self.scale(factors.rank(), factors.alpha)
     }
 }
 
@@ -63,6 +84,10 @@ pub struct LoraAdapter {
     config: LoraConfig,
     sites: BTreeMap<Site, Factors>,
     digest: String,
+    /// Where it was read from; empty for one made in memory.
+    dir: PathBuf,
+    /// At the sites of a DoRA adapter, what it multiplies the rows by.
+    ratios: BTreeMap<Site, OfWeights>,
 }
 
 impl LoraAdapter {
@@ -74,24 +99,30 @@ impl LoraAdapter {
     pub fn load(dir: &Path, model: &ModelConfig, device: &Device) -> Result<Self, LoraError> {
         let config_path = dir.join(CONFIG_FILE);
         let config_bytes = read_capped(&config_path, MAX_CONFIG_BYTES)?;
-        let (mut config, targets) = parse_config(&config_bytes, &config_path)?;
+        let read = AdapterConfig::parse(&config_bytes, &config_path)?;
         let weights_path = dir.join(WEIGHTS_FILE);
         let weights = read_capped(&weights_path, MAX_FILE_BYTES)?;
-        let sites = parse_weights(&weights, &weights_path, model, config.rank, device)?;
+        let sites = parse_weights(&weights, &weights_path, model, &read, device)?;
         let mut modules: Vec<Module> = sites.keys().map(|site| site.module).collect();
         modules.sort_unstable();
         modules.dedup();
-        check_targets(&targets, &modules, &config_path)?;
+        read.check_targets(&modules, &config_path)?;
+        let mut config = read.lora;
         config.target_modules = modules.into_iter().map(|m| m.name().to_owned()).collect();
         let mut hasher = Sha256::new();
-        hasher.update(config.scale().to_le_bytes());
+        for factors in sites.values() {
+            hasher.update(config.scale_of(factors).to_le_bytes());
+        }
         hasher.update(&weights);
-        Ok(Self { config, sites, digest: hex(&hasher.finalize()) })
+        let digest = hex(&hasher.finalize());
+        Ok(Self { digest, dir: dir.to_owned(), ..Self::from_factors(config, sites) })
     }
 
     /// Makes an adapter of factors in memory.
     pub(super) fn from_factors(config: LoraConfig, sites: BTreeMap<Site, Factors>) -> Self {
-        Self { config, sites, digest: String::new() }
+        let scaled = sites.iter().filter(|(_, factors)| factors.magnitude.is_some());
+        let ratios = scaled.map(|(site, _)| (*site, OfWeights::default())).collect();
+        Self { config, sites, digest: String::new(), dir: PathBuf::new(), ratios }
     }
 
     /// Returns the adapter's shape.
@@ -104,7 +135,7 @@ impl LoraAdapter {
         &self.sites
     }
 
-    /// Returns the hex SHA-256 of weights and scale, which names the adapter's effect.
+    /// Returns the hex SHA-256 of weights and scales, which names the adapter's effect.
     pub fn digest(&self) -> &str {
         &self.digest
     }
@@ -112,10 +143,16 @@ impl LoraAdapter {
 
 impl Adapt for LoraAdapter {
     fn project(&self, site: Site, linear: &Linear, x: &Tensor) -> TensorResult<Tensor> {
-        let y = linear.forward(x)?;
-        match self.sites.get(&site) {
-            Some(factors) => add_delta(factors, self.config.scale(), x, &y),
-            None => Ok(y),
+        let Some(factors) = self.sites.get(&site) else {
+            return linear.forward(x);
+        };
+        let scale = self.config.scale_of(factors);
+        match (&factors.magnitude, self.ratios.get(&site)) {
+            (Some(magnitude), Some(known)) => {
+                let ratio = known.get(linear, || dora::ratio(linear, factors, magnitude, scale))?;
+                dora::project(linear, factors, scale, &ratio, x, None)
+            }
+            _ => add_delta(factors, scale, x, &linear.forward(x)?),
         }
     }
 }
@@ -147,8 +184,20 @@ impl AdapterSet {
     }
 
     /// Several adapters with their weights.
-    pub fn weighted(adapters: Vec<(Arc<LoraAdapter>, f64)>) -> Self {
-        Self(adapters)
+    ///
+    /// # Errors
+    /// A DoRA adapter beside another one or at a weight other than 1: it rescales the base's own output, so it is no
+    /// term of a sum.
+    pub fn weighted(adapters: Vec<(Arc<LoraAdapter>, f64)>) -> Result<Self, LoraError> {
+        let alone = matches!(adapters.as_slice(), [] | [(_, 1.0)]);
+        match adapters.iter().find(|(adapter, _)| adapter.config.dora && !alone) {
+            Some((adapter, _)) => Err(invalid(
+                &adapter.dir,
+                "it is a DoRA adapter, which cannot be mixed with others or weighted",
+                "use it alone at weight 1",
+            )),
+            None => Ok(Self(adapters)),
+        }
     }
 
     /// Returns whether no adapter acts.
@@ -164,10 +213,13 @@ impl AdapterSet {
 
 impl Adapt for AdapterSet {
     fn project(&self, site: Site, linear: &Linear, x: &Tensor) -> TensorResult<Tensor> {
+        if let [(adapter, 1.0)] = self.0.as_slice() {
+            return adapter.project(site, linear, x);
+        }
         let mut y = linear.forward(x)?;
         for (adapter, weight) in &self.0 {
             if let Some(factors) = adapter.sites.get(&site) {
-                y = add_delta(factors, adapter.config.scale() * weight, x, &y)?;
+                y = add_delta(factors, adapter.config.scale_of(factors) * weight, x, &y)?;
             }
         }
         Ok(y)
@@ -193,204 +245,135 @@ pub(super) fn read_capped(path: &Path, limit: u64) -> Result<Vec<u8>, LoraError>
     Ok(bytes)
 }
 
-/// The keys of PEFT's `adapter_config.json` that change what an adapter computes.
-#[derive(Deserialize)]
-struct PeftConfig {
-    peft_type: String,
-    r: usize,
-    lora_alpha: f64,
-    #[serde(default)]
-    use_rslora: bool,
-    #[serde(default)]
-    target_modules: Targets,
-    #[serde(default)]
-    init_lora_weights: Value,
-    #[serde(flatten)]
-    rest: HashMap<String, Value>,
+/// One of the tensors of a site.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    A,
+    B,
+    Magnitude,
 }
 
-/// What `target_modules` may be; a pattern is not looked into.
-#[derive(Default, Deserialize)]
-#[serde(untagged)]
-enum Targets {
-    Names(Vec<String>),
-    #[expect(dead_code, reason = "the tensors say what it matched")]
-    Pattern(String),
-    #[default]
-    Absent,
-}
+impl Part {
+    const ALL: [Self; 3] = [Self::A, Self::B, Self::Magnitude];
 
-/// Ways of setting the first values that leave the base as it is. The others (PiSSA, OLoRA, CorDA,
-/// LoftQ) subtract something from the base's weights, so their adapter fits no other base.
-const HARMLESS_INITS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
-
-/// What PEFT can do and this program cannot: an adapter that uses one of them is refused by its name.
-const UNSUPPORTED: [&str; 16] = [
-    "use_dora",
-    "fan_in_fan_out",
-    "modules_to_save",
-    "rank_pattern",
-    "alpha_pattern",
-    "layer_replication",
-    "lora_bias",
-    "trainable_token_indices",
-    "target_parameters",
-    "use_qalora",
-    "alora_invocation_tokens",
-    "arrow_config",
-    "use_bdlora",
-    "kasa_config",
-    "monteclora_config",
-    "velora_config",
-];
-
-fn parse_config(bytes: &[u8], path: &Path) -> Result<(LoraConfig, Targets), LoraError> {
-    let peft: PeftConfig = serde_json::from_slice(bytes).map_err(|e| {
-        invalid(path, format!("not a PEFT config: {e}"), "export the adapter again")
-    })?;
-    if peft.peft_type != "LORA" {
-        let problem = format!("peft_type \"{}\" is not supported", peft.peft_type);
-        return Err(invalid(path, problem, "only LORA adapters act here"));
-    }
-    let in_use = |value: &Value| match value {
-        Value::Null | Value::Bool(false) => false,
-        Value::Object(map) => !map.is_empty(),
-        Value::Array(items) => !items.is_empty(),
-        _ => true,
-    };
-    if let Some(name) = UNSUPPORTED.iter().find(|k| peft.rest.get(**k).is_some_and(in_use)) {
-        let problem = format!("its option {name} is not supported");
-        return Err(invalid(path, problem, "train it without that option"));
-    }
-    if peft.rest.get("bias").and_then(Value::as_str).is_some_and(|b| b != "none") {
-        return Err(invalid(
-            path,
-            "trained biases are not supported",
-            "train it with bias \"none\"",
-        ));
-    }
-    if let Some(init) = peft.init_lora_weights.as_str().filter(|i| !HARMLESS_INITS.contains(i)) {
-        let problem =
-            format!("init_lora_weights \"{init}\" belongs to a base with changed weights");
-        return Err(invalid(path, problem, "convert it to a plain LoRA adapter with PEFT"));
-    }
-    if peft.r == 0 || !peft.lora_alpha.is_finite() {
-        let problem = format!("rank {} and alpha {} make no adapter", peft.r, peft.lora_alpha);
-        return Err(invalid(path, problem, "export the adapter again"));
-    }
-    let config = LoraConfig {
-        rank: peft.r,
-        alpha: peft.lora_alpha,
-        rslora: peft.use_rslora,
-        target_modules: Vec::new(),
-    };
-    Ok((config, peft.target_modules))
-}
-
-/// Checks that the config names the modules that the weights adapt, and no others.
-fn check_targets(targets: &Targets, modules: &[Module], path: &Path) -> Result<(), LoraError> {
-    let Targets::Names(names) = targets else {
-        return Ok(());
-    };
-    // A name may be a whole path; its end is the module.
-    let named = |name: &str| name.rsplit('.').next().and_then(Module::from_name);
-    let problem = modules
-        .iter()
-        .find(|m| !names.iter().any(|n| named(n) == Some(**m)))
-        .map(|m| format!("the weights adapt {}, target_modules does not name it", m.name()))
-        .or_else(|| {
-            let lacking = names.iter().find(|n| !named(n).is_some_and(|m| modules.contains(&m)));
-            lacking.map(|n| format!("target_modules names \"{n}\", the weights hold none of it"))
-        });
-    match problem {
-        Some(problem) => Err(invalid(path, problem, "take config and weights of one adapter")),
-        None => Ok(()),
+    /// Returns the end of its name in PEFT's files.
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::A => "lora_A.weight",
+            Self::B => "lora_B.weight",
+            Self::Magnitude => "lora_magnitude_vector",
+        }
     }
 }
 
-/// Splits a PEFT tensor name into its site and whether it is `lora_A`.
-fn parse_name(name: &str) -> Option<(Site, bool)> {
+/// Splits a PEFT tensor name into its site and which of the site's tensors it is.
+fn parse_name(name: &str) -> Option<(Site, Part)> {
     let (layer, rest) = name.strip_prefix(PREFIX)?.split_once('.')?;
-    let (path, factor) = rest.rsplit_once(".lora_")?;
+    let (path, _) = rest.rsplit_once(".lora_")?;
     let module = Module::ALL.into_iter().find(|m| m.path() == path)?;
-    let is_a = match factor {
-        "A.weight" => true,
-        "B.weight" => false,
-        _ => return None,
-    };
     let site = Site { layer: layer.parse().ok()?, module };
-    // "+1" and "01" would name layer 1 a second time.
-    (tensor_name(site, if is_a { 'A' } else { 'B' }) == name).then_some((site, is_a))
+    // Compared as a whole: "+1" and "01" would name layer 1 a second time.
+    let part = Part::ALL.into_iter().find(|part| tensor_name(site, *part) == name)?;
+    Some((site, part))
 }
 
-/// Returns PEFT's name of a factor.
-pub(super) fn tensor_name(site: Site, factor: char) -> String {
-    format!("{PREFIX}{}.{}.lora_{factor}.weight", site.layer, site.module.path())
+/// Returns PEFT's name of a tensor.
+fn tensor_name(site: Site, part: Part) -> String {
+    format!("{PREFIX}{}.{}.{}", site.layer, site.module.path(), part.suffix())
+}
+
+/// The tensors of a site as they are found.
+#[derive(Default)]
+struct Found {
+    a: Option<Tensor>,
+    b: Option<Tensor>,
+    magnitude: Option<Tensor>,
 }
 
 fn parse_weights(
     bytes: &[u8],
     path: &Path,
     model: &ModelConfig,
-    rank: usize,
+    config: &AdapterConfig,
     device: &Device,
 ) -> Result<BTreeMap<Site, Factors>, LoraError> {
     let parsed = SafeTensors::deserialize(bytes).map_err(|e| {
         invalid(path, format!("not a whole safetensors file: {e}"), "export the adapter again")
     })?;
-    let mut halves: BTreeMap<Site, (Option<Tensor>, Option<Tensor>)> = BTreeMap::new();
+    let mut sites: BTreeMap<Site, Found> = BTreeMap::new();
     // By name, so that the same file always gets the same message.
     let mut views: Vec<_> = parsed.iter().collect();
     views.sort_unstable_by_key(|(name, _)| *name);
     for (name, view) in views {
-        let Some((site, is_a)) = parse_name(name) else {
-            return Err(invalid(
-                path,
-                format!("tensor {name} is unknown"),
-                "use a LoRA adapter of this model",
-            ));
+        let known = parse_name(name).filter(|(_, p)| *p != Part::Magnitude || config.lora.dora);
+        let Some((site, part)) = known else {
+            let problem = format!("tensor {name} is unknown");
+            return Err(invalid(path, problem, "use a LoRA adapter of this model"));
         };
-        if site.layer >= model.num_hidden_layers {
-            let problem =
-                format!("tensor {name} is beyond the model's {} layers", model.num_hidden_layers);
-            return Err(invalid(path, problem, "load the adapter's own base model"));
+        let tensor =
+            check_tensor(name, &view, path, model, config, (site, part))?.to_device(device)?;
+        let found = sites.entry(site).or_default();
+        match part {
+            Part::A => found.a = Some(tensor),
+            Part::B => found.b = Some(tensor),
+            Part::Magnitude => found.magnitude = Some(tensor),
         }
-        let (input, output) = model.projection(site.module);
-        let expected = if is_a { [rank, input] } else { [output, rank] };
-        if view.shape() != expected {
-            let problem = format!(
-                "tensor {name} has shape {:?}, this model needs {expected:?}",
-                view.shape()
-            );
-            return Err(invalid(path, problem, "load the adapter's own base model"));
-        }
-        if !matches!(view.dtype(), Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64) {
-            let problem = format!("tensor {name} has the type {:?}", view.dtype());
-            return Err(invalid(path, problem, "export it in f32, f16 or bf16"));
-        }
-        let tensor = view.load(&Device::Cpu)?.to_dtype(DType::F32)?;
-        if !tensor.sum_all()?.to_scalar::<f32>()?.is_finite() {
-            return Err(invalid(
-                path,
-                format!("tensor {name} holds values that are no numbers"),
-                "do not use it",
-            ));
-        }
-        let half = halves.entry(site).or_default();
-        *if is_a { &mut half.0 } else { &mut half.1 } = Some(tensor.to_device(device)?);
     }
-    if halves.is_empty() {
+    if sites.is_empty() {
         return Err(invalid(path, "holds no tensor", "export the adapter again"));
     }
-    let whole = |(site, halves): (Site, (Option<Tensor>, Option<Tensor>))| match halves {
-        (Some(a), Some(b)) => Ok((site, Factors { a, b })),
-        _ => {
-            let problem =
-                format!("layer {} {} has only one factor", site.layer, site.module.name());
+    let whole = |(site, found): (Site, Found)| {
+        let lacking = |what| {
+            let problem = format!("layer {} {} has {what}", site.layer, site.module.name());
             Err(invalid(path, problem, "export the adapter again"))
+        };
+        match found {
+            Found { magnitude: None, .. } if config.lora.dora => lacking("no magnitude vector"),
+            Found { a: Some(a), b: Some(b), magnitude } => {
+                Ok((site, Factors { a, b, magnitude, alpha: config.alpha(site) }))
+            }
+            _ => lacking("only one factor"),
         }
     };
-    halves.into_iter().map(whole).collect()
+    sites.into_iter().map(whole).collect()
+}
+
+/// Returns a tensor in f32 if layer, shape, type and values are what this model needs.
+fn check_tensor(
+    name: &str,
+    view: &TensorView<'_>,
+    path: &Path,
+    model: &ModelConfig,
+    config: &AdapterConfig,
+    (site, part): (Site, Part),
+) -> Result<Tensor, LoraError> {
+    if site.layer >= model.num_hidden_layers {
+        let problem =
+            format!("tensor {name} is beyond the model's {} layers", model.num_hidden_layers);
+        return Err(invalid(path, problem, "load the adapter's own base model"));
+    }
+    let (input, output) = model.projection(site.module);
+    let rank = config.rank(site);
+    let expected = match part {
+        Part::A => vec![rank, input],
+        Part::B => vec![output, rank],
+        Part::Magnitude => vec![output],
+    };
+    if view.shape() != expected {
+        let problem =
+            format!("tensor {name} has shape {:?}, this model needs {expected:?}", view.shape());
+        return Err(invalid(path, problem, "load the adapter's own base model"));
+    }
+    if !matches!(view.dtype(), Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64) {
+        let problem = format!("tensor {name} has the type {:?}", view.dtype());
+        return Err(invalid(path, problem, "export it in f32, f16 or bf16"));
+    }
+    let tensor = view.load(&Device::Cpu)?.to_dtype(DType::F32)?;
+    if !tensor.sum_all()?.to_scalar::<f32>()?.is_finite() {
+        let problem = format!("tensor {name} holds values that are no numbers");
+        return Err(invalid(path, problem, "do not use it"));
+    }
+    Ok(tensor)
 }
 
 /// Writes an adapter in PEFT's layout into `dir`; `base_name` is for people.
@@ -404,37 +387,19 @@ pub fn save(
     base_name: &str,
     sites: &BTreeMap<Site, Factors>,
 ) -> Result<(), LoraError> {
-    let tensors: BTreeMap<String, Tensor> = sites
-        .iter()
-        .flat_map(|(site, f)| {
-            [(tensor_name(*site, 'A'), f.a.clone()), (tensor_name(*site, 'B'), f.b.clone())]
-        })
-        .collect();
+    let mut tensors: BTreeMap<String, &Tensor> = BTreeMap::new();
+    for (site, factors) in sites {
+        tensors.insert(tensor_name(*site, Part::A), &factors.a);
+        tensors.insert(tensor_name(*site, Part::B), &factors.b);
+        if let Some(magnitude) = &factors.magnitude {
+            tensors.insert(tensor_name(*site, Part::Magnitude), magnitude);
+        }
+    }
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let path = dir.join(WEIGHTS_FILE);
-    let bytes = safetensors::serialize(&tensors, Some(metadata))
+    let bytes = safetensors::serialize(tensors, Some(metadata))
         .map_err(|e| invalid(&path, format!("cannot be serialised: {e}"), "report this"))?;
     fs_err::write(&path, bytes)?;
-    let json = serde_json::json!({
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_name,
-        "r": config.rank,
-        "lora_alpha": config.alpha,
-        "lora_dropout": dropout,
-        "use_rslora": config.rslora,
-        "target_modules": config.target_modules,
-        "bias": "none",
-        "fan_in_fan_out": false,
-        "inference_mode": true,
-        "init_lora_weights": true,
-        "modules_to_save": null,
-        "layers_to_transform": null,
-        "layers_pattern": null,
-        "rank_pattern": {},
-        "alpha_pattern": {},
-        "use_dora": false
-    });
-    fs_err::write(dir.join(CONFIG_FILE), format!("{json:#}\n"))?;
+    fs_err::write(dir.join(CONFIG_FILE), peft::to_json(config, dropout, base_name, sites))?;
     Ok(())
 }

@@ -40,17 +40,27 @@ impl Dropout {
         let scale = self.scale();
         // Of 2³² equally likely hashes so many drop.
         let limit = (self.probability * 4_294_967_296.0) as u32;
-        let (low, high) = (self.seed as u32, (self.seed >> 32) as u32);
+        let mixed = mix(self.seed);
+        let (low, high) = (mixed as u32, (mixed >> 32) as u32);
         out.par_chunks_mut(DROPOUT_TASK).enumerate().for_each(|(task, out)| {
             let from = task * DROPOUT_TASK;
             math::vectorised(|| {
                 for (i, out) in out.iter_mut().enumerate() {
-                    let hash = hash((from + i) as u32, low, high);
+                    let hash = hash(((from + i) as u32 ^ low).wrapping_add(high));
                     let factor = if hash < limit { 0.0 } else { scale };
                     f(from + i, factor, out);
                 }
             });
         });
+    }
+
+    /// Returns `x` with some elements zeroed and the others scaled, with a gradient for `x`.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn of(&self, x: &Tensor) -> Result<Tensor> {
+        let mask = self.apply(&vec![1.0; x.elem_count()]);
+        x * Tensor::from_vec(mask, x.shape(), x.device())?
     }
 
     /// Returns `x` with some elements zeroed and the others scaled.
@@ -61,13 +71,20 @@ impl Dropout {
     }
 }
 
-/// A finaliser of MurmurHash3 over place and seed: 32 bits that look random.
+/// 32 bits that look random: the mixer `lowbias32` (Wellons 2018).
 #[inline(always)]
-fn hash(index: u32, low: u32, high: u32) -> u32 {
-    let mut h = index.wrapping_mul(0x9E37_79B9) ^ low;
-    h = (h ^ (h >> 16)).wrapping_mul(0x85EB_CA6B);
-    h = (h ^ (h >> 13) ^ high).wrapping_mul(0xC2B2_AE35);
+fn hash(index: u32) -> u32 {
+    let h = (index ^ (index >> 16)).wrapping_mul(0x7FEB_352D);
+    let h = (h ^ (h >> 15)).wrapping_mul(0x846C_A68B);
     h ^ (h >> 16)
+}
+
+/// 64 bits that look random: the mixer of SplitMix64 (Steele et al. 2014).
+fn mix(seed: u64) -> u64 {
+    let z = seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
 }
 
 /// Returns the adapted projection of `x` `[tokens, in]`; gradients go to `x`, A and B.
@@ -89,9 +106,7 @@ pub fn project(
     if !dropout.is_active() {
         return add_delta(factors, scale, x, &y);
     }
-    let mask = dropout.apply(&vec![1.0; x.elem_count()]);
-    let mask = Tensor::from_vec(mask, x.shape(), x.device())?;
-    add_delta(factors, scale, &(x * mask)?, &y)
+    add_delta(factors, scale, &dropout.of(x)?, &y)
 }
 
 /// Returns the adapted projection of `silu(gate) ∘ up`, both `[tokens, in]`, without keeping that product; gradients go

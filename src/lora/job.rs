@@ -213,7 +213,7 @@ fn train(
             note_shape(&parent, params, events);
             TrainableLora::from_adapter(&parent, params.dropout)?
         }
-        None => TrainableLora::fresh(decoder.config(), params, device)?,
+        None => TrainableLora::fresh(decoder, params)?,
     };
     let fingerprint = fingerprint(input)?;
     let config = AdamWConfig { weight_decay: params.weight_decay, ..AdamWConfig::default() };
@@ -253,13 +253,18 @@ fn train(
     Ok((lora, loss.unwrap_or(last_loss), steps))
 }
 
-/// An adapter that is continued keeps its shape: says so where the configuration asks for another.
+/// An adapter that is continued keeps its shape and kind: says so where the configuration asks for another.
 fn note_shape(parent: &LoraAdapter, params: &TrainingParams, events: &mut dyn FnMut(JobEvent)) {
     let kept = parent.config();
-    if (kept.rank, kept.alpha) != (params.rank, params.alpha) {
+    let shape = |rank: usize, alpha: f64, rslora: bool, dora: bool| {
+        let scaled = if rslora { " (rsLoRA)" } else { "" };
+        format!("{} of rank {rank} and alpha {alpha}{scaled}", if dora { "DoRA" } else { "LoRA" })
+    };
+    let kept = shape(kept.rank, kept.alpha, kept.rslora, kept.dora);
+    let fresh = shape(params.rank, params.alpha, params.rslora, params.dora);
+    if kept != fresh {
         events(JobEvent::Note(format!(
-            "goes on with rank {} and alpha {} of the adapter before; a fresh one would take rank {} and alpha {}",
-            kept.rank, kept.alpha, params.rank, params.alpha
+            "goes on with the {kept} of the adapter before; a fresh one would be a {fresh}"
         )));
     }
 }

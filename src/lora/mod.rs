@@ -3,6 +3,7 @@
 mod adapter;
 mod checkpoint;
 pub mod dataset;
+mod dora;
 mod error;
 mod fused;
 mod gradients;
@@ -10,6 +11,7 @@ mod job;
 pub mod loss;
 mod optimizer;
 pub mod params;
+mod peft;
 mod trainable;
 pub mod trainer;
 mod verified;

@@ -20,6 +20,10 @@ pub struct TrainingParams {
     pub rank: usize,
     /// Scale: the output counts `alpha / rank` times.
     pub alpha: f64,
+    /// The output counts `alpha / √rank` times instead (rsLoRA).
+    pub rslora: bool,
+    /// The rows' lengths are learned by themselves (DoRA).
+    pub dora: bool,
     /// Probability that an adapter's input is zeroed.
     pub dropout: f64,
     /// Names of the adapted projections.

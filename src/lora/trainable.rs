@@ -3,35 +3,93 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use candle_core::{Device, Result as TensorResult, Tensor, Var};
+use candle_core::{Result as TensorResult, Tensor, Var};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::adapter::{Factors, LoraAdapter, LoraConfig};
+use super::dora::{self, OfWeights};
 use super::fused::{self, Dropout};
 use super::{JobError, TrainingParams};
-use crate::models::{Adapt, Linear, ModelConfig, Module, Site, ops};
+use crate::models::{Adapt, Decoder, Linear, Module, Site, ops};
 
 /// Factors as variables, with dropout on the adapter's input.
 pub struct TrainableLora {
     config: LoraConfig,
-    sites: BTreeMap<Site, (Var, Var)>,
+    sites: BTreeMap<Site, Trained>,
     /// Probability that an input is zeroed.
     dropout: f64,
     /// Decides, with site and place, which inputs are zeroed; new for every step.
     dropout_seed: AtomicU64,
 }
 
+/// What is trained at a site.
+struct Trained {
+    a: Var,
+    b: Var,
+    /// The rows' lengths of a DoRA adapter.
+    magnitude: Option<Var>,
+    alpha: f64,
+    /// The squared lengths of the frozen rows.
+    squares: OfWeights,
+}
+
+impl Trained {
+    /// Copies factors into variables.
+    fn from_factors(factors: &Factors) -> TensorResult<Self> {
+        let var = |t: &Tensor| Var::from_tensor(&t.copy()?);
+        Ok(Self {
+            a: var(&factors.a)?,
+            b: var(&factors.b)?,
+            magnitude: factors.magnitude.as_ref().map(var).transpose()?,
+            alpha: factors.alpha,
+            squares: OfWeights::default(),
+        })
+    }
+
+    /// Returns the variables in a fixed order, with the ends of their names.
+    fn vars(&self) -> impl Iterator<Item = (&'static str, &Var)> {
+        let magnitude = self.magnitude.iter().map(|m| ("lora_magnitude_vector", m));
+        [("lora_A", &self.a), ("lora_B", &self.b)].into_iter().chain(magnitude)
+    }
+
+    /// Returns the values, made ready by `f`.
+    fn factors(&self, f: impl Fn(&Var) -> TensorResult<Tensor>) -> TensorResult<Factors> {
+        let magnitude = self.magnitude.as_ref().map(&f).transpose()?;
+        Ok(Factors { a: f(&self.a)?, b: f(&self.b)?, magnitude, alpha: self.alpha })
+    }
+}
+
+/// What acts at a site in one forward.
+struct Acting<'a> {
+    trained: &'a Trained,
+    factors: Factors,
+    dropout: Dropout,
+    scale: f64,
+}
+
+impl Acting<'_> {
+    fn project(&self, linear: &Linear, x: &Tensor) -> TensorResult<Tensor> {
+        let Self { trained, factors, dropout, scale } = self;
+        let Some(magnitude) = &factors.magnitude else {
+            return fused::project(linear, factors, *scale, *dropout, x);
+        };
+        let squares = trained.squares.get(linear, || dora::row_squares(linear))?;
+        let lengths = dora::row_lengths(linear, &squares, &factors.a, &factors.b, *scale)?;
+        let ratio = (magnitude / lengths)?;
+        let dropped = if dropout.is_active() { Some(dropout.of(x)?) } else { None };
+        dora::project(linear, factors, *scale, &ratio, x, dropped.as_ref())
+    }
+}
+
 impl TrainableLora {
-    /// Makes a fresh adapter: A uniform in ±1/√in, B zero (PEFT's), so that it changes no logit.
+    /// Makes a fresh adapter: A uniform in ±1/√in, B zero (PEFT's), and for DoRA the rows' own lengths, so that it changes
+    /// no logit.
     ///
     /// # Errors
     /// Unknown target modules, no memory.
-    pub fn fresh(
-        model: &ModelConfig,
-        params: &TrainingParams,
-        device: &Device,
-    ) -> Result<Self, JobError> {
+    pub fn fresh(decoder: &Decoder, params: &TrainingParams) -> Result<Self, JobError> {
+        let (model, device) = (decoder.config(), decoder.device());
         let mut rng = StdRng::seed_from_u64(params.seed);
         let mut modules = Vec::new();
         for name in &params.target_modules {
@@ -49,34 +107,41 @@ impl TrainableLora {
                 let bound = 1.0 / (input as f32).sqrt();
                 let values: Vec<f32> =
                     (0..params.rank * input).map(|_| rng.random_range(-bound..bound)).collect();
+                let site = Site { layer, module };
                 let a = Var::from_vec(values, (params.rank, input), device)?;
                 let b = Var::zeros((output, params.rank), candle_core::DType::F32, device)?;
-                sites.insert(Site { layer, module }, (a, b));
+                let (magnitude, squares) = (None, OfWeights::default());
+                let mut trained = Trained { a, b, magnitude, alpha: params.alpha, squares };
+                if let Some(linear) = decoder.linear(site).filter(|_| params.dora) {
+                    let squares = trained.squares.get(linear, || dora::row_squares(linear))?;
+                    trained.magnitude = Some(Var::from_tensor(&squares.sqrt()?)?);
+                }
+                sites.insert(site, trained);
             }
         }
         let config = LoraConfig {
             rank: params.rank,
             alpha: params.alpha,
-            rslora: false,
+            rslora: params.rslora,
+            dora: params.dora,
             target_modules: params.target_modules.clone(),
         };
         Ok(Self::new(config, sites, params.dropout))
     }
 
-    /// Goes on from an adapter, whose rank, scale and sites are kept.
+    /// Goes on from an adapter, whose kind, ranks, scales and sites are kept.
     ///
     /// # Errors
     /// No memory.
     pub fn from_adapter(adapter: &LoraAdapter, dropout: f64) -> TensorResult<Self> {
         let mut sites = BTreeMap::new();
         for (site, factors) in adapter.sites() {
-            let a = Var::from_tensor(&factors.a.copy()?)?;
-            sites.insert(*site, (a, Var::from_tensor(&factors.b.copy()?)?));
+            sites.insert(*site, Trained::from_factors(factors)?);
         }
         Ok(Self::new(adapter.config().clone(), sites, dropout))
     }
 
-    fn new(config: LoraConfig, sites: BTreeMap<Site, (Var, Var)>, dropout: f64) -> Self {
+    fn new(config: LoraConfig, sites: BTreeMap<Site, Trained>, dropout: f64) -> Self {
         Self { config, sites, dropout, dropout_seed: AtomicU64::new(0) }
     }
 
@@ -98,8 +163,12 @@ impl TrainableLora {
 
     /// Returns the variables of a layer with their places in [`Self::vars`].
     pub fn layer_vars(&self, layer: usize) -> Vec<(usize, Var)> {
-        let sites = self.sites.iter().enumerate().filter(|(_, (site, _))| site.layer == layer);
-        sites.flat_map(|(i, (_, (a, b)))| [(2 * i, a.clone()), (2 * i + 1, b.clone())]).collect()
+        let of_site = |(site, trained): (&Site, &Trained)| {
+            let site = *site;
+            trained.vars().map(|(_, var)| (site, var.clone())).collect::<Vec<_>>()
+        };
+        let all = self.sites.iter().flat_map(of_site).enumerate();
+        all.filter(|(_, (site, _))| site.layer == layer).map(|(i, (_, var))| (i, var)).collect()
     }
 
     /// Returns the same adaptation, dropout included, that builds no graph.
@@ -108,17 +177,20 @@ impl TrainableLora {
     }
 
     /// What acts at a site; none where nothing does.
-    fn at(&self, site: Site, tracked: bool) -> Option<(Factors, Dropout)> {
-        let (a, b) = self.sites.get(&site)?;
-        let factor = |var: &Var| match tracked {
-            true => var.as_tensor().clone(),
-            false => var.as_tensor().detach(),
+    fn at(&self, site: Site, tracked: bool) -> TensorResult<Option<Acting<'_>>> {
+        let Some(trained) = self.sites.get(&site) else {
+            return Ok(None);
         };
+        let factors = trained.factors(|var| match tracked {
+            true => Ok(var.as_tensor().clone()),
+            false => Ok(var.as_tensor().detach()),
+        })?;
         let place = ((site.layer as u64) << 8 | site.module as u64) + 1;
         let seed =
             self.dropout_seed.load(Ordering::Relaxed) ^ place.wrapping_mul(0x9E37_79B9_7F4A_7C15);
         let dropout = Dropout { probability: self.dropout, seed };
-        Some((Factors { a: factor(a), b: factor(b) }, dropout))
+        let scale = self.config.scale_of(&factors);
+        Ok(Some(Acting { trained, factors, dropout, scale }))
     }
 
     fn project_with(
@@ -128,10 +200,8 @@ impl TrainableLora {
         x: &Tensor,
         tracked: bool,
     ) -> TensorResult<Tensor> {
-        match self.at(site, tracked) {
-            Some((factors, dropout)) => {
-                fused::project(linear, &factors, self.config.scale(), dropout, x)
-            }
+        match self.at(site, tracked)? {
+            Some(acting) => acting.project(linear, x),
             None => linear.forward(x),
         }
     }
@@ -143,21 +213,23 @@ impl TrainableLora {
         (gate, up): (&Tensor, &Tensor),
         tracked: bool,
     ) -> TensorResult<Tensor> {
-        match self.at(site, tracked) {
-            Some((factors, dropout)) => {
-                fused::project_gated(linear, &factors, self.config.scale(), dropout, gate, up)
+        match self.at(site, tracked)? {
+            Some(Acting { factors, dropout, scale, .. }) if factors.magnitude.is_none() => {
+                fused::project_gated(linear, &factors, scale, dropout, gate, up)
             }
+            Some(acting) => acting.project(linear, &ops::swiglu(gate, up)?),
             None => linear.forward(&ops::swiglu(gate, up)?),
         }
     }
 
     /// Returns the variables in a fixed order, with a name each.
     pub fn vars(&self) -> Vec<(String, Var)> {
-        let named = |(site, (a, b)): (&Site, &(Var, Var))| {
+        let mut all = Vec::new();
+        for (site, trained) in &self.sites {
             let at = format!("layer {} {}", site.layer, site.module.name());
-            [(format!("{at} lora_A"), a.clone()), (format!("{at} lora_B"), b.clone())]
-        };
-        self.sites.iter().flat_map(named).collect()
+            all.extend(trained.vars().map(|(name, var)| (format!("{at} {name}"), var.clone())));
+        }
+        all
     }
 
     /// Returns the shape.
@@ -171,10 +243,8 @@ impl TrainableLora {
     /// No memory.
     pub fn publish(&self) -> TensorResult<LoraAdapter> {
         let mut sites = BTreeMap::new();
-        for (site, (a, b)) in &self.sites {
-            let factors =
-                Factors { a: a.as_tensor().copy()?.detach(), b: b.as_tensor().copy()?.detach() };
-            sites.insert(*site, factors);
+        for (site, trained) in &self.sites {
+            sites.insert(*site, trained.factors(|var| Ok(var.as_tensor().copy()?.detach()))?);
         }
         Ok(LoraAdapter::from_factors(self.config.clone(), sites))
     }

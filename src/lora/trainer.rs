@@ -143,14 +143,11 @@ pub fn step(
 fn check_all_learn(lora: &TrainableLora, gradients: &[Tensor]) -> Result<(), JobError> {
     let largest = |t: &Tensor| t.detach().abs()?.max_all()?.to_scalar::<f32>();
     let vars = lora.vars();
-    // Pairs of A and B of a site lie side by side.
-    for (pair, gradients) in vars.chunks_exact(2).zip(gradients.chunks_exact(2)) {
-        let b_is_zero = largest(pair[1].1.as_tensor())? == 0.0;
-        for (index, gradient) in gradients.iter().enumerate() {
-            let may_rest = index == 0 && b_is_zero;
-            if largest(gradient)? == 0.0 && !may_rest {
-                return Err(JobError::NoGradient(pair[index].0.clone()));
-            }
+    for (index, ((name, _), gradient)) in vars.iter().zip(gradients).enumerate() {
+        // The B of a site follows its A.
+        let may_rest = name.ends_with("lora_A") && largest(vars[index + 1].1.as_tensor())? == 0.0;
+        if largest(gradient)? == 0.0 && !may_rest {
+            return Err(JobError::NoGradient(name.clone()));
         }
     }
     Ok(())

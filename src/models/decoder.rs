@@ -299,6 +299,20 @@ impl Decoder {
         Ok(self.head.forward(&rows)?.reshape(shape)?)
     }
 
+    /// Returns the projection at a site of this model.
+    pub fn linear(&self, site: Site) -> Option<&Linear> {
+        let layer = self.layers.get(site.layer)?;
+        Some(match site.module {
+            Module::QProj => &layer.attention.q_proj,
+            Module::KProj => &layer.attention.k_proj,
+            Module::VProj => &layer.attention.v_proj,
+            Module::OProj => &layer.attention.o_proj,
+            Module::GateProj => &layer.mlp.gate_proj,
+            Module::UpProj => &layer.mlp.up_proj,
+            Module::DownProj => &layer.mlp.down_proj,
+        })
+    }
+
     /// Returns the layer that turns hidden states into logits.
     pub fn head(&self) -> &Linear {
         &self.head

@@ -16,12 +16,37 @@ pub fn peft_name(site: Site, factor: char) -> String {
     format!("base_model.model.model.layers.{layer}.{path}.lora_{factor}.weight")
 }
 
+/// PEFT's name of a DoRA magnitude.
+pub fn magnitude_name(site: Site) -> String {
+    peft_name(site, 'A').replace("lora_A.weight", "lora_magnitude_vector")
+}
+
 /// An adapter's tensors by PEFT's names.
 pub fn by_name(adapter: &LoraAdapter) -> BTreeMap<String, Tensor> {
-    let named = adapter.sites().iter().flat_map(|(site, factors)| {
-        [(peft_name(*site, 'A'), factors.a.clone()), (peft_name(*site, 'B'), factors.b.clone())]
-    });
-    named.collect()
+    let mut named = BTreeMap::new();
+    for (site, factors) in adapter.sites() {
+        named.insert(peft_name(*site, 'A'), factors.a.clone());
+        named.insert(peft_name(*site, 'B'), factors.b.clone());
+        if let Some(magnitude) = &factors.magnitude {
+            named.insert(magnitude_name(*site), magnitude.clone());
+        }
+    }
+    named
+}
+
+/// Gives every A in `tensors` the magnitudes that PEFT starts DoRA from: the rows' lengths of the family's weights.
+pub fn add_magnitudes(family: &str, tensors_of: &mut HashMap<String, Tensor>) {
+    let weights = tensors(&format!("{family}/model.safetensors"));
+    let starts: Vec<String> = tensors_of
+        .keys()
+        .filter_map(|n| n.strip_suffix("lora_A.weight"))
+        .map(str::to_owned)
+        .collect();
+    for start in starts {
+        let name = format!("{}weight", start.strip_prefix("base_model.model.").unwrap());
+        let length = weights[&name].sqr().unwrap().sum(1).unwrap().sqrt().unwrap();
+        tensors_of.insert(format!("{start}lora_magnitude_vector"), length);
+    }
 }
 
 /// A minimal `adapter_config.json`.
@@ -43,8 +68,17 @@ pub fn peft(family: &str, name: &str, model: &ModelConfig) -> LoraAdapter {
 
 /// Variables with the values of a file of tensors.
 pub fn trainable(file: &str, config: &Value, model: &ModelConfig) -> TrainableLora {
+    trainable_of(&tensors(file), config, model)
+}
+
+/// Variables with these values.
+pub fn trainable_of(
+    tensors: &HashMap<String, Tensor>,
+    config: &Value,
+    model: &ModelConfig,
+) -> TrainableLora {
     let folder = tempfile::tempdir().unwrap();
-    write(folder.path(), config, &tensors(file));
+    write(folder.path(), config, tensors);
     let adapter = LoraAdapter::load(folder.path(), model, &Device::Cpu).unwrap();
     TrainableLora::from_adapter(&adapter, 0.0).unwrap()
 }
