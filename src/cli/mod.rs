@@ -6,8 +6,10 @@ mod adapters;
 mod args;
 mod ask;
 mod chat;
+mod compare;
 mod config_command;
 mod context;
+mod curves;
 mod exit;
 mod feedback;
 mod feedback_file;
@@ -16,6 +18,7 @@ mod jobs;
 mod model;
 mod output;
 mod progress;
+mod runs;
 mod train;
 
 use std::process::ExitCode;
