@@ -236,6 +236,9 @@ impl Compared {
         if lines.iter().flatten().any(|cell| cell.ends_with(BEST)) {
             output::line(&format!("{} best of its row", BEST.trim()))?;
         }
+        if self.jobs.iter().any(|job| job.report.is_some()) {
+            output::line("losses: what was live → what the job made")?;
+        }
         let several = self.jobs.len() > 1;
         if several && !self.learned_the_same() {
             output::line("no best loss is marked: the jobs learned different examples")?;

@@ -100,9 +100,9 @@ fn heights(curve: &Curve, steps: &Scale, columns: usize) -> Vec<Option<f64>> {
         heights.iter().enumerate().filter_map(|(column, loss)| Some((column, (*loss)?))).collect();
     for pair in known.windows(2) {
         let ((left, from), (right, to)) = (pair[0], pair[1]);
-        for column in left + 1..right {
-            let share = (column - left) as f64 / (right - left) as f64;
-            heights[column] = Some(from + (to - from) * share);
+        for (index, height) in heights[left + 1..right].iter_mut().enumerate() {
+            let share = (index + 1) as f64 / (right - left) as f64;
+            *height = Some(from + (to - from) * share);
         }
     }
     heights
