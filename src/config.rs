@@ -9,6 +9,7 @@ mod error;
 mod layer;
 mod origin;
 mod rules;
+mod runs;
 mod sections;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ pub use device::DeviceChoice;
 pub use error::ConfigError;
 use layer::Layer;
 pub use origin::Origin;
+pub use runs::{Run, Runs};
 pub use sections::*;
 
 /// The defaults, with their comments.

@@ -119,6 +119,20 @@ pub struct TrainExample {
     pub weight: f64,
 }
 
+/// The file beside a job's checkpoints to which its worker appends each step, one [`CurvePoint`] as JSON a line.
+pub const CURVE_FILE: &str = "curve.jsonl";
+
+/// One optimiser step of a job: a point of its loss curve.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct CurvePoint {
+    /// The step, from 1.
+    pub step: usize,
+    /// The step's loss, anchor included: nats per answer token.
+    pub loss: f64,
+    /// The step size.
+    pub learning_rate: f64,
+}
+
 /// Why a text is not a valid [`AdapterId`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(

@@ -19,6 +19,7 @@ pub mod lora;
 pub mod messages;
 pub mod models;
 pub mod plan;
+pub mod plot;
 pub mod store;
 pub mod text;
 pub mod worker;

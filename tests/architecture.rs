@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// What the modules of a layer may use, besides themselves. Nothing above a layer is in its list.
-const LAYERS: [(&str, &[&str]); 18] = [
+const LAYERS: [(&str, &[&str]); 19] = [
     ("domain", &[]),
     ("text", &[]),
+    ("plot", &["domain", "text"]),
     ("models", &["domain"]),
     ("device", &["config"]),
     ("config", &["domain"]),
@@ -22,7 +23,7 @@ const LAYERS: [(&str, &[&str]); 18] = [
     ("plan", &["domain", "text", "config", "models", "lora", "eval", "engine", "store"]),
     ("actors", &[CORE, "messages", "plan", "worker"]),
     ("app", &[CORE, "messages", "plan", "worker", "actors", "logging", "device"]),
-    ("cli", &[CORE, "messages", "plan", "worker", "actors", "logging", "device", "app"]),
+    ("cli", &[CORE, "messages", "plan", "worker", "actors", "logging", "device", "app", "plot"]),
     ("lib", &[]),
     ("main", &["cli"]),
 ];

@@ -2,11 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may fall")]
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-use shammah::domain::{Message, TrainExample};
+use shammah::domain::{CURVE_FILE, CurvePoint, Message, TrainExample};
 use shammah::lora::{JobInput, TrainingParams, Weighting};
 use shammah::models::{self, ModelSource};
 use shammah::worker::protocol::Limits;
@@ -94,7 +95,15 @@ fn run(
     }
 }
 
+/// The steps that are noted beside the checkpoints; a retry may have noted some again.
+fn noted(home: &Path) -> BTreeSet<usize> {
+    let text = std::fs::read_to_string(home.join("job-1").join(CURVE_FILE)).unwrap();
+    let points = text.lines().filter_map(|line| serde_json::from_str::<CurvePoint>(line).ok());
+    points.filter(|p| p.loss > 0.0 && p.learning_rate >= 0.0).map(|p| p.step).collect()
+}
+
 fn assert_finished(home: &Path, exit: &WorkerExit) {
+    assert_eq!(noted(home), (1..=STEPS).collect(), "every step is in the loss curve");
     let WorkerExit::Finished(measured) = exit else { panic!("{exit:?}: {exit}") };
     assert_eq!((measured.steps, measured.examples, measured.heldout.len()), (STEPS, 4, 1));
     let learned = measured.trained.iter().all(|item| item.after < item.before);
@@ -130,6 +139,7 @@ fn a_killed_worker_is_taken_up_from_its_checkpoint() {
         _ => {}
     });
     assert_eq!(exit, WorkerExit::Signal(9));
+    assert!(noted(home.path()).is_superset(&(1..=saved).collect()), "what came before stays");
     assert!(!home.path().join("job-1/outcome").exists(), "nothing half is published");
     let (steps, exit) = run(home.path(), |_, _| {});
     assert!(steps[0] > saved && saved > 0, "goes on after step {saved}: {steps:?}");

@@ -63,9 +63,9 @@ pub enum Command {
     Chat,
     /// Ask one question and print the answer
     Ask(AskArgs),
-    /// Put a training job into the queue
+    /// Put a training job, or those of a runs file, into the queue
     Train(TrainArgs),
-    /// List, show and cancel training jobs
+    /// List, show, cancel and compare training jobs
     #[command(subcommand)]
     Jobs(JobsCommand),
     /// List, show, load, unload, roll back and delete adapters
@@ -154,6 +154,9 @@ pub enum FromArg {
 /// Arguments of `train`.
 #[derive(Debug, Args)]
 pub struct TrainArgs {
+    /// Enqueue each [[job]] of this file, all or none: name, data, domain, from, and keys of [lora] and [lora.training]
+    #[arg(value_name = "RUNS.toml", conflicts_with_all = ["data", "domain", "from", "name"])]
+    pub runs: Option<PathBuf>,
     /// Store the marks of this file first (as `feedback import` does), then train
     #[arg(long, value_name = "FILE.jsonl")]
     pub data: Option<PathBuf>,
@@ -177,6 +180,14 @@ pub struct TrainArgs {
     pub json: JsonArg,
 }
 
+/// The `--plot` of commands that show loss curves.
+#[derive(Debug, Clone, Args)]
+pub struct PlotArg {
+    /// Also draw the loss curves into this file, which must not exist
+    #[arg(long = "plot", value_name = "FILE.svg|FILE.png")]
+    pub file: Option<PathBuf>,
+}
+
 /// What `jobs` can do.
 #[derive(Debug, Subcommand)]
 pub enum JobsCommand {
@@ -187,6 +198,21 @@ pub enum JobsCommand {
         /// Its number
         #[arg(value_name = "ID")]
         id: i64,
+        /// Where to draw its loss curve.
+        #[command(flatten)]
+        plot: PlotArg,
+        /// How to print.
+        #[command(flatten)]
+        json: JsonArg,
+    },
+    /// Show jobs side by side: settings that differ, losses before and after, loss curves
+    Compare {
+        /// Their numbers or names
+        #[arg(value_name = "ID", required = true)]
+        jobs: Vec<String>,
+        /// Where to draw their loss curves.
+        #[command(flatten)]
+        plot: PlotArg,
         /// How to print.
         #[command(flatten)]
         json: JsonArg,

@@ -1,11 +1,16 @@
-//! `shammah jobs list | show | cancel`.
+//! `shammah jobs list | show | cancel | compare`.
 
 use anyhow::Result;
 
-use super::args::{GlobalArgs, JobsCommand};
+use serde::Serialize;
+
+use super::args::{GlobalArgs, JobsCommand, PlotArg};
 use super::context::Session;
 use super::exit::Exit;
 use super::output::{self, Table, or_dash};
+use super::{compare, curves};
+use crate::domain::CurvePoint;
+use crate::plot::Curve;
 use crate::store::JobRow;
 
 /// Runs the command.
@@ -16,7 +21,24 @@ pub fn run(command: &JobsCommand, global: &GlobalArgs) -> Result<Exit> {
     let store = Session::open(global, Vec::new())?.store;
     match command {
         JobsCommand::List(args) => list(&store.jobs()?, args.json)?,
-        JobsCommand::Show { id, json } => show(&store.job(*id)?, json.json)?,
+        JobsCommand::Show { id, plot, json } => {
+            let job = store.job(*id)?;
+            let curve = curves::of(&store, &job)?;
+            draw(std::slice::from_ref(&curve), plot)?;
+            show(&job, &curve, json.json)?;
+        }
+        JobsCommand::Compare { jobs, plot, json } => {
+            let compared = compare::read(&store, jobs)?;
+            let curves = compared.curves();
+            draw(&curves, plot)?;
+            match json.json {
+                true => compared.json()?,
+                false => {
+                    compared.print()?;
+                    curves::print(&curves)?;
+                }
+            }
+        }
         JobsCommand::Cancel { id, json } => {
             let job = store.request_cancel(*id)?;
             match json.json {
@@ -26,6 +48,19 @@ pub fn run(command: &JobsCommand, global: &GlobalArgs) -> Result<Exit> {
         }
     }
     Ok(Exit::Done)
+}
+
+/// Draws the loss curves into a file if one was asked for.
+fn draw(curves: &[Curve], plot: &PlotArg) -> Result<()> {
+    plot.file.as_ref().map_or(Ok(()), |file| curves::draw(curves, file))
+}
+
+/// A job with its loss curve, as `jobs show --json` prints it.
+#[derive(Serialize)]
+struct JobWithCurve<'a> {
+    #[serde(flatten)]
+    job: &'a JobRow,
+    curve: &'a [CurvePoint],
 }
 
 /// Prints jobs that come oldest first the other way round.
@@ -52,9 +87,9 @@ fn list(jobs: &[JobRow], as_json: bool) -> Result<()> {
     Ok(table.print()?)
 }
 
-fn show(job: &JobRow, as_json: bool) -> Result<()> {
+fn show(job: &JobRow, curve: &Curve, as_json: bool) -> Result<()> {
     if as_json {
-        return Ok(output::json(job)?);
+        return Ok(output::json(&JobWithCurve { job, curve: &curve.points })?);
     }
     output::fields(&[
         ("id", job.id.to_string()),
@@ -64,6 +99,7 @@ fn show(job: &JobRow, as_json: bool) -> Result<()> {
         ("attempts", job.attempts.to_string()),
         ("from", job.from.to_string()),
         ("parent", or_dash(job.parent.as_ref())),
+        ("sweep", or_dash(job.sweep)),
         ("examples", job.examples.to_string()),
         ("step", step_of(job)),
         ("loss", loss_text(job.loss)),
@@ -74,7 +110,7 @@ fn show(job: &JobRow, as_json: bool) -> Result<()> {
         ("started", or_dash(job.started_at.map(output::time))),
         ("finished", or_dash(job.finished_at.map(output::time))),
     ])?;
-    Ok(())
+    curves::print(std::slice::from_ref(curve))
 }
 
 fn cancelled(job: &JobRow) -> String {

@@ -7,8 +7,10 @@ mod args;
 mod ask;
 mod bench;
 mod chat;
+mod compare;
 mod config_command;
 mod context;
+mod curves;
 mod exit;
 mod feedback;
 mod feedback_file;
@@ -17,6 +19,7 @@ mod jobs;
 mod model;
 mod output;
 mod progress;
+mod runs;
 mod train;
 
 use std::process::ExitCode;

@@ -8,8 +8,20 @@ use unicode_width::UnicodeWidthStr;
 
 use crate::text::{printable, printable_line};
 
+/// The width of pictures where nobody says another.
+pub const USUAL_COLUMNS: usize = 80;
+/// Names the width of a terminal that is not on stdout itself.
+const COLUMNS_VARIABLE: &str = "COLUMNS";
 /// Spaces between two columns.
 const GAP: usize = 2;
+
+/// Returns the width that lines should have: the terminal's, or what `COLUMNS` says; `None` where both are silent.
+pub fn columns() -> Option<usize> {
+    let given = || std::env::var(COLUMNS_VARIABLE).ok()?.parse().ok();
+    let terminal = rustix::termios::tcgetwinsize(rustix::stdio::stdout()).ok();
+    let width = terminal.map(|size| usize::from(size.ws_col)).or_else(given);
+    width.filter(|&columns| columns > 0)
+}
 
 /// Writes a line, control characters removed.
 ///
@@ -63,6 +75,11 @@ impl Table {
     /// Adds a row; each cell becomes one line.
     pub fn row(&mut self, cells: &[String]) {
         self.rows.push(cells.iter().map(|cell| printable_line(cell)).collect());
+    }
+
+    /// The columns of its widest line.
+    pub fn width(&self) -> usize {
+        self.render().lines().map(UnicodeWidthStr::width).max().unwrap_or(0)
     }
 
     /// Lays the rows out; the last column is not padded.

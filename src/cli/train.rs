@@ -1,4 +1,4 @@
-//! `shammah train`: puts a job into the queue, and with `--wait` sees it through.
+//! `shammah train`: puts a job, or those of a runs file, into the queue, and with `--wait` sees them through.
 
 use anyhow::Result;
 
@@ -6,7 +6,7 @@ use super::args::{FromArg, GlobalArgs, TrainArgs};
 use super::context::Session;
 use super::exit::{Exit, UsageError};
 use super::progress::Progress;
-use super::{feedback, model, output};
+use super::{feedback, model, output, runs};
 use crate::app::{self, QueueEnd};
 use crate::domain::DEFAULT_DOMAIN;
 use crate::plan::{self, JobWish, PlanError};
@@ -18,9 +18,12 @@ use crate::store::{self, JobRow, JobState, StoreError};
 /// Nothing to train, a full queue, a taken name, a wrong file, or a store that cannot be used.
 pub fn run(args: &TrainArgs, global: &GlobalArgs) -> Result<Exit> {
     let session = Session::open(global, Vec::new())?;
-    let jobs = match enqueue(&session, args) {
-        Ok(job) => vec![job],
-        Err(error) => jobs_to_wait_for(&session, args, error)?,
+    let jobs = match &args.runs {
+        Some(file) => runs::enqueue(&session, file, args.priority)?,
+        None => match enqueue(&session, args) {
+            Ok(job) => vec![job],
+            Err(error) => jobs_to_wait_for(&session, args, error)?,
+        },
     };
     if !args.wait {
         jobs.iter().try_for_each(|job| show(job, args.json.json))?;
@@ -31,6 +34,10 @@ pub fn run(args: &TrainArgs, global: &GlobalArgs) -> Result<Exit> {
     }
     let end = wait(session, &jobs, global.quiet)?;
     end.jobs.iter().try_for_each(|job| show(job, args.json.json))?;
+    if end.jobs.len() > 1 && !global.quiet {
+        let ids: Vec<String> = end.jobs.iter().map(|job| job.id.to_string()).collect();
+        output::complain(&format!("side by side: shammah jobs compare {}", ids.join(" ")));
+    }
     Ok(exit_of(&end))
 }
 

@@ -81,6 +81,14 @@ pub enum ConfigError {
         /// What is wrong and what would be right.
         problem: String,
     },
+    /// A runs file cannot be used at all.
+    #[error("runs file {}: {problem}", path.display())]
+    Runs {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
     /// A text of `--set` is not `KEY=VALUE`.
     #[error("--set \"{text}\" has no \"=\": write --set KEY=VALUE, as in --set lora.rank=8")]
     NotAnAssignment {

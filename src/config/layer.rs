@@ -11,7 +11,7 @@ use super::rules::{self, Breach, Rule};
 use super::{ConfigError, ENV_PREFIX, ENV_SEPARATOR};
 
 /// Largest file that is read as configuration; the defaults with all comments have about 10 kB.
-const MAX_FILE_BYTES: u64 = 1 << 20;
+pub(super) const MAX_FILE_BYTES: u64 = 1 << 20;
 /// Deepest nesting followed in a file; known keys have at most three parts.
 const MAX_DEPTH: usize = 8;
 
@@ -146,7 +146,13 @@ impl Layer {
         self.add(key, plain_json(value), origin)
     }
 
-    fn add(&mut self, key: String, value: ValueKind, origin: Origin) -> Result<(), ConfigError> {
+    /// Adds a value if its key exists and its rule lets it pass.
+    pub(super) fn add(
+        &mut self,
+        key: String,
+        value: ValueKind,
+        origin: Origin,
+    ) -> Result<(), ConfigError> {
         let Some(rule) = rules::rule_of(&key) else {
             return Err(refuse_key(key, &value, origin));
         };
@@ -215,7 +221,7 @@ fn value_of_text(rule: Rule, text: &str) -> ValueKind {
 }
 
 /// Converts a TOML value to the crate `config`'s; dates have no counterpart and become texts, which their rules refuse or take.
-fn plain(value: &DeValue<'_>) -> ValueKind {
+pub(super) fn plain(value: &DeValue<'_>) -> ValueKind {
     match value {
         DeValue::String(text) => ValueKind::String(text.to_string()),
         DeValue::Integer(number) => {
@@ -263,7 +269,7 @@ fn plain_json(value: &serde_json::Value) -> ValueKind {
 }
 
 /// Names a value's type and shows it.
-fn describe(value: &ValueKind) -> String {
+pub(super) fn describe(value: &ValueKind) -> String {
     match value {
         ValueKind::Boolean(_) => format!("the truth value {}", value_text(value)),
         ValueKind::I64(_) => format!("the whole number {}", value_text(value)),
@@ -276,7 +282,7 @@ fn describe(value: &ValueKind) -> String {
 }
 
 /// Writes a value as TOML would, shortened.
-fn value_text(value: &ValueKind) -> String {
+pub(super) fn value_text(value: &ValueKind) -> String {
     /// Longer values are cut in messages.
     const MAX_SHOWN: usize = 120;
     let text = match value {
@@ -295,6 +301,6 @@ fn value_text(value: &ValueKind) -> String {
 }
 
 /// Counts the line of a byte offset, from 1.
-fn line_at(text: &str, offset: usize) -> usize {
+pub(super) fn line_at(text: &str, offset: usize) -> usize {
     text.as_bytes().iter().take(offset).filter(|&&byte| byte == b'\n').count() + 1
 }

@@ -29,6 +29,15 @@ pub enum Origin {
     Set,
     /// The request of one training job.
     Job,
+    /// A job of a runs file.
+    Run {
+        /// As given.
+        path: String,
+        /// Of the key, or of the job; counted from 1.
+        line: usize,
+        /// The job's place in the file, counted from 1.
+        job: usize,
+    },
     /// Another flag.
     Flag {
         /// Its name, with the dashes.
@@ -55,6 +64,7 @@ impl fmt::Display for Origin {
             Origin::Env { name } => write!(f, "environment variable {name}"),
             Origin::Set => f.write_str("--set"),
             Origin::Job => f.write_str("the job's request"),
+            Origin::Run { path, line, job } => write!(f, "{path}:{line}: job {job}"),
             Origin::Flag { name } => f.write_str(name),
         }
     }

@@ -255,6 +255,16 @@ pub(super) fn remedy_for_unknown(key: &str) -> String {
     }
 }
 
+/// Returns the names of the keys that a job may have of its own, those of `[lora]` and `[lora.training]`, with their
+/// whole keys.
+pub(super) fn job_keys() -> impl Iterator<Item = (&'static str, &'static str)> {
+    RULES.iter().filter_map(|(key, _)| {
+        let rest = key.strip_prefix("lora.")?;
+        let name = rest.strip_prefix("training.").unwrap_or(rest);
+        (!name.contains('.')).then_some((name, *key))
+    })
+}
+
 /// Finds the known key that is spelled most alike, if any is close.
 fn nearest_key(key: &str) -> Option<&'static str> {
     /// Below this share of equal letters a suggestion is a guess.

@@ -35,29 +35,29 @@ impl Dropout {
         (1.0 / (1.0 - self.probability)) as f32
     }
 
-    /// Calls `f(index, factor)` for each element; the factor is 0 or [`Self::scale`].
-    fn for_each(&self, out: &mut [f32], f: impl Fn(usize, f32, &mut f32) + Sync) {
+    /// Calls `f(factor, x, out)` for each element of `x` and `out`; the factor is 0 or [`Self::scale`].
+    fn for_each(&self, x: &[f32], out: &mut [f32], f: impl Fn(f32, f32, &mut f32) + Sync) {
         let scale = self.scale();
         // Of 2³² equally likely hashes so many drop.
         let limit = (self.probability * 4_294_967_296.0) as u32;
         let mixed = mix(self.seed);
         let (low, high) = (mixed as u32, (mixed >> 32) as u32);
-        out.par_chunks_mut(DROPOUT_TASK).enumerate().for_each(|(task, out)| {
-            let from = task * DROPOUT_TASK;
+        let tasks = out.par_chunks_mut(DROPOUT_TASK).zip(x.par_chunks(DROPOUT_TASK));
+        tasks.enumerate().for_each(|(task, (out, x))| {
+            let from = (task * DROPOUT_TASK) as u32;
             math::vectorised(|| {
-                for (i, out) in out.iter_mut().enumerate() {
-                    let hash = hash(((from + i) as u32 ^ low).wrapping_add(high));
-                    let factor = if hash < limit { 0.0 } else { scale };
-                    f(from + i, factor, out);
+                for (i, (out, x)) in out.iter_mut().zip(x).enumerate() {
+                    let hash = hash((from.wrapping_add(i as u32) ^ low).wrapping_add(high));
+                    f(if hash < limit { 0.0 } else { scale }, *x, out);
                 }
             });
         });
     }
 
-    /// Returns `x` with some elements zeroed and the others scaled, with a gradient for `x`.
+    /// Returns `x` `[tokens, in]` with some elements zeroed and the others scaled, on any device.
     ///
     /// # Errors
-    /// No memory.
+    /// A failed tensor operation.
     pub fn of(&self, x: &Tensor) -> Result<Tensor> {
         let mask = self.apply(&vec![1.0; x.elem_count()]);
         x * Tensor::from_vec(mask, x.shape(), x.device())?
@@ -66,7 +66,7 @@ impl Dropout {
     /// Returns `x` with some elements zeroed and the others scaled.
     pub fn apply(&self, x: &[f32]) -> Vec<f32> {
         let mut out = vec![0f32; x.len()];
-        self.for_each(&mut out, |i, factor, out| *out = x[i] * factor);
+        self.for_each(x, &mut out, |factor, x, out| *out = x * factor);
         out
     }
 }
@@ -226,7 +226,7 @@ impl Adapted {
         if self.dropout.is_active() {
             let mut through = vec![0f32; tokens * input];
             product::dense(&mut through, (tokens, input), du, a, 1.0, false);
-            self.dropout.for_each(&mut dx, |i, factor, dx| *dx += through[i] * factor);
+            self.dropout.for_each(&through, &mut dx, |factor, through, dx| *dx += through * factor);
         } else {
             product::dense(&mut dx, (tokens, input), du, a, 1.0, true);
         }

@@ -56,6 +56,8 @@ pub struct Progress {
     pub total_steps: usize,
     /// The step's loss, anchor included: nats per answer token.
     pub loss: f64,
+    /// The step size.
+    pub learning_rate: f64,
 }
 
 /// Prepares the weights of a training set: for the loss, or all 1 where sampling already counts them.
@@ -230,8 +232,9 @@ pub fn train(
         last = Some(value);
         let rate = params.learning_rate * warmup_cosine(index, warmup, total_steps);
         step(gradients, lora, optimizer, rate, params.max_grad_norm, index < CHECKED_STEPS)?;
+        let (epoch, step) = (batch.epoch, index + 1);
         let progress =
-            Progress { epoch: batch.epoch, epochs, step: index + 1, total_steps, loss: value };
+            Progress { epoch, epochs, step, total_steps, loss: value, learning_rate: rate };
         after_step(progress, optimizer)?;
     }
     Ok(last)

@@ -36,6 +36,16 @@ impl fmt::Display for BufferStatus {
 }
 
 impl BufferStatus {
+    /// Says why a domain has nothing to train.
+    pub(super) fn nothing_to_train(&self, domain: &str) -> StoreError {
+        StoreError::NothingToTrain {
+            domain: domain.to_owned(),
+            waiting: self.waiting_for_correction,
+            heldout: self.heldout,
+            in_training: self.in_training,
+        }
+    }
+
     /// Counts a domain's marks.
     pub(super) fn of(rows: &[FeedbackRow]) -> Self {
         let mut status = Self::default();

@@ -260,7 +260,8 @@ fn domains(db: &Connection) -> Result<Vec<String>, StoreError> {
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
-fn insert(db: &Connection, new: &NewFeedback) -> Result<i64, StoreError> {
+/// Stores a mark that was checked, and returns its id.
+pub(super) fn insert(db: &Connection, new: &NewFeedback) -> Result<i64, StoreError> {
     let messages = serde_json::to_string(&new.messages)
         .map_err(|e| StoreError::InvalidFeedback(e.to_string()))?;
     db.prepare_cached(
@@ -306,7 +307,8 @@ pub(super) fn read_row(row: &Row<'_>) -> Result<FeedbackRow, StoreError> {
     })
 }
 
-fn check(new: &NewFeedback) -> Result<(), StoreError> {
+/// Refuses a mark with a field out of its range.
+pub(super) fn check(new: &NewFeedback) -> Result<(), StoreError> {
     let invalid = |reason: &str| Err(StoreError::InvalidFeedback(reason.to_owned()));
     if new.messages.last().is_none_or(|m| m.role != Role::User) {
         return invalid("messages must end with one of the user");

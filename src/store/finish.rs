@@ -122,11 +122,14 @@ fn write_metrics(db: &Connection, job: i64, metrics: &JobMetrics) -> Result<(), 
     Ok(())
 }
 
-/// Refuses to learn an example twice; the schema's trigger would, but says less.
+/// Refuses to learn an example twice, but in jobs of one sweep; the schema's trigger would, but says less.
 fn check_unlearned(db: &Connection, job: i64) -> Result<(), StoreError> {
-    let sql = "SELECT c.feedback_id, c.job_id FROM job_feedback jf
-               JOIN consumed c ON c.feedback_id = jf.feedback_id
-               WHERE jf.job_id = ?1 AND jf.role = 'new' AND c.job_id <> ?1 LIMIT 1";
+    let sql = "SELECT theirs.feedback_id, theirs.job_id FROM jobs me
+               JOIN job_feedback mine ON mine.job_id = me.id AND mine.role = 'new'
+               JOIN job_feedback theirs ON theirs.feedback_id = mine.feedback_id
+                   AND theirs.job_id <> me.id AND theirs.role = 'new'
+               JOIN jobs j ON j.id = theirs.job_id AND j.state = 'succeeded'
+               WHERE me.id = ?1 AND (me.sweep IS NULL OR j.sweep IS NOT me.sweep) LIMIT 1";
     let learned: Option<(i64, i64)> =
         db.query_row(sql, [job], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
     match learned {

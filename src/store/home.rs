@@ -9,7 +9,7 @@ use fs_err::os::unix::fs::OpenOptionsExt;
 use fs_err::{File, OpenOptions};
 
 use super::error::StoreError;
-use crate::domain::AdapterId;
+use crate::domain::{AdapterId, CURVE_FILE};
 
 /// Permissions of every directory made here: for the owner alone.
 const DIRECTORY_MODE: u32 = 0o700;
@@ -84,6 +84,11 @@ impl Home {
     /// Where a job's worker leaves its adapter until it is published.
     pub fn outcome(&self, job: i64) -> PathBuf {
         self.checkpoint(job).join("outcome")
+    }
+
+    /// Where a job's worker notes its steps until the job has ended.
+    pub fn curve(&self, job: i64) -> PathBuf {
+        self.checkpoint(job).join(CURVE_FILE)
     }
 
     /// Removes what a job that has ended leaves: checkpoints, and an outcome that was not published.

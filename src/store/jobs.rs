@@ -1,5 +1,6 @@
 //! Training jobs: what they are, how they are made, what they learn from.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
 
@@ -140,6 +141,8 @@ pub struct JobRow {
     pub from: StartFrom,
     /// The adapter that it continues from, once it has been claimed.
     pub parent: Option<AdapterId>,
+    /// Its sweep, if other jobs learn the same examples: the first job of that.
+    pub sweep: Option<i64>,
     /// Jobs with a greater one go first.
     pub priority: i64,
     /// When its first worker started.
@@ -232,20 +235,26 @@ impl Store {
 }
 
 fn enqueue(db: &Connection, new: &NewJob) -> Result<JobRow, StoreError> {
+    enqueue_from(db, new, &buffer::rows_of_domain(db, &new.domain, true)?)
+}
+
+/// Enqueues a job with a snapshot of its domain's marks as they were read.
+pub(super) fn enqueue_from(
+    db: &Connection,
+    new: &NewJob,
+    rows: &[FeedbackRow],
+) -> Result<JobRow, StoreError> {
     let sql = "SELECT count(*) FROM jobs WHERE state = 'queued'";
     let queued: i64 = db.query_row(sql, [], |row| row.get(0))?;
     if queued >= stored(new.max_queued) {
         return Err(StoreError::QueueFull { limit: new.max_queued });
     }
-    let rows = buffer::rows_of_domain(db, &new.domain, true)?;
-    let listed = |row: &&FeedbackRow| new.only.as_ref().is_none_or(|ids| ids.contains(&row.id));
+    let only: Option<HashSet<&i64>> = new.only.as_ref().map(|ids| ids.iter().collect());
+    let listed = |row: &&FeedbackRow| only.as_ref().is_none_or(|ids| ids.contains(&row.id));
     let fresh: Vec<_> = rows.iter().filter(|r| buffer::is_new(r)).filter(listed).collect();
     let old: Vec<_> = rows.iter().filter(|row| row.consumed_by.is_some()).collect();
     if fresh.is_empty() && (new.from != StartFrom::Fresh || old.is_empty()) {
-        let BufferStatus { waiting_for_correction: waiting, heldout, in_training, .. } =
-            BufferStatus::of(&rows);
-        let domain = new.domain.clone();
-        return Err(StoreError::NothingToTrain { domain, waiting, heldout, in_training });
+        return Err(BufferStatus::of(rows).nothing_to_train(&new.domain));
     }
     let name = match &new.name {
         Some(name) if name_is_taken(db, name)? => return Err(StoreError::NameTaken(name.clone())),
@@ -386,6 +395,7 @@ pub(super) fn read_row(row: &Row<'_>) -> Result<JobRow, StoreError> {
         domain: row.get("domain")?,
         from: parsed(row, "start", id)?,
         parent: optional(row, "parent", id)?,
+        sweep: row.get("sweep")?,
         priority: row.get("priority")?,
         started_at: time("started_at")?,
         not_before: time("not_before")?,

@@ -6,6 +6,7 @@
 
 mod adapters;
 mod buffer;
+mod curve;
 mod error;
 mod events;
 mod feedback;
@@ -18,6 +19,7 @@ mod publish;
 mod queue;
 mod reconcile;
 mod schema;
+mod sweep;
 mod usage;
 
 #[cfg(test)]
@@ -39,6 +41,7 @@ pub use jobs::{ExampleRole, JobRow, NewJob, StartFrom};
 pub use queue::{Orphans, Progress};
 pub use reconcile::Reconciled;
 pub use schema::SCHEMA_VERSION;
+pub use sweep::{BatchError, ExampleSet};
 pub use usage::{NewUsage, UsageSummary, UsedAdapter};
 
 /// The database of a data directory.

@@ -14,6 +14,7 @@ pub mod parent;
 pub mod protocol;
 
 mod child_process;
+mod curve;
 mod monitor;
 mod outbox;
 mod outcome;

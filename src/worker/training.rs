@@ -1,10 +1,13 @@
 //! The product's one job: training an adapter and measuring it.
 
 use std::fmt::Display;
+use std::io;
 
 use super::child::{Job, JobFailure, Report};
+use super::curve::CurveFile;
 use super::outcome::Unfinished;
 use super::protocol::JobRequest;
+use crate::domain::CurvePoint;
 use crate::eval::Measurements;
 use crate::lora::{self, JobError, JobEvent, JobInput};
 
@@ -22,11 +25,18 @@ impl Job for Training {
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Measurements, JobFailure> {
         let unfinished = Unfinished::begin(&request.out_dir).map_err(failed)?;
+        let mut curve = Some(CurveFile::open(&request.checkpoint_dir).map_err(failed)?);
         let trained = lora::run_job(
             &request.input,
             &request.checkpoint_dir,
             unfinished.directory(),
-            &mut |event| report(event.into()),
+            &mut |event| {
+                if let Err(error) = note(&mut curve, &event) {
+                    report(Report::Note(format!("the loss curve is not kept: {error}")));
+                    curve = None;
+                }
+                report(event.into());
+            },
             cancelled,
         );
         let measurements = trained.map_err(|error| match error {
@@ -35,6 +45,18 @@ impl Job for Training {
         })?;
         unfinished.finish().map_err(failed)?;
         Ok(measurements)
+    }
+}
+
+/// Notes a step; with a checkpoint, what was noted is made durable.
+fn note(curve: &mut Option<CurveFile>, event: &JobEvent) -> io::Result<()> {
+    match (curve, event) {
+        (Some(file), JobEvent::Step(done)) => {
+            let (step, loss, learning_rate) = (done.step, done.loss, done.learning_rate);
+            file.add(&CurvePoint { step, loss, learning_rate })
+        }
+        (Some(file), JobEvent::Checkpointed { .. }) => file.sync(),
+        _ => Ok(()),
     }
 }
 

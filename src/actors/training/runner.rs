@@ -367,8 +367,11 @@ impl Runner {
         self.notices.tell(notice).await;
     }
 
-    /// Removes the checkpoints of a job that has ended.
+    /// Removes the checkpoints of a job that has ended; its loss curve, which lies among them, is kept first.
     async fn clean(&self, job: i64) {
+        if let Err(error) = self.db.call(move |store| store.keep_curve(job)).await {
+            return tracing::warn!(job, %error, "the loss curve was not stored: checkpoints stay");
+        }
         let home = self.home.clone();
         let removed = tokio::task::spawn_blocking(move || home.remove_checkpoint(job)).await;
         if let Ok(Err(error)) = removed {

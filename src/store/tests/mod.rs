@@ -5,6 +5,7 @@ mod feedback;
 mod jobs;
 mod reconcile;
 mod sequences;
+mod sweeps;
 
 use std::path::PathBuf;
 

@@ -1,6 +1,6 @@
 //! Any sequence of what can happen to marks and jobs keeps the invariants.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -11,6 +11,7 @@ use super::*;
 enum Step {
     Mark(bool),
     Enqueue,
+    Sweep,
     Claim,
     Evaluate,
     Succeed,
@@ -27,6 +28,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => any::<bool>().prop_map(Step::Mark),
         3 => Just(Step::Enqueue),
+        1 => Just(Step::Sweep),
         3 => Just(Step::Claim),
         3 => Just(Step::Evaluate),
         3 => Just(Step::Succeed),
@@ -49,7 +51,18 @@ fn apply(f: &Fixture, step: &Step, number: usize) {
         (Step::Mark(true), _) => drop(f.store.add_feedback(&alike(number)).unwrap()),
         (Step::Mark(false), _) => drop(f.store.add_feedback(&mark(Mark::Fix, number)).unwrap()),
         (Step::Enqueue, _) => drop(f.store.enqueue_job(&job())),
-        (Step::Claim, _) => drop(f.store.claim_next().unwrap()),
+        (Step::Sweep, _) => {
+            let set = ExampleSet { domain: DEFAULT_DOMAIN.to_owned(), marks: None };
+            let fresh = NewJob { from: StartFrom::Fresh, ..job() };
+            drop(f.store.enqueue_batch(&[set], &[(0, fresh.clone()), (0, fresh)]));
+        }
+        (Step::Claim, _) => {
+            if let Some(job) = f.store.claim_next().unwrap()
+                && job.from == StartFrom::Continue
+            {
+                f.store.set_job_parent(job.id, f.live().as_ref()).unwrap();
+            }
+        }
         (Step::Evaluate, Some(job)) => drop(f.store.set_evaluating(job.id)),
         (Step::Succeed, Some(job)) => {
             let adapter = f.new_adapter(&job);
@@ -75,16 +88,21 @@ fn apply(f: &Fixture, step: &Step, number: usize) {
 fn check(f: &Fixture) {
     let jobs = f.store.jobs().unwrap();
     assert!(jobs.iter().filter(|j| j.state.is_active()).count() <= 1, "one active job");
-    let mut learned = BTreeMap::new();
+    let mut learned: BTreeMap<i64, &JobRow> = BTreeMap::new();
     for job in jobs.iter().filter(|j| j.state == JobState::Succeeded) {
         for id in f.ids(job.id, ExampleRole::New) {
-            assert_eq!(learned.insert(id, job.id), None, "example {id} learned twice");
+            let first = *learned.entry(id).or_insert(job);
+            let again = first.id != job.id;
+            let shared = first.sweep.is_some() && first.sweep == job.sweep;
+            assert!(!again || shared, "example {id} learned twice");
         }
     }
+    check_lineages(f, &jobs);
     let rows = f.store.list_feedback(&FeedbackFilter::default()).unwrap();
     for row in &rows {
-        assert_eq!(row.consumed_by, learned.get(&row.id).copied());
-        assert!(row.consumed_by.is_none() || row.in_job.is_none());
+        assert_eq!(row.consumed_by, learned.get(&row.id).map(|job| job.id));
+        let in_sweep = |id: i64| jobs.iter().any(|job| job.id == id && job.sweep.is_some());
+        assert!(row.consumed_by.is_none() || row.in_job.is_none_or(in_sweep));
         assert!(!row.heldout || (row.consumed_by.is_none() && row.in_job.is_none()));
     }
     let s = f.store.buffer_status(DEFAULT_DOMAIN).unwrap();
@@ -94,6 +112,22 @@ fn check(f: &Fixture) {
         assert!(f.home.adapter(&adapter.id).join("training.json").is_file());
     }
     assert!(f.store.adapters().unwrap().iter().filter(|a| a.live).count() <= 1, "one live adapter");
+}
+
+/// No example is new in two jobs of a chain of parents.
+fn check_lineages(f: &Fixture, jobs: &[JobRow]) {
+    let adapters = f.store.adapters().unwrap();
+    for adapter in &adapters {
+        let mut seen = BTreeSet::new();
+        let mut next = Some(adapter.id.clone());
+        while let Some(id) = next {
+            let job = jobs.iter().find(|job| job.adapter.as_ref() == Some(&id)).unwrap();
+            for example in f.ids(job.id, ExampleRole::New) {
+                assert!(seen.insert(example), "example {example} twice above {}", adapter.id);
+            }
+            next = adapters.iter().find(|a| a.id == id).and_then(|a| a.parent.clone());
+        }
+    }
 }
 
 proptest! {
