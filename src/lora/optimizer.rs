@@ -1,6 +1,10 @@
 //! AdamW with moments that can be saved (candle's are private, so its runs cannot be resumed).
 
 use candle_core::{Result, Tensor, Var};
+use rayon::prelude::*;
+
+use crate::models::kernels::math;
+use crate::models::with_elements;
 
 /// The hyper-parameters of [`AdamW`]; the defaults are those of PyTorch, without weight decay.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -79,21 +83,79 @@ impl AdamW {
     /// Shapes that do not fit.
     pub fn step(&mut self, gradients: &[Tensor], learning_rate: f64) -> Result<()> {
         self.step += 1;
-        let AdamWConfig { beta1, beta2, eps, weight_decay } = self.config;
+        let AdamWConfig { beta1, beta2, weight_decay, .. } = self.config;
         let steps = i32::try_from(self.step).unwrap_or(i32::MAX);
-        let correction1 = 1.0 - beta1.powi(steps);
-        let correction2 = 1.0 - beta2.powi(steps);
-        for ((var, moments), gradient) in self.vars.iter().zip(&mut self.moments).zip(gradients) {
-            let gradient = gradient.detach();
-            let first = ((&moments.first * beta1)? + (&gradient * (1.0 - beta1))?)?;
-            let second = ((&moments.second * beta2)? + (gradient.sqr()? * (1.0 - beta2))?)?;
-            let denominator = ((&second / correction2)?.sqrt()? + eps)?;
-            let update = (&first / correction1)?.div(&denominator)?;
-            let value = var.as_tensor().detach();
-            let kept = (value * (1.0 - learning_rate * weight_decay))?;
-            var.set(&(kept - (update * learning_rate)?)?)?;
-            *moments = Moments { first, second };
+        let update = Update {
+            config: self.config,
+            learning_rate,
+            keep: 1.0 - learning_rate * weight_decay,
+            correction1: 1.0 - beta1.powi(steps),
+            correction2: 1.0 - beta2.powi(steps),
+        };
+        let all = self.vars.par_iter().zip(&mut self.moments).zip(gradients);
+        all.try_for_each(|((var, moments), gradient)| update.apply(var, moments, gradient))
+    }
+}
+
+/// What one step does to every variable.
+struct Update {
+    config: AdamWConfig,
+    learning_rate: f64,
+    /// What weight decay leaves of a value.
+    keep: f64,
+    correction1: f64,
+    correction2: f64,
+}
+
+impl Update {
+    fn apply(&self, var: &Var, moments: &mut Moments, gradient: &Tensor) -> Result<()> {
+        if !var.device().is_cpu() {
+            return self.composed(var, moments, gradient);
         }
+        let gradient = gradient.contiguous()?;
+        let operands = [var.as_tensor(), &moments.first, &moments.second, &gradient];
+        let (value, first, second) =
+            with_elements(operands, |[value, first, second, gradient]| {
+                let (mut value, mut first, mut second) =
+                    (value.to_vec(), first.to_vec(), second.to_vec());
+                self.run(&mut value, &mut first, &mut second, gradient);
+                (value, first, second)
+            })?;
+        let tensor = |data| Tensor::from_vec(data, var.shape(), var.device());
+        var.set(&tensor(value)?)?;
+        *moments = Moments { first: tensor(first)?, second: tensor(second)? };
+        Ok(())
+    }
+
+    fn run(&self, value: &mut [f32], first: &mut [f32], second: &mut [f32], gradient: &[f32]) {
+        let single = |x: f64| x as f32;
+        let (beta1, beta2, eps) =
+            (single(self.config.beta1), single(self.config.beta2), single(self.config.eps));
+        let (new1, new2) = (single(1.0 - self.config.beta1), single(1.0 - self.config.beta2));
+        let (scale1, scale2) = (single(1.0 / self.correction1), single(1.0 / self.correction2));
+        let (keep, rate) = (single(self.keep), single(self.learning_rate));
+        math::vectorised(|| {
+            let moments = first.iter_mut().zip(second).zip(gradient);
+            for (value, ((first, second), &g)) in value.iter_mut().zip(moments) {
+                *first = *first * beta1 + g * new1;
+                *second = *second * beta2 + g * g * new2;
+                let denominator = (*second * scale2).sqrt() + eps;
+                *value = *value * keep - *first * scale1 / denominator * rate;
+            }
+        });
+    }
+
+    /// The same of plain tensor operations, on other devices.
+    fn composed(&self, var: &Var, moments: &mut Moments, gradient: &Tensor) -> Result<()> {
+        let AdamWConfig { beta1, beta2, eps, .. } = self.config;
+        let gradient = gradient.detach();
+        let first = ((&moments.first * beta1)? + (&gradient * (1.0 - beta1))?)?;
+        let second = ((&moments.second * beta2)? + (gradient.sqr()? * (1.0 - beta2))?)?;
+        let denominator = ((&second / self.correction2)?.sqrt()? + eps)?;
+        let update = (&first / self.correction1)?.div(&denominator)?;
+        let kept = (var.as_tensor().detach() * self.keep)?;
+        var.set(&(kept - (update * self.learning_rate)?)?)?;
+        *moments = Moments { first, second };
         Ok(())
     }
 }
@@ -103,11 +165,8 @@ impl AdamW {
 /// # Errors
 /// A failed tensor operation.
 pub fn clip_gradients(gradients: &mut [Tensor], max_norm: f64) -> Result<f64> {
-    let mut sum = 0f64;
-    for gradient in gradients.iter() {
-        sum += f64::from(gradient.sqr()?.sum_all()?.to_scalar::<f32>()?);
-    }
-    let norm = sum.sqrt();
+    let squares: Vec<f64> = gradients.par_iter().map(square_sum).collect::<Result<_>>()?;
+    let norm = squares.iter().sum::<f64>().sqrt();
     // As torch.nn.utils.clip_grad_norm_.
     let scale = max_norm / (norm + 1e-6);
     if scale < 1.0 {
@@ -116,6 +175,15 @@ pub fn clip_gradients(gradients: &mut [Tensor], max_norm: f64) -> Result<f64> {
         }
     }
     Ok(norm)
+}
+
+fn square_sum(gradient: &Tensor) -> Result<f64> {
+    if !gradient.device().is_cpu() {
+        return Ok(f64::from(gradient.sqr()?.sum_all()?.to_scalar::<f32>()?));
+    }
+    with_elements([&gradient.contiguous()?], |[g]| {
+        math::vectorised(|| f64::from(math::sum_map(g.len(), |i| g[i] * g[i])))
+    })
 }
 
 /// Linear warm-up over `warmup` steps, then a cosine to zero at `total`; the factor for `step` from 0.

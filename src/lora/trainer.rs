@@ -167,6 +167,14 @@ pub fn evaluate(
     sequences: &[Sequence],
     adapt: &dyn Adapt,
 ) -> Result<Vec<f64>, ModelError> {
+    rayon::scope(|_| evaluate_here(decoder, sequences, adapt))
+}
+
+fn evaluate_here(
+    decoder: &Decoder,
+    sequences: &[Sequence],
+    adapt: &dyn Adapt,
+) -> Result<Vec<f64>, ModelError> {
     let mut losses = Vec::with_capacity(sequences.len());
     for group in groups(sequences, EVALUATED_TOKENS) {
         let members: Vec<&Sequence> = group.iter().collect();

@@ -54,15 +54,14 @@ pub fn times_transposed(x: &[f32], w: Rows<'_>, rows: usize, cols: usize, out: &
     if n <= FEW {
         return few(x, w, rows, cols, out);
     }
-    let height = tile_rows(cols);
     let x = View::whole(x, cols);
+    if let Rows::F32(data) = w {
+        return dense(out, (n, rows), x, View::whole(data, cols).t(), 1.0, false);
+    }
+    let height = tile_rows(cols);
     let blocks = ViewMut::whole(out, rows).col_blocks(height);
     run(blocks, n * rows * cols, |(from, mut out)| {
         let range = from..(from + height).min(rows);
-        if let Rows::F32(data) = w {
-            let tile = View::whole(data, cols).rows(range);
-            return product(&mut out, x, tile.t(), 1.0, false);
-        }
         with_tile(range.len() * cols, |tile| {
             math::vectorised(|| w.widen(range, 0..cols, cols, tile));
             product(&mut out, x, View::whole(tile, cols).t(), 1.0, false);
@@ -95,6 +94,9 @@ pub fn times(g: &[f32], w: Rows<'_>, rows: usize, cols: usize, out: &mut [f32]) 
     let n = out.len() / cols.max(1);
     assert!(n * cols == out.len() && n * rows == g.len(), "gradients do not fit the weights");
     let g = View::whole(g, rows);
+    if let Rows::F32(data) = w {
+        return dense(out, (n, cols), g, View::whole(data, cols), 1.0, false);
+    }
     let width = BLOCK_COLS.min(cols.div_ceil(2)).max(1);
     let height = tile_rows(width);
     let blocks = ViewMut::whole(out, cols).col_blocks(width);
@@ -103,11 +105,6 @@ pub fn times(g: &[f32], w: Rows<'_>, rows: usize, cols: usize, out: &mut [f32]) 
         for start in (0..rows).step_by(height) {
             let range = start..(start + height).min(rows);
             let g = g.cols(range.clone());
-            if let Rows::F32(data) = w {
-                let tile = View::whole(data, cols).rows(range).cols(columns.clone());
-                product(&mut out, g, tile, 1.0, start > 0);
-                continue;
-            }
             with_tile(range.len() * columns.len(), |tile| {
                 math::vectorised(|| w.widen(range, columns.clone(), cols, tile));
                 product(&mut out, g, View::whole(tile, columns.len()), 1.0, start > 0);
