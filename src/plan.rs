@@ -5,12 +5,12 @@
 
 use std::path::PathBuf;
 
-use crate::config::{Config, GenerationSection, LoraSection, StartFrom, Weighting};
+use crate::config::{Config, GenerationSection, LoraSection, QuantizeChoice, StartFrom, Weighting};
 use crate::domain::{AdapterId, TrainExample};
 use crate::engine::Sampling;
 use crate::eval::GateConfig;
 use crate::lora::{self, JobInput, TrainingParams};
-use crate::models::ModelSource;
+use crate::models::{ModelSource, Quantize};
 use crate::store::{self, ExampleRole, Home, JobRow, NewJob, Store, StoreError};
 
 /// Percent in one.
@@ -113,6 +113,16 @@ pub fn training_params(lora: &LoraSection, parameters: usize) -> TrainingParams 
     }
 }
 
+/// Returns the format that the projections of a model are brought to.
+pub fn quantize(choice: QuantizeChoice) -> Option<Quantize> {
+    match choice {
+        QuantizeChoice::None => None,
+        QuantizeChoice::Q8_0 => Some(Quantize::Q8_0),
+        QuantizeChoice::Q4_0 => Some(Quantize::Q4_0),
+        QuantizeChoice::Q4K => Some(Quantize::Q4K),
+    }
+}
+
 /// The model that a process trains adapters for.
 #[derive(Debug, Clone)]
 pub struct TrainedBase {
@@ -124,6 +134,8 @@ pub struct TrainedBase {
     pub hash_cache: Option<PathBuf>,
     /// Its size, by which `"auto"` is resolved.
     pub parameters: usize,
+    /// The format that its projections are brought to, if any.
+    pub quantize: Option<Quantize>,
 }
 
 /// The examples of a job as they were when it was enqueued, and the adapters it has to do with.
@@ -173,6 +185,7 @@ pub fn job_input(
         model: base.source.clone(),
         base_hash: base.base_hash.clone(),
         hash_cache: base.hash_cache.clone(),
+        quantize: base.quantize,
         params: training_params(&lora_section(job)?, base.parameters),
         train: data.train,
         replay: data.replay,

@@ -57,6 +57,7 @@ impl Workshop {
             base_hash: base_hash(&model, None).unwrap(),
             model,
             hash_cache: None,
+            quantize: None,
             params: params(),
             train: vec![example(1, 1.0), example(2, 10.0), example(3, 3.0)],
             replay: vec![example(4, 1.0)],

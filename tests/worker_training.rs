@@ -33,6 +33,7 @@ fn input() -> JobInput {
         model: ModelSource::Builtin,
         base_hash: models::base_hash(&ModelSource::Builtin, None).unwrap(),
         hash_cache: None,
+        quantize: None,
         params: TrainingParams {
             rank: 4,
             alpha: 8.0,

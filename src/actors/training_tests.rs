@@ -102,6 +102,7 @@ fn stage_of(holds_queue: bool, adjust: impl FnOnce(&mut Config)) -> Stage {
             source: ModelSource::Builtin,
             base_hash: "b".repeat(64),
             hash_cache: None,
+            quantize: None,
             parameters: 1000,
         },
         launch,

@@ -273,6 +273,7 @@ fn runner(setup: &Setup, db: &Db, ports: &Ports) -> Result<Runner, TeamError> {
             base_hash: setup.model.base_hash.clone(),
             hash_cache: setup.hash_cache.clone(),
             parameters: setup.model.parameters,
+            quantize: setup.model.quantize,
         },
         launch,
         registry: ports.publish.clone(),
@@ -333,7 +334,8 @@ impl Reload {
 
     fn read(&self) -> Result<LoadedModel, String> {
         let device = self.model.decoder.device();
-        let mut model = models::load(&self.source, device, self.hash_cache.as_deref())
+        let (cache, quantize) = (self.hash_cache.as_deref(), self.model.quantize);
+        let mut model = models::load_as(&self.source, device, cache, quantize)
             .map_err(|error| error.to_string())?;
         if model.base_hash != self.model.base_hash {
             return Err(format!("{}: its files have changed; start again", model.name));

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use serde::Serialize;
 
 use super::args::{BenchCommand, BenchTrainArgs, GlobalArgs};
@@ -108,11 +108,7 @@ fn figures(bench: &'static str, model: &LoadedModel, rate: f64, runs: Vec<f64>) 
         seconds_per_step: None,
         peak_rss_bytes: peak_rss_bytes(),
         threads: rayon::current_num_threads(),
-        dtype: match model.decoder.head().weight().dtype() {
-            DType::BF16 => "bf16",
-            DType::F16 => "f16",
-            _ => "f32",
-        },
+        dtype: model.decoder.format(),
         device: model::name_of(model.decoder.device()),
         runs,
         training: None,

@@ -11,6 +11,7 @@ use crate::device::{self, Opened};
 use crate::domain::AdapterId;
 use crate::lora::{self, LoraAdapter};
 use crate::models::{self, LoadedModel, ModelSource};
+use crate::plan;
 
 /// Hashes of models' files, so that gigabytes are hashed once; in the data directory.
 const HASH_CACHE: &str = "model_hashes.json";
@@ -63,7 +64,8 @@ fn load_on(session: &Session, device: Device) -> Result<LoadedModel> {
     let config = &session.loaded.config.model;
     use_threads(config.threads)?;
     let (source, cache) = source_and_cache(session)?;
-    let mut model = models::load(&source, &device, Some(&cache))?;
+    let mut model =
+        models::load_as(&source, &device, Some(&cache), plan::quantize(config.quantize))?;
     if config.context_length > 0 {
         model.context_length = model.context_length.min(config.context_length);
     }

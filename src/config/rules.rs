@@ -65,6 +65,7 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("model.device", Rule::Device),
     ("model.context_length", Rule::Whole(0, 1_048_576)),
     ("model.threads", THREADS),
+    ("model.quantize", Rule::Choice(&["none", "q8_0", "q4_0", "q4_k"])),
     ("generation.temperature", Rule::Fraction(0.0, 2.0)),
     ("generation.top_k", Rule::Whole(0, 1_000_000)),
     ("generation.top_p", Rule::Fraction(0.01, 1.0)),

@@ -42,6 +42,25 @@ pub struct ModelSection {
     pub context_length: usize,
     /// Threads for answers; 0 means one per core.
     pub threads: usize,
+    /// The format that matrices are brought to while loading.
+    pub quantize: QuantizeChoice,
+}
+
+/// `model.quantize`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QuantizeChoice {
+    /// As in the files.
+    None,
+    /// 8 bits.
+    #[serde(rename = "q8_0")]
+    Q8_0,
+    /// 4 bits.
+    #[serde(rename = "q4_0")]
+    Q4_0,
+    /// 4 bits, with finer scales.
+    #[serde(rename = "q4_k")]
+    Q4K,
 }
 
 /// `[generation]`

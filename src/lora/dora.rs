@@ -2,22 +2,22 @@
 
 use std::sync::OnceLock;
 
-use candle_core::{DType, Result, Tensor, TensorId};
+use candle_core::{Result, Tensor};
 
 use super::adapter::Factors;
-use crate::models::Linear;
+use crate::models::{Linear, WeightId};
 
 /// Rows of weights that are squared at a time, to keep the copy small.
 const SQUARED_ROWS: usize = 1024;
 
 /// A tensor that follows from a layer's frozen weights, computed once for them.
 #[derive(Debug, Default)]
-pub(super) struct OfWeights(OnceLock<(TensorId, Tensor)>);
+pub(super) struct OfWeights(OnceLock<(WeightId, Tensor)>);
 
 impl OfWeights {
     /// Returns what `compute` gives for `linear`; other weights than the first ones met are computed anew each time.
     pub fn get(&self, linear: &Linear, compute: impl Fn() -> Result<Tensor>) -> Result<Tensor> {
-        let weights = linear.weight().id();
+        let weights = linear.id();
         if let Some((of, known)) = self.0.get()
             && *of == weights
         {
@@ -32,12 +32,10 @@ impl OfWeights {
 
 /// Returns the squared length of each row of a layer's weights, `[out]`.
 pub(super) fn row_squares(linear: &Linear) -> Result<Tensor> {
-    let weight = linear.weight().detach();
-    let rows = weight.dim(0)?;
-    let squares = (0..rows).step_by(SQUARED_ROWS).map(|from| {
-        let part = weight.narrow(0, from, SQUARED_ROWS.min(rows - from))?;
-        part.to_dtype(DType::F32)?.sqr()?.sum(1)
-    });
+    let (rows, _) = linear.dims()?;
+    let squares = (0..rows)
+        .step_by(SQUARED_ROWS)
+        .map(|from| linear.wide_rows(from..(from + SQUARED_ROWS).min(rows))?.sqr()?.sum(1));
     Tensor::cat(&squares.collect::<Result<Vec<_>>>()?, 0)
 }
 

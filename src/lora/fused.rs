@@ -98,7 +98,7 @@ pub fn project(
     dropout: Dropout,
     x: &Tensor,
 ) -> Result<Tensor> {
-    if x.device().is_cpu() && !linear.weight().track_op() {
+    if x.device().is_cpu() && !linear.is_trained() {
         let op = Adapted::new(linear, factors, scale, dropout)?;
         return x.contiguous()?.apply_op3(&factors.a, &factors.b, op);
     }
@@ -122,7 +122,7 @@ pub fn project_gated(
     gate: &Tensor,
     up: &Tensor,
 ) -> Result<Tensor> {
-    if !gate.device().is_cpu() || linear.weight().track_op() || gate.dims() != up.dims() {
+    if !gate.device().is_cpu() || linear.is_trained() || gate.dims() != up.dims() {
         return project(linear, factors, scale, dropout, &ops::swiglu(gate, up)?);
     }
     // An operation has three operands at most.
@@ -148,7 +148,7 @@ type AdaptedGrads = (Option<Vec<f32>>, Vec<f32>, Vec<f32>);
 
 impl Adapted {
     fn new(linear: &Linear, factors: &Factors, scale: f64, dropout: Dropout) -> Result<Self> {
-        let (output, input) = linear.weight().dims2()?;
+        let (output, input) = linear.dims()?;
         let ((rank, a_in), (b_out, b_rank)) = (factors.a.dims2()?, factors.b.dims2()?);
         if (a_in, b_out, b_rank) != (input, output, rank) {
             bail!("A [{rank}, {a_in}] and B [{b_out}, {b_rank}] do not fit [{output}, {input}]");

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::domain::TrainExample;
 use crate::eval::{GeneralSet, ItemLoss, Measurements, measure};
-use crate::models::{self, Adapt, LoadedModel, ModelSource, NoAdapter, hex};
+use crate::models::{self, Adapt, LoadedModel, ModelSource, NoAdapter, Quantize, hex};
 
 /// What is kept beside an adapter, ours, not PEFT's.
 pub const TRAINING_FILE: &str = "training.json";
@@ -30,6 +30,8 @@ pub struct JobInput {
     pub base_hash: String,
     /// Where hashes of weight files are cached.
     pub hash_cache: Option<PathBuf>,
+    /// The format that the model's projections are brought to, if any.
+    pub quantize: Option<Quantize>,
     /// Hyper-parameters.
     pub params: TrainingParams,
     /// What is new.
@@ -95,7 +97,8 @@ pub fn run_job(
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Measurements, JobError> {
     let device = Device::Cpu;
-    let model = models::load(&input.model, &device, input.hash_cache.as_deref())?;
+    let model =
+        models::load_as(&input.model, &device, input.hash_cache.as_deref(), input.quantize)?;
     if model.base_hash != input.base_hash {
         return Err(JobError::Input(format!(
             "{} changed since the job was enqueued; enqueue it again with /train",

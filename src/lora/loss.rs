@@ -36,7 +36,7 @@ pub fn head_cross_entropy(
     weights: &[f32],
     with_grad: bool,
 ) -> Result<HeadLoss> {
-    let vocab = head.weight().dim(0)?;
+    let (vocab, _) = head.dims()?;
     check_targets(hidden.dim(0)?, vocab, targets, weights)?;
     chunked(head, hidden, with_grad, |logits, range| {
         let (targets, weights) = (&targets[range.clone()], &weights[range]);
@@ -99,7 +99,7 @@ fn chunked(
     with_grad: bool,
     mut turn: impl FnMut(&Tensor, Range<usize>) -> Result<(f64, Option<Tensor>)>,
 ) -> Result<HeadLoss> {
-    let (vocab, tokens) = (head.weight().dim(0)?, hidden.dim(0)?);
+    let ((vocab, _), tokens) = (head.dims()?, hidden.dim(0)?);
     let size = (CHUNK_LOGITS / vocab).max(1);
     let hidden = hidden.detach();
     let (mut value, mut grads) = (0f64, Vec::new());

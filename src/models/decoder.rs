@@ -9,6 +9,7 @@ use candle_core::{DType, Device, Result as TensorResult, Tensor, bail};
 use super::attention::{self, Heads};
 use super::linear::{Adapt, Linear, Module, Site};
 use super::packing::Packing;
+use super::quantised::Quantize;
 use super::{KvCache, ModelConfig, ModelError, ops};
 
 /// Hands out the weight of a name and shape.
@@ -311,6 +312,27 @@ impl Decoder {
             Module::UpProj => &layer.mlp.up_proj,
             Module::DownProj => &layer.mlp.down_proj,
         })
+    }
+
+    /// Brings the projections of all layers to a format of a few bits; the embedding, which is the head of a tied model,
+    /// stays as it is.
+    ///
+    /// # Errors
+    /// Weights that are not on the CPU, rows that do not divide into blocks.
+    pub fn quantised(mut self, format: Quantize) -> Result<Self, ModelError> {
+        for layer in &mut self.layers {
+            let Attention { q_proj, k_proj, v_proj, o_proj, .. } = &mut layer.attention;
+            let Mlp { gate_proj, up_proj, down_proj } = &mut layer.mlp;
+            for linear in [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj] {
+                *linear = linear.clone().quantised(format)?;
+            }
+        }
+        Ok(self)
+    }
+
+    /// Returns the name of the format of the projections.
+    pub fn format(&self) -> &'static str {
+        self.layers.first().map_or("f32", |layer| layer.mlp.down_proj.format())
     }
 
     /// Returns the layer that turns hidden states into logits.

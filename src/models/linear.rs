@@ -1,14 +1,16 @@
 //! The projection seam: a frozen or trained dense layer, and whatever is adapted on top of it.
 
-use std::sync::Mutex;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
 
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, InplaceOp1, Layout, MetalStorage, Result, Shape, Storage,
-    Tensor, bail,
+    CpuStorage, CudaStorage, CustomOp1, DType, Device, InplaceOp1, Layout, MetalStorage, Result,
+    Shape, Storage, Tensor, TensorId, bail,
 };
 
 use super::kernels::{Rows, product};
 use super::ops::{self, elements};
+use super::quantised::{QuantisedMatrix, Quantize};
 
 /// One of the seven projections of a decoder layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -116,19 +118,50 @@ impl Adapt for NoAdapter {
     }
 }
 
-/// A dense layer: `y = x Wᵀ + b`.
+/// The weights of a layer `[out, in]`.
+#[derive(Debug, Clone)]
+pub enum Weight {
+    /// f32, f16 or bf16, as in their file; a variable where they are trained.
+    Dense(Tensor),
+    /// In blocks of a few bits, on the CPU.
+    Quantised(Arc<QuantisedMatrix>),
+}
+
+/// Tells weights apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WeightId(Identity);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Identity {
+    Tensor(TensorId),
+    Address(usize),
+}
+
+/// A linear layer: `y = x Wᵀ + b`.
 ///
-/// The weights stay in the type of their file (f32, f16 or bf16) and are computed with in f32.
+/// The weights stay in the format that they are kept in and are computed with in f32.
 #[derive(Debug, Clone)]
 pub struct Linear {
-    weight: Tensor,
+    weight: Weight,
     bias: Option<Tensor>,
 }
 
 impl Linear {
     /// Makes a layer of `weight` `[out, in]` and `bias` `[out]` (f32).
     pub fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
-        Self { weight, bias }
+        Self { weight: Weight::Dense(weight), bias }
+    }
+
+    /// Brings the weights to a format of a few bits.
+    ///
+    /// # Errors
+    /// Rows that do not divide into blocks.
+    pub fn quantised(self, format: Quantize) -> Result<Self> {
+        let Weight::Dense(weight) = &self.weight else {
+            return Ok(self);
+        };
+        let matrix = Arc::new(QuantisedMatrix::new(weight, format)?);
+        Ok(Self { weight: Weight::Quantised(matrix), bias: self.bias })
     }
 
     /// Applies the layer to `x` `[tokens, in]`; returns `[tokens, out]`.
@@ -150,10 +183,10 @@ impl Linear {
     /// # Errors
     /// Shapes that do not fit.
     pub fn without_bias(&self, x: &Tensor) -> Result<Tensor> {
-        if self.weight.track_op() {
-            return x.matmul(&self.weight.t()?);
+        match &self.weight {
+            Weight::Dense(weight) if weight.track_op() => x.matmul(&weight.t()?),
+            weight => frozen_matmul(x, weight),
         }
-        frozen_matmul(x, &self.weight)
     }
 
     /// Returns `W m` `[out, r]` of a small matrix `[in, r]`, without a gradient.
@@ -161,7 +194,7 @@ impl Linear {
     /// # Errors
     /// Shapes that do not fit.
     pub fn times(&self, m: &Tensor) -> Result<Tensor> {
-        frozen_matmul(&m.detach().t()?.contiguous()?, &self.weight.detach())?.t()?.contiguous()
+        frozen_matmul(&m.detach().t()?.contiguous()?, &self.weight)?.t()?.contiguous()
     }
 
     /// Returns the gradient `[tokens, in]` of the input, from that of the output, `[tokens, out]`: `g W`.
@@ -169,16 +202,64 @@ impl Linear {
     /// # Errors
     /// Shapes that do not fit.
     pub fn input_gradient(&self, grad: &Tensor) -> Result<Tensor> {
-        if grad.device().is_cpu() {
-            return grad
-                .contiguous()?
-                .apply_op1_no_bwd(&FrozenProductGrad { weight: &self.weight });
+        match &self.weight {
+            Weight::Dense(weight) if !grad.device().is_cpu() => back_on_device(weight, grad),
+            weight => {
+                let op = FrozenProductGrad { weight };
+                grad.contiguous()?.apply_op1_no_bwd(&op)
+            }
         }
-        in_type_of(&self.weight, grad.clone())?.matmul(&self.weight)?.to_dtype(grad.dtype())
     }
 
-    /// Returns the weights `[out, in]`, in the type that they are kept in.
-    pub fn weight(&self) -> &Tensor {
+    /// Returns `out` and `in`.
+    ///
+    /// # Errors
+    /// Weights that are no matrix.
+    pub fn dims(&self) -> Result<(usize, usize)> {
+        self.weight.dims()
+    }
+
+    /// Tells whether the weights are variables.
+    pub fn is_trained(&self) -> bool {
+        matches!(&self.weight, Weight::Dense(weight) if weight.track_op())
+    }
+
+    /// Returns what tells these weights from others.
+    pub fn id(&self) -> WeightId {
+        WeightId(match &self.weight {
+            Weight::Dense(weight) => Identity::Tensor(weight.id()),
+            Weight::Quantised(matrix) => Identity::Address(Arc::as_ptr(matrix) as usize),
+        })
+    }
+
+    /// Returns the name of the format that the weights are kept in.
+    pub fn format(&self) -> &'static str {
+        match &self.weight {
+            Weight::Dense(weight) => weight.dtype().as_str(),
+            Weight::Quantised(matrix) => matrix.format(),
+        }
+    }
+
+    /// Returns some rows of the weights in f32, `[rows, in]`.
+    ///
+    /// # Errors
+    /// Rows beyond the last.
+    pub fn wide_rows(&self, rows: Range<usize>) -> Result<Tensor> {
+        match &self.weight {
+            Weight::Dense(weight) => {
+                weight.detach().narrow(0, rows.start, rows.len())?.to_dtype(DType::F32)
+            }
+            Weight::Quantised(matrix) => {
+                let (_, cols) = matrix.dims();
+                let mut wide = vec![0f32; rows.len() * cols];
+                let shape = (rows.len(), cols);
+                product::widen(matrix.as_rows(), rows, cols, &mut wide);
+                Tensor::from_vec(wide, shape, &Device::Cpu)
+            }
+        }
+    }
+
+    pub(crate) fn weight(&self) -> &Weight {
         &self.weight
     }
 
@@ -188,25 +269,40 @@ impl Linear {
     }
 }
 
+impl Weight {
+    fn dims(&self) -> Result<(usize, usize)> {
+        match self {
+            Self::Dense(weight) => weight.dims2(),
+            Self::Quantised(matrix) => Ok(matrix.dims()),
+        }
+    }
+}
+
 /// `x Wᵀ` with a gradient for `x` alone.
 ///
 /// candle's own matmul computes the gradient of the frozen weight as well, and keeps it: for a 0.5 B
 /// model gigabytes that nobody reads.
-fn frozen_matmul(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    let (out, width) = weight.dims2()?;
+fn frozen_matmul(x: &Tensor, weight: &Weight) -> Result<Tensor> {
+    let (out, width) = weight.dims()?;
     let (tokens, got) = x.dims2()?;
     if got != width {
         bail!("{tokens} rows of {got} do not fit weights [{out}, {width}]");
     }
-    if x.device().is_cpu() {
-        return x.contiguous()?.apply_op1(FrozenProduct { weight: weight.clone() });
-    }
-    let value = in_type_of(weight, x.detach())?.matmul(&weight.t()?)?.to_dtype(x.dtype())?;
+    let dense = match weight {
+        Weight::Dense(dense) if !x.device().is_cpu() => dense,
+        weight => return x.contiguous()?.apply_op1(FrozenProduct { weight: weight.clone() }),
+    };
+    let value = in_type_of(dense, x.detach())?.matmul(&dense.t()?)?.to_dtype(x.dtype())?;
     let shape = value.shape().clone();
     let taken = TakeStorage::default();
     value.inplace_op1(&taken)?;
     let storage = taken.0.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
-    x.apply_op1(FrozenMatmul { weight: weight.clone(), value: Mutex::new(storage), shape })
+    x.apply_op1(FrozenMatmul { weight: dense.clone(), value: Mutex::new(storage), shape })
+}
+
+/// `g W` on an accelerator.
+fn back_on_device(weight: &Tensor, grad: &Tensor) -> Result<Tensor> {
+    in_type_of(weight, grad.detach())?.matmul(weight)?.to_dtype(grad.dtype())
 }
 
 /// Accelerators multiply in the type of the weights, and add up in f32.
@@ -215,7 +311,11 @@ fn in_type_of(weight: &Tensor, x: Tensor) -> Result<Tensor> {
 }
 
 /// Calls `f` with the weights `[rows, cols]` as they are kept.
-pub(crate) fn with_rows<R>(weight: &Tensor, f: impl FnOnce(Rows<'_>) -> R) -> Result<R> {
+pub(crate) fn with_rows<R>(weight: &Weight, f: impl FnOnce(Rows<'_>) -> R) -> Result<R> {
+    let weight = match weight {
+        Weight::Dense(weight) => weight,
+        Weight::Quantised(matrix) => return Ok(f(matrix.as_rows())),
+    };
     let (storage, layout) = weight.storage_and_layout();
     let Some((start, end)) = layout.contiguous_offsets() else {
         bail!("weights are not contiguous");
@@ -234,7 +334,7 @@ pub(crate) fn with_rows<R>(weight: &Tensor, f: impl FnOnce(Rows<'_>) -> R) -> Re
 
 /// `x Wᵀ` on the CPU, the weights widened tile by tile.
 struct FrozenProduct {
-    weight: Tensor,
+    weight: Weight,
 }
 
 impl CustomOp1 for FrozenProduct {
@@ -243,7 +343,7 @@ impl CustomOp1 for FrozenProduct {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (rows, cols) = self.weight.dims2()?;
+        let (rows, cols) = self.weight.dims()?;
         let x = elements(x, layout)?;
         let tokens = x.len() / cols;
         let mut out = vec![0f32; tokens * rows];
@@ -261,7 +361,7 @@ impl CustomOp1 for FrozenProduct {
 }
 
 struct FrozenProductGrad<'a> {
-    weight: &'a Tensor,
+    weight: &'a Weight,
 }
 
 impl CustomOp1 for FrozenProductGrad<'_> {
@@ -270,7 +370,7 @@ impl CustomOp1 for FrozenProductGrad<'_> {
     }
 
     fn cpu_fwd(&self, grad: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (rows, cols) = self.weight.dims2()?;
+        let (rows, cols) = self.weight.dims()?;
         let grad = elements(grad, layout)?;
         let tokens = grad.len() / rows;
         let mut out = vec![0f32; tokens * cols];
@@ -359,7 +459,6 @@ impl CustomOp1 for FrozenMatmul {
     }
 
     fn bwd(&self, _x: &Tensor, _res: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let back = in_type_of(&self.weight, grad.detach())?.matmul(&self.weight)?;
-        Ok(Some(back.to_dtype(grad.dtype())?))
+        back_on_device(&self.weight, grad).map(Some)
     }
 }

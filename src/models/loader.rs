@@ -9,7 +9,7 @@ use safetensors::Dtype;
 
 use super::files::{self, CONFIG, ModelSource, TOKENIZER, TOKENIZER_CONFIG};
 use super::weight_file::WeightFile;
-use super::{Decoder, ModelConfig, ModelError, Tokenizer};
+use super::{Decoder, ModelConfig, ModelError, Quantize, Tokenizer};
 
 /// A model in memory.
 #[derive(Clone)]
@@ -26,6 +26,8 @@ pub struct LoadedModel {
     pub parameters: usize,
     /// Longest sequence in tokens.
     pub context_length: usize,
+    /// The format that its projections were brought to, if any.
+    pub quantize: Option<Quantize>,
 }
 
 impl std::fmt::Debug for LoadedModel {
@@ -47,6 +49,26 @@ pub fn load(
     device: &Device,
     hash_cache: Option<&Path>,
 ) -> Result<LoadedModel, ModelError> {
+    load_as(source, device, hash_cache, None)
+}
+
+/// The same with the projections brought to a format of a few bits, if one is given.
+///
+/// # Errors
+/// Those of [`load`]; a device that is not the CPU, rows that do not divide into blocks.
+pub fn load_as(
+    source: &ModelSource,
+    device: &Device,
+    hash_cache: Option<&Path>,
+    quantize: Option<Quantize>,
+) -> Result<LoadedModel, ModelError> {
+    if quantize.is_some() && !device.is_cpu() {
+        return Err(ModelError::Unsupported {
+            path: source.path(CONFIG),
+            what: "model.quantize on another device than the CPU".into(),
+            remedy: "set model.device = \"cpu\", or model.quantize = \"none\"".into(),
+        });
+    }
     let weight_files = source.weight_files()?;
     let config_path = source.path(CONFIG);
     let config_text = String::from_utf8(source.read(CONFIG)?)
@@ -67,6 +89,10 @@ pub fn load(
         Ok(tensor)
     })?;
     refuse_unused(&tensors)?;
+    let decoder = match quantize {
+        Some(format) => decoder.quantised(format)?,
+        None => decoder,
+    };
     let context_length = decoder.config().max_position_embeddings;
     Ok(LoadedModel {
         name: match source {
@@ -78,6 +104,7 @@ pub fn load(
         tokenizer: Arc::new(tokenizer),
         parameters,
         context_length,
+        quantize,
     })
 }
 

@@ -1,6 +1,7 @@
 //! Products of activations with frozen weights, tile by tile: a tile is widened to f32, used, and forgotten.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -42,6 +43,14 @@ fn run<T: Send>(tasks: Vec<T>, work: usize, f: impl Fn(T) + Sync + Send) {
 /// Returns rows of a tile of `cols` columns: a multiple of 16, the width of a kernel.
 fn tile_rows(cols: usize) -> usize {
     (TILE_ELEMENTS / cols.max(1) / 16 * 16).max(16)
+}
+
+/// Widens rows of weights of `cols` columns.
+///
+/// # Panics
+/// If the rows are beyond the weights, or `out` is too short.
+pub fn widen(w: Rows<'_>, rows: Range<usize>, cols: usize, out: &mut [f32]) {
+    math::vectorised(|| w.widen(rows, 0..cols, cols, out));
 }
 
 /// Writes `out [n, rows] = x [n, cols] Wᵀ` for the weights `w [rows, cols]`.
@@ -97,7 +106,7 @@ pub fn times(g: &[f32], w: Rows<'_>, rows: usize, cols: usize, out: &mut [f32]) 
     if let Rows::F32(data) = w {
         return dense(out, (n, cols), g, View::whole(data, cols), 1.0, false);
     }
-    let width = BLOCK_COLS.min(cols.div_ceil(2)).max(1);
+    let width = BLOCK_COLS.min(cols.div_ceil(2)).next_multiple_of(w.block()).max(1);
     let height = tile_rows(width);
     let blocks = ViewMut::whole(out, cols).col_blocks(width);
     run(blocks, n * rows * cols, |(from, mut out)| {
@@ -145,6 +154,8 @@ pub fn dense(
 
 #[cfg(test)]
 mod tests {
+    use candle_core::quantized::GgmlType;
+    use candle_core::quantized::k_quants::{BlockQ4_0, BlockQ4K, BlockQ8_0};
     use half::{bf16, f16};
     use rand::rngs::StdRng;
     use rand::{Rng, SeedableRng};
@@ -191,6 +202,36 @@ mod tests {
                 let mut out = vec![f32::NAN; n * cols];
                 times(&g, kept, rows, cols, &mut out);
                 near(&out, &plain(&g, &turned, n, cols, rows));
+            }
+        }
+    }
+
+    fn blocks<B: GgmlType>(w: &[f32]) -> Vec<B> {
+        let mut blocks = vec![B::zeros(); w.len() / B::BLCK_SIZE];
+        B::from_float(w, &mut blocks);
+        blocks
+    }
+
+    #[test]
+    fn products_with_blocks_equal_those_with_what_the_blocks_hold() {
+        for (n, rows, cols) in [(1, 5, 256), (3, 40, 512), (19, 300, 768), (7, 33, 1280)] {
+            let (x, w, g) = (values(n * cols, 1), values(rows * cols, 2), values(n * rows, 3));
+            let (q8, q4, q4k) =
+                (blocks::<BlockQ8_0>(&w), blocks::<BlockQ4_0>(&w), blocks::<BlockQ4K>(&w));
+            for kept in [Rows::Q8_0(&q8), Rows::Q4_0(&q4), Rows::Q4K(&q4k)] {
+                let mut wide = vec![0.0; rows * cols];
+                widen(kept, 0..rows, cols, &mut wide);
+                let distance: f32 =
+                    wide.iter().zip(&w).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(distance > 0.0 && distance < 0.2, "{distance}");
+                let (mut out, mut expected) = (vec![f32::NAN; n * rows], vec![0.0; n * rows]);
+                times_transposed(&x, kept, rows, cols, &mut out);
+                times_transposed(&x, Rows::F32(&wide), rows, cols, &mut expected);
+                near(&out, &expected);
+                let (mut out, mut expected) = (vec![f32::NAN; n * cols], vec![0.0; n * cols]);
+                times(&g, kept, rows, cols, &mut out);
+                times(&g, Rows::F32(&wide), rows, cols, &mut expected);
+                near(&out, &expected);
             }
         }
     }
