@@ -15,7 +15,7 @@ use crate::domain::TrainExample;
 use crate::lora::dataset::{self, Sequence};
 use crate::lora::trainer::{self, Batch, MemoryPlan, TrainingData};
 use crate::lora::{AdamW, AdamWConfig, TrainableLora};
-use crate::models::{LoadedModel, NoAdapter};
+use crate::models::{Decoder, KvCache, LoadedModel, NoAdapter};
 use crate::plan;
 
 /// Longest example that is trained on, as in a job.
@@ -26,13 +26,13 @@ const MAX_TOKENS: usize = 2048;
 struct Figures {
     bench: &'static str,
     model: String,
-    /// Median over the runs.
+    /// Median over the runs; in training all counted tokens by the time of all counted steps.
     tokens_per_second: f64,
     /// Median over the steps; training only.
     seconds_per_step: Option<f64>,
     peak_rss_bytes: Option<u64>,
     threads: usize,
-    dtype: &'static str,
+    dtype: String,
     device: String,
     /// Seconds of each run; of each step in training.
     runs: Vec<f64>,
@@ -83,7 +83,7 @@ fn show(figures: &Figures, as_json: bool) -> Result<()> {
     );
     let step = figures.seconds_per_step.map(|s| format!(", {s:.3} s a step")).unwrap_or_default();
     Ok(output::line(&format!(
-        "{} of {} on {} ({}, {} threads): {:.1} tokens/s{step}, median of {}; {memory}",
+        "{} of {} on {} ({}, {} threads): {:.1} tokens/s{step} ({} measured); {memory}",
         figures.bench,
         figures.model,
         figures.device,
@@ -152,9 +152,7 @@ fn prefill(model: &LoadedModel, tokens: usize, runs: usize) -> Result<Vec<f64>> 
     let ids = Tensor::from_vec(ids, (1, tokens), decoder.device())?;
     timed(runs, || {
         let mut cache = decoder.new_cache(tokens)?;
-        let hidden = decoder.hidden(&ids, Some(&mut cache), &NoAdapter)?;
-        decoder.logits(&hidden.narrow(1, tokens - 1, 1)?)?.flatten_all()?.to_vec1::<f32>()?;
-        Ok(())
+        advance(decoder, &ids, &mut cache)
     })
 }
 
@@ -167,10 +165,18 @@ fn decode(model: &LoadedModel, prompt: usize, new: usize, runs: usize) -> Result
     timed(runs, || {
         cache.truncate(prompt);
         for &id in &ids[prompt..] {
-            let id = Tensor::new(&[[id]], decoder.device())?;
-            let hidden = decoder.hidden(&id, Some(&mut cache), &NoAdapter)?;
-            decoder.logits(&hidden)?.flatten_all()?.to_vec1::<f32>()?;
+            advance(decoder, &Tensor::new(&[[id]], decoder.device())?, &mut cache)?;
         }
+        Ok(())
+    })
+}
+
+/// What an answer computes for its next token, on a thread of the pool as there.
+fn advance(decoder: &Decoder, ids: &Tensor, cache: &mut KvCache) -> Result<()> {
+    rayon::scope(|_| {
+        let hidden = decoder.hidden(ids, Some(cache), &NoAdapter)?;
+        let last = hidden.narrow(1, hidden.dim(1)? - 1, 1)?;
+        decoder.logits(&last)?.flatten_all()?.to_vec1::<f32>()?;
         Ok(())
     })
 }
@@ -190,7 +196,7 @@ fn timed(runs: usize, mut f: impl FnMut() -> Result<()>) -> Result<Vec<f64>> {
 fn train(session: &Session, model: &LoadedModel, args: &BenchTrainArgs) -> Result<Figures> {
     let config = &session.loaded.config.lora;
     let params = plan::training_params(config, model.parameters);
-    let sequences = sequences(session, model, args)?;
+    let (sequences, batch_size) = sequences(session, model, args, params.batch_size)?;
     let lora = TrainableLora::fresh(&model.decoder, &params)?;
     let vars = lora.vars().into_iter().map(|(_, var)| var).collect();
     let mut optimizer = AdamW::new(vars, AdamWConfig::default())?;
@@ -204,9 +210,8 @@ fn train(session: &Session, model: &LoadedModel, args: &BenchTrainArgs) -> Resul
     let (mut runs, mut losses, mut tokens, mut answers) = (Vec::new(), Vec::new(), 0, 0);
     let steps = usize::from(args.steps);
     for step in 0..=steps {
-        let items: Vec<usize> = (0..params.batch_size)
-            .map(|i| (step * params.batch_size + i) % sequences.len())
-            .collect();
+        let items: Vec<usize> =
+            (0..batch_size).map(|i| (step * batch_size + i) % sequences.len()).collect();
         let counted = items.iter().map(|&i| &sequences[i]);
         let batch = Batch { epoch: 1, items: items.clone(), anchors: Vec::new() };
         lora.seed_step(params.seed, step);
@@ -241,11 +246,13 @@ fn train(session: &Session, model: &LoadedModel, args: &BenchTrainArgs) -> Resul
     Ok(figures)
 }
 
+/// The sequences, and how many of them make a step.
 fn sequences(
     session: &Session,
     model: &LoadedModel,
     args: &BenchTrainArgs,
-) -> Result<Vec<Sequence>> {
+    batch_size: usize,
+) -> Result<(Vec<Sequence>, usize)> {
     if let Some(shape) = &args.uniform {
         return uniform(model, shape, usize::from(args.steps));
     }
@@ -258,7 +265,7 @@ fn sequences(
     if sequences.is_empty() {
         return Err(UsageError(format!("{} has no example with an answer", file.display())).into());
     }
-    Ok(sequences)
+    Ok((sequences, batch_size))
 }
 
 fn encode(session: &Session, model: &LoadedModel, file: &Path) -> Result<Vec<Sequence>> {
@@ -278,7 +285,7 @@ fn encode(session: &Session, model: &LoadedModel, file: &Path) -> Result<Vec<Seq
 }
 
 /// Sequences of one length, every token but the first a target.
-fn uniform(model: &LoadedModel, shape: &str, steps: usize) -> Result<Vec<Sequence>> {
+fn uniform(model: &LoadedModel, shape: &str, steps: usize) -> Result<(Vec<Sequence>, usize)> {
     let parsed = shape.split_once('x').and_then(|(b, t)| Some((b.parse().ok()?, t.parse().ok()?)));
     let Some((batch, tokens)) = parsed.filter(|&(b, t): &(usize, usize)| b > 0 && t > 1) else {
         return Err(
@@ -292,7 +299,7 @@ fn uniform(model: &LoadedModel, shape: &str, steps: usize) -> Result<Vec<Sequenc
         let ids = ids.into_iter().map(|id| (id + 7919 * i as u32) % vocab).collect();
         Ok(Sequence { id: i as i64, ids, answer_start: 1, weight: 1.0 })
     };
-    (0..count).map(sequence).collect()
+    Ok(((0..count).map(sequence).collect::<Result<_>>()?, batch))
 }
 
 #[cfg(test)]

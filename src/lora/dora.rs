@@ -55,7 +55,9 @@ pub(super) fn row_lengths(
     let at = a.t()?.contiguous()?;
     let cross = (linear.times(&at)? * &b)?.sum(1)?;
     let own = (b.matmul(&a.matmul(&at)?)? * &b)?.sum(1)?;
-    ((squares + (cross * (2.0 * scale))?)? + (own * (scale * scale))?)?.sqrt()
+    let sum = ((squares + (cross * (2.0 * scale))?)? + (own * (scale * scale))?)?;
+    // A row of nothing but zeros stays one: its trained length is 0 as well.
+    sum.maximum(f64::from(f32::MIN_POSITIVE))?.sqrt()
 }
 
 /// Returns what multiplies the rows of `W + s · B A` to give each its trained length `magnitude` `[out]`.

@@ -13,7 +13,8 @@ use super::loss::{HeadLoss, head_cross_entropy, head_kl};
 use super::trainer::{Batch, TrainingData};
 use crate::models::{Adapt, Decoder, ModelError, Packing, Pass};
 
-/// How memory is traded for time; no choice changes what is computed but for the order of sums.
+/// How memory is traded for time. Checkpointing changes no bit; examples computed in several parts change the order of
+/// sums, and which inputs dropout drops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct MemoryPlan {
     /// So many layers, from the lowest, keep only their input and are computed twice.
@@ -144,6 +145,7 @@ pub fn loss(
     anchor_weight: f64,
 ) -> Result<f64, ModelError> {
     let mut sum = 0.0;
+    lora.seed_part(0);
     for objective in Objective::of_batch(data, batch, anchor_weight, 0) {
         let packing = pack(&objective.sequences, lora.shares_prefixes())?;
         let hidden = decoder.hidden_packed(&packing, &lora.detached())?;
@@ -167,8 +169,10 @@ pub fn gradients(
     // On a thread of the pool, which saves waking one from outside at every operation.
     rayon::scope(|_| {
         let mut sum = Gradients { loss: 0.0, tensors: vec![None; lora.vars().len()] };
-        for objective in Objective::of_batch(data, batch, anchor_weight, memory.micro_batch) {
-            backward(decoder, lora, &objective, memory, &mut sum)?;
+        let parts = Objective::of_batch(data, batch, anchor_weight, memory.micro_batch);
+        for (index, objective) in parts.iter().enumerate() {
+            lora.seed_part(index);
+            backward(decoder, lora, objective, memory, &mut sum)?;
         }
         Ok(sum)
     })

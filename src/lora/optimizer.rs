@@ -55,13 +55,19 @@ impl AdamW {
     }
 
     /// Goes on from saved moments, one pair per variable, after `step` steps.
+    ///
+    /// # Errors
+    /// Moments that do not fit the variables.
     pub fn resume(
         vars: Vec<Var>,
         config: AdamWConfig,
         moments: Vec<Moments>,
         step: usize,
     ) -> Result<Self> {
-        if vars.len() != moments.len() {
+        let fits = |(var, moments): (&Var, &Moments)| {
+            var.dims() == moments.first.dims() && var.dims() == moments.second.dims()
+        };
+        if vars.len() != moments.len() || !vars.iter().zip(&moments).all(fits) {
             candle_core::bail!("{} variables but {} saved moments", vars.len(), moments.len());
         }
         Ok(Self { config, vars, moments, step })
@@ -82,6 +88,10 @@ impl AdamW {
     /// # Errors
     /// Shapes that do not fit.
     pub fn step(&mut self, gradients: &[Tensor], learning_rate: f64) -> Result<()> {
+        let fits = |(var, gradient): (&Var, &Tensor)| var.dims() == gradient.dims();
+        if gradients.len() != self.vars.len() || !self.vars.iter().zip(gradients).all(fits) {
+            candle_core::bail!("the gradients do not fit the {} variables", self.vars.len());
+        }
         self.step += 1;
         let AdamWConfig { beta1, beta2, weight_decay, .. } = self.config;
         let steps = i32::try_from(self.step).unwrap_or(i32::MAX);

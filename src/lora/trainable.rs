@@ -19,8 +19,10 @@ pub struct TrainableLora {
     sites: BTreeMap<Site, Trained>,
     /// Probability that an input is zeroed.
     dropout: f64,
-    /// Decides, with site and place, which inputs are zeroed; new for every step.
+    /// Decides, with part, site and place, which inputs are zeroed; new for every step.
     dropout_seed: AtomicU64,
+    /// The part of the step's batch that is computed.
+    part: AtomicU64,
 }
 
 /// What is trained at a site.
@@ -142,13 +144,20 @@ impl TrainableLora {
     }
 
     fn new(config: LoraConfig, sites: BTreeMap<Site, Trained>, dropout: f64) -> Self {
-        Self { config, sites, dropout, dropout_seed: AtomicU64::new(0) }
+        let (dropout_seed, part) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { config, sites, dropout, dropout_seed, part }
     }
 
     /// Starts the dropout of a step anew, so that a resumed run draws what an unbroken one draws.
     pub fn seed_step(&self, seed: u64, step: usize) {
         let seed = seed.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(step as u64);
         self.dropout_seed.store(seed, Ordering::Relaxed);
+        self.part.store(0, Ordering::Relaxed);
+    }
+
+    /// Says which part of a batch comes next, so that each draws its own dropout.
+    pub(super) fn seed_part(&self, part: usize) {
+        self.part.store(part as u64, Ordering::Relaxed);
     }
 
     /// Tells whether sequences may share the computing of their common beginning: with dropout each draws its own.
@@ -185,7 +194,8 @@ impl TrainableLora {
             true => Ok(var.as_tensor().clone()),
             false => Ok(var.as_tensor().detach()),
         })?;
-        let place = ((site.layer as u64) << 8 | site.module as u64) + 1;
+        let part = self.part.load(Ordering::Relaxed) << 32;
+        let place = (part | (site.layer as u64) << 8 | site.module as u64) + 1;
         let seed =
             self.dropout_seed.load(Ordering::Relaxed) ^ place.wrapping_mul(0x9E37_79B9_7F4A_7C15);
         let dropout = Dropout { probability: self.dropout, seed };

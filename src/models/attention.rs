@@ -51,7 +51,8 @@ pub fn packed(
 ) -> Result<Tensor> {
     let tokens = packing.len();
     let (wide, narrow) = ([tokens, heads.queries * heads.dim], [tokens, heads.keys * heads.dim]);
-    if q.dims() != wide || k.dims() != narrow || v.dims() != narrow {
+    let divides = heads.keys > 0 && heads.queries.is_multiple_of(heads.keys);
+    if !divides || q.dims() != wide || k.dims() != narrow || v.dims() != narrow {
         bail!(
             "attention: {:?}, {:?}, {:?} are not {tokens} rows of {heads:?}",
             q.shape(),
@@ -179,11 +180,10 @@ fn blocks(rows: usize) -> impl DoubleEndedIterator<Item = Range<usize>> {
 fn softmax(row: &mut [f32], visible: usize) -> f32 {
     let (seen, hidden) = row.split_at_mut(visible);
     let most = math::max(seen);
-    let mut sum = 0f32;
     for s in seen.iter_mut() {
         *s = math::exp(*s - most);
     }
-    sum += math::sum_map(seen.len(), |i| seen[i]);
+    let sum = math::sum_map(seen.len(), |i| seen[i]);
     let inverse = 1.0 / sum;
     seen.iter_mut().for_each(|s| *s *= inverse);
     hidden.fill(0.0);

@@ -1,6 +1,6 @@
 //! The decoder of Llama, Qwen2 and Qwen3: attention, MLP, block, model.
 //!
-//! One forward serves inference and training: every operation in it has a backward.
+//! One forward serves inference and training; all that training uses of it has a backward.
 
 use std::sync::Arc;
 
@@ -330,9 +330,16 @@ impl Decoder {
         Ok(self)
     }
 
-    /// Returns the name of the format of the projections.
-    pub fn format(&self) -> &'static str {
-        self.layers.first().map_or("f32", |layer| layer.mlp.down_proj.format())
+    /// Returns the names of the formats of the projections, such as `bf16` or `q4_k, q8_0`.
+    pub fn format(&self) -> String {
+        let mut names: Vec<&str> = Module::ALL
+            .into_iter()
+            .filter_map(|module| self.linear(Site { layer: 0, module }))
+            .map(Linear::format)
+            .collect();
+        names.sort_unstable();
+        names.dedup();
+        names.join(", ")
     }
 
     /// Returns the layer that turns hidden states into logits.

@@ -278,8 +278,7 @@ fn command(config: &WorkerConfig) -> Command {
         // candle asks the environment for its number of threads, not the pool.
         command.env("RAYON_NUM_THREADS", config.limits.threads.to_string());
     }
-    // Its element-wise operations spin at barriers on threads of their own, beside those of the pool.
-    command.env("CANDLE_NUM_THREADS", "1");
+    command.envs(super::ENVIRONMENT);
     // A group of its own keeps the terminal's Ctrl-C away from the job; the session stays the parent's, because with
     // autogroups niceness counts only inside a session.
     command.process_group(0);

@@ -184,12 +184,18 @@ impl<'a> ViewMut<'a> {
     /// If there is no such row.
     pub fn row(&mut self, row: usize) -> &mut [f32] {
         assert!(row < self.rows, "no such row");
+        if self.cols == 0 {
+            return &mut [];
+        }
         // SAFETY: the row lies within the slice, and `&mut self` keeps every other access away.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.stride), self.cols) }
     }
 }
 
 fn fits(len: usize, rows: usize, cols: usize, stride: usize) -> bool {
+    if isize::try_from(stride).is_err() {
+        return false;
+    }
     rows == 0
         || cols == 0
         || (rows - 1)
@@ -223,7 +229,7 @@ pub fn product(dst: &mut ViewMut<'_>, lhs: View<'_>, rhs: View<'_>, alpha: f32, 
         return;
     }
     // SAFETY: the views were checked against their slices when they were made, the shapes fit (above), and `dst` is
-    // borrowed exclusively, so it overlaps neither operand. Strides are those of slices and fit `isize`.
+    // borrowed exclusively, so it overlaps neither operand. Strides fit `isize`, which was checked with them.
     unsafe {
         gemm::gemm(
             dst.rows,
@@ -246,5 +252,49 @@ pub fn product(dst: &mut ViewMut<'_>, lhs: View<'_>, rhs: View<'_>, alpha: f32, 
             false,
             gemm::Parallelism::None,
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn views_beyond_their_slice_are_refused() {
+        let data = [0f32; 12];
+        for (rows, cols, stride) in [(4, 4, 3), (2, 7, 6), (1, 13, 0), (2, 2, usize::MAX)] {
+            let view = std::panic::catch_unwind(|| View::new(&data, rows, cols, stride));
+            assert!(view.is_err(), "{rows} x {cols} by {stride}");
+        }
+        let overlapping = std::panic::catch_unwind(|| {
+            ViewMut::new(&mut [0f32; 12], 3, 4, 3);
+        });
+        assert!(overlapping.is_err());
+    }
+
+    #[test]
+    fn empty_views_give_empty_rows_and_products() {
+        let mut empty = ViewMut::new(&mut [], 5, 0, 10);
+        assert!(empty.row(3).is_empty());
+        let mut out = [7f32; 6];
+        let (lhs, rhs) = (View::new(&[], 2, 0, 0), View::new(&[], 0, 3, 3));
+        product(&mut ViewMut::whole(&mut out, 3), lhs, rhs, 1.0, true);
+        assert_eq!(out, [7.0; 6]);
+        product(&mut ViewMut::whole(&mut out, 3), lhs, rhs, 1.0, false);
+        assert_eq!(out, [0.0; 6]);
+    }
+
+    #[test]
+    fn parts_share_no_element_and_cover_all() {
+        let mut data = [0f32; 35];
+        for (from, mut part) in ViewMut::whole(&mut data, 7).col_blocks(3) {
+            (0..5).for_each(|r| part.row(r).iter_mut().for_each(|x| *x += 1.0 + from as f32));
+        }
+        let mut rows = ViewMut::whole(&mut data, 7).split_rows(&[0, 2, 2]);
+        assert_eq!(rows.len(), 3);
+        (0..2).for_each(|r| rows[0].row(r).iter_mut().for_each(|x| *x += 100.0));
+        let row = |r: usize| data[7 * r..7 * r + 7].to_vec();
+        assert_eq!(row(0), [101.0, 101.0, 101.0, 104.0, 104.0, 104.0, 107.0]);
+        assert_eq!(row(4), [1.0, 1.0, 1.0, 4.0, 4.0, 4.0, 7.0]);
     }
 }
