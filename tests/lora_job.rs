@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 use shammah::domain::{Message, TrainExample};
 use shammah::eval::Measurements;
 use shammah::lora::{
-    JobError, JobEvent, JobInput, TRAINING_FILE, TrainingParams, TrainingRecord, Weighting, run_job,
+    JobError, JobEvent, JobInput, MemoryBudget, TRAINING_FILE, TrainingParams, TrainingRecord,
+    Weighting, run_job,
 };
 use shammah::models::{ModelSource, base_hash};
 
@@ -63,6 +64,7 @@ impl Workshop {
             heldout: vec![example(5, 1.0)],
             parent: None,
             baseline: None,
+            memory: MemoryBudget::default(),
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use shammah::domain::{Message, TrainExample};
-use shammah::lora::{JobInput, TrainingParams, Weighting};
+use shammah::lora::{JobInput, MemoryBudget, TrainingParams, Weighting};
 use shammah::models::{self, ModelSource};
 use shammah::worker::protocol::Limits;
 use shammah::worker::{JobRequest, WorkerConfig, WorkerEvent, WorkerExit, WorkerHandle};
@@ -56,6 +56,7 @@ fn input() -> JobInput {
         heldout: vec![example(5)],
         parent: None,
         baseline: None,
+        memory: MemoryBudget::default(),
     }
 }
 

@@ -57,6 +57,7 @@ impl Puppet {
             final_loss: after,
             steps: 30,
             examples: 2,
+            exploded_at: None,
         };
         self.end(WorkerExit::Finished(Box::new(measured))).await;
     }
@@ -233,6 +234,7 @@ fn name(notice: &JobNotice) -> &'static str {
     match notice {
         JobNotice::Queued { .. } => "queued",
         JobNotice::Started { .. } => "started",
+        JobNotice::Expected { .. } => "expected",
         JobNotice::Progressed(_) => "progressed",
         JobNotice::Checkpointed { .. } => "checkpointed",
         JobNotice::Evaluating { .. } => "evaluating",

@@ -1,12 +1,16 @@
 //! `shammah jobs list | show | cancel`.
 
 use anyhow::Result;
+use serde::Serialize;
 
 use super::args::{GlobalArgs, JobsCommand};
 use super::context::Session;
 use super::exit::Exit;
 use super::output::{self, Table, or_dash};
-use crate::store::JobRow;
+use crate::lora::Resources;
+use crate::plan;
+use crate::store::{EventRow, JobRow};
+use crate::text::need;
 
 /// Runs the command.
 ///
@@ -16,7 +20,7 @@ pub fn run(command: &JobsCommand, global: &GlobalArgs) -> Result<Exit> {
     let store = Session::open(global, Vec::new())?.store;
     match command {
         JobsCommand::List(args) => list(&store.jobs()?, args.json)?,
-        JobsCommand::Show { id, json } => show(&store.job(*id)?, json.json)?,
+        JobsCommand::Show { id, json } => show(&store.job(*id)?, &store.events(*id)?, json.json)?,
         JobsCommand::Cancel { id, json } => {
             let job = store.request_cancel(*id)?;
             match json.json {
@@ -52,10 +56,28 @@ fn list(jobs: &[JobRow], as_json: bool) -> Result<()> {
     Ok(table.print()?)
 }
 
-fn show(job: &JobRow, as_json: bool) -> Result<()> {
+/// A job with what its events tell of it.
+#[derive(Serialize)]
+struct Shown<'a> {
+    #[serde(flatten)]
+    job: &'a JobRow,
+    /// Of the last attempt.
+    resources: Option<Resources>,
+    notes: Vec<&'a str>,
+}
+
+fn show(job: &JobRow, events: &[EventRow], as_json: bool) -> Result<()> {
+    let of_kind = |kind: &'static str| {
+        events.iter().filter(move |e| e.kind == kind).filter_map(|e| e.detail.as_deref())
+    };
+    let last = of_kind(plan::RESOURCES).next_back();
+    let resources: Option<Resources> = last.and_then(|json| serde_json::from_str(json).ok());
+    let notes: Vec<&str> = of_kind(plan::NOTE).collect();
     if as_json {
-        return Ok(output::json(job)?);
+        return Ok(output::json(&Shown { job, resources, notes })?);
     }
+    let expected = resources.and_then(|r| Some(need(r.expected_ms?, r.expected_bytes)));
+    let took = resources.and_then(|r| Some(need(r.elapsed_ms?, r.peak_bytes?)));
     output::fields(&[
         ("id", job.id.to_string()),
         ("name", job.name.to_string()),
@@ -69,12 +91,14 @@ fn show(job: &JobRow, as_json: bool) -> Result<()> {
         ("loss", loss_text(job.loss)),
         ("held-out loss", heldout_text(job)),
         ("adapter", or_dash(job.adapter.as_ref())),
+        ("expected", or_dash(expected.map(|need| format!("about {need}")))),
+        ("took", or_dash(took)),
         ("error", or_dash(job.error.as_ref())),
         ("created", output::time(job.created_at)),
         ("started", or_dash(job.started_at.map(output::time))),
         ("finished", or_dash(job.finished_at.map(output::time))),
     ])?;
-    Ok(())
+    Ok(notes.into_iter().try_for_each(|note| output::line(&format!("note: {note}")))?)
 }
 
 fn cancelled(job: &JobRow) -> String {

@@ -18,6 +18,7 @@ fn good() -> Measurements {
         final_loss: 0.1,
         steps: 60,
         examples: 3,
+        exploded_at: None,
     }
 }
 

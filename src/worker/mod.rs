@@ -14,6 +14,7 @@ pub mod parent;
 pub mod protocol;
 
 mod child_process;
+mod meter;
 mod monitor;
 mod outbox;
 mod outcome;

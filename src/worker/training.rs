@@ -3,6 +3,7 @@
 use std::fmt::Display;
 
 use super::child::{Job, JobFailure, Report};
+use super::meter::{self, Meter};
 use super::outcome::Unfinished;
 use super::protocol::JobRequest;
 use crate::eval::Measurements;
@@ -21,18 +22,30 @@ impl Job for Training {
         report: &mut dyn FnMut(Report),
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Measurements, JobFailure> {
+        let mut meter = Meter::start();
+        let memory = meter::bounded(request.input.memory);
+        let input = JobInput { memory, ..request.input.clone() };
         let unfinished = Unfinished::begin(&request.out_dir).map_err(failed)?;
         let trained = lora::run_job(
-            &request.input,
+            &input,
             &request.checkpoint_dir,
             unfinished.directory(),
-            &mut |event| report(event.into()),
+            &mut |event| {
+                let known = meter.see(&event);
+                if let Some(news) = known.map(Report::Resources).or_else(|| told(event)) {
+                    report(news);
+                }
+            },
             cancelled,
         );
         let measurements = trained.map_err(|error| match error {
             JobError::Cancelled => JobFailure::Cancelled,
             error => failed(error),
         })?;
+        if let Some(resources) = meter.finish() {
+            lora::record_resources(unfinished.directory(), &resources).map_err(failed)?;
+            report(Report::Resources(resources));
+        }
         unfinished.finish().map_err(failed)?;
         Ok(measurements)
     }
@@ -42,19 +55,20 @@ fn failed(error: impl Display) -> JobFailure {
     JobFailure::Failed(error.to_string())
 }
 
-impl From<JobEvent> for Report {
-    fn from(event: JobEvent) -> Self {
-        match event {
-            JobEvent::Step(done) => Report::Step {
-                epoch: done.epoch,
-                epochs: done.epochs,
-                step: done.step,
-                total_steps: done.total_steps,
-                loss: done.loss,
-            },
-            JobEvent::Checkpointed { step } => Report::Checkpointed { step },
-            JobEvent::Evaluating => Report::Evaluating,
-            JobEvent::Note(text) => Report::Note(text),
-        }
-    }
+/// What the parent hears of an event.
+fn told(event: JobEvent) -> Option<Report> {
+    Some(match event {
+        JobEvent::Step(done) => Report::Step {
+            epoch: done.epoch,
+            epochs: done.epochs,
+            step: done.step,
+            total_steps: done.total_steps,
+            loss: done.loss,
+        },
+        JobEvent::Checkpointed { step } => Report::Checkpointed { step },
+        JobEvent::Evaluating => Report::Evaluating,
+        JobEvent::Note(text) => Report::Note(text),
+        // The meter's.
+        JobEvent::Planned { .. } | JobEvent::Ready { .. } => return None,
+    })
 }
