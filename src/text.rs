@@ -122,6 +122,18 @@ mod tests {
     }
 
     #[test]
+    fn time_and_memory_are_one_short_line() {
+        for (ms, bytes, text) in [
+            (1_240, 90 << 20, "1.2 s, 90 MiB"),
+            (40_400, 1_400_000_000, "40 s, 1.3 GiB"),
+            (600_000, 1 << 30, "10 min, 1.0 GiB"),
+            (9_000_000, 1 << 34, "2.5 h, 16.0 GiB"),
+        ] {
+            assert_eq!(need(ms, bytes), text);
+        }
+    }
+
+    #[test]
     fn escape_sequences_go_with_their_parameters() {
         for (dirty, clean) in [
             ("a\u{1b}[31mred\u{1b}[0m", "ared"),

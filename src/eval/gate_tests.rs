@@ -69,6 +69,11 @@ fn held_out_items_may_waver_but_not_get_worse_beyond_the_interval() {
 }
 
 #[test]
+fn training_that_exploded_is_rejected_whatever_it_reached() {
+    rejected_for(&Measurements { exploded_at: Some(17), ..good() }, "stopped at step 17");
+}
+
+#[test]
 fn the_divergence_has_a_ceiling() {
     assert_eq!(reasons(&Measurements { kl: CONFIG.max_kl, ..good() }), Vec::<String>::new());
     rejected_for(&Measurements { kl: CONFIG.max_kl * 1.01, ..good() }, "unrelated");

@@ -159,11 +159,12 @@ mod tests {
     fn a_plan_says_what_it_costs_and_why() {
         assert_eq!(planned(0, 0), (plan(0, 0), None));
         assert_eq!(planned(1 << 40, 0), (plan(0, 0), None));
-        let all = job().peak_bytes(plan(6, 0)).next_multiple_of(MEBIBYTE);
-        let (found, line) = planned(all, 0);
-        let mib = all / MEBIBYTE;
-        assert_eq!(found, plan(6, 0));
-        assert_eq!(line.unwrap(), format!("computes 6 of 6 layers twice to stay within {mib} MiB"));
+        let most = job().peak_bytes(plan(2, 0)).next_multiple_of(MEBIBYTE);
+        let (found, line) = planned(most, 0);
+        let mib = most / MEBIBYTE;
+        assert_eq!(found, plan(2, 0));
+        let expected = format!("computes 2 of 6 layers twice to stay within {mib} MiB");
+        assert_eq!(line.unwrap(), expected);
         let lines = (1..=4).map(|deaths| planned(0, deaths).1.unwrap()).collect::<Vec<_>>();
         assert_eq!(
             lines,
