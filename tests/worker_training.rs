@@ -178,9 +178,9 @@ const ROOM: u64 = 130 << 20;
 fn run_starved(home: &Path, deaths: usize) -> (Vec<String>, WorkerExit) {
     let mut job = input();
     for example in &mut job.train {
-        example.messages[0] = Message::user(format!("{} {}", example.id, "word ".repeat(490)));
+        example.messages[0] = Message::user(format!("{} {}", example.id, "word ".repeat(245)));
     }
-    (job.params.batch_size, job.params.min_steps) = (4, 2);
+    (job.params.batch_size, job.params.min_steps) = (4, 1);
     job.memory.deaths = deaths;
     let (mut pid, mut notes) = (None, Vec::new());
     let (_, exit) = run_job(home, job, |_, event| match event {

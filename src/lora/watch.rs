@@ -14,6 +14,8 @@ const MARGIN: f64 = 1.0;
 /// The losses that decide; kept in a checkpoint, so that a resumed run stops where an unbroken one does.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct LossWatch {
+    /// Of the first step.
+    first: f64,
     first_sum: f64,
     first_steps: usize,
     first_is_over: bool,
@@ -22,8 +24,11 @@ pub struct LossWatch {
 
 impl LossWatch {
     /// Takes a step's loss in; returns the bound if the mean of the last steps is above it: that of twice the first
-    /// epoch's mean plus 1 nat, or of 1 nat above guessing, which costs `ln(vocab)`.
+    /// epoch's mean plus 1 nat, or of 1 nat above guessing, which costs `ln(vocab)`, unless the first step's loss was worse than that.
     pub fn exploded(&mut self, epoch: usize, loss: f64, vocab: usize) -> Option<f64> {
+        if self.recent.is_empty() {
+            self.first = loss;
+        }
         if epoch == 1 {
             self.first_sum += loss;
             self.first_steps += 1;
@@ -34,7 +39,9 @@ impl LossWatch {
         if self.recent.len() > RECENT {
             self.recent.pop_front();
         }
-        let guessing = (vocab as f64).ln() + MARGIN;
+        let guess = (vocab as f64).ln();
+        // A model that guesses badly from the start tells nothing by it.
+        let guessing = if self.first < guess { guess + MARGIN } else { f64::INFINITY };
         let bound = if self.first_is_over && self.first_steps > 0 {
             guessing.min(FACTOR * self.first_sum / self.first_steps as f64 + MARGIN)
         } else {
@@ -48,7 +55,8 @@ impl LossWatch {
 impl fmt::Display for LossWatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The shortest texts that read back as the same numbers.
-        write!(f, "{} {} {}", self.first_sum, self.first_steps, self.first_is_over)?;
+        let Self { first, first_sum, first_steps, first_is_over, .. } = self;
+        write!(f, "{first} {first_sum} {first_steps} {first_is_over}")?;
         self.recent.iter().try_for_each(|loss| write!(f, " {loss}"))
     }
 }
@@ -60,6 +68,7 @@ impl FromStr for LossWatch {
         let mut words = text.split(' ');
         let mut next = || words.next().ok_or(());
         Ok(Self {
+            first: next()?.parse().map_err(drop)?,
             first_sum: next()?.parse().map_err(drop)?,
             first_steps: next()?.parse().map_err(drop)?,
             first_is_over: next()?.parse().map_err(drop)?,
@@ -96,20 +105,22 @@ mod tests {
         assert_eq!(stops_at(&spiky, usize::MAX), None);
         assert_eq!(stops_at(&[&[0.1; 6][..], &[1.0; 20]].concat(), usize::MAX), None);
         assert_eq!(stops_at(&[5.0; 40], 2048), None);
+        assert_eq!(stops_at(&[12.0; 40], 2048), None, "a model that guesses badly from the start");
     }
 
     #[test]
     fn a_loss_worse_than_guessing_stops_in_the_first_epoch_too() {
         // ln 2048 + 1 is 8.6.
         let mut watch = LossWatch::default();
-        let bounds: Vec<_> = (0..5).map(|_| watch.exploded(1, 9.0, 2048)).collect();
-        assert_eq!(bounds[..4], [None; 4]);
-        assert!(bounds[4].is_some_and(|bound| (bound - 8.62).abs() < 0.01), "{bounds:?}");
+        let losses = [3.0, 9.0, 9.0, 9.0, 9.0, 9.0];
+        let bounds: Vec<_> = losses.into_iter().map(|l| watch.exploded(1, l, 2048)).collect();
+        assert_eq!(bounds[..5], [None; 5]);
+        assert!(bounds[5].is_some_and(|bound| (bound - 8.62).abs() < 0.01), "{bounds:?}");
     }
 
     #[test]
     fn a_broken_text_is_no_watch() {
-        for text in ["", "1", "1 2", "1 2 true x", "1.5 -2 true"] {
+        for text in ["", "1", "1 1 2", "1 1 2 true x", "1 1.5 -2 true"] {
             assert!(text.parse::<LossWatch>().is_err(), "{text}");
         }
     }
