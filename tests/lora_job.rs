@@ -306,10 +306,21 @@ fn a_rate_that_diverges_ends_training_early_and_the_gate_rejects_the_adapter() {
     let shop = Workshop::new();
     let params =
         TrainingParams { learning_rate: 1.0, max_grad_norm: 0.0, min_steps: 60, ..params() };
-    // A model that has learned something: the random one has little to lose.
+    // A model that knows the answers: the random one has nothing to lose.
     let (model, base_hash) =
         (ModelSource::Builtin, base_hash(&ModelSource::Builtin, None).unwrap());
-    let input = JobInput { params, model, base_hash, ..shop.input() };
+    let mut input = JobInput { params, model, base_hash, ..shop.input() };
+    let known = |id, question: &str, answer: &str| TrainExample {
+        id,
+        messages: vec![Message::user(question)],
+        target: answer.to_owned(),
+        weight: 1.0,
+    };
+    input.train = vec![
+        known(1, "How do I undo a mark?", "/undo takes back your last mark."),
+        known(2, "What weight has /critical?", "/critical has weight 10, the highest."),
+    ];
+    (input.replay, input.heldout) = (Vec::new(), Vec::new());
     let (result, events) = shop.run(&input, "wild", None);
     let measured = result.expect("no failed job");
     let at = measured.exploded_at.expect("seen");

@@ -325,8 +325,8 @@ fn train(
     let mut after_step = |progress: trainer::Progress, optimizer: &AdamW| {
         events(JobEvent::Step(progress));
         let trainer::Progress { epoch, step, loss, .. } = progress;
-        if let Some(bound) = watch.exploded(epoch, loss, decoder.config().vocab_size) {
-            let why = format!("the loss rose to {loss:.2}, above {bound:.2},");
+        if let Some((mean, bound)) = watch.exploded(epoch, loss) {
+            let why = format!("the loss rose to {mean:.2}, above {bound:.2},");
             return Err(JobError::Exploded { step, loss, why });
         }
         let stop = cancelled();

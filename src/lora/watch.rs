@@ -1,63 +1,67 @@
 //! Sees when a loss explodes, so that training can stop before its time.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::str::FromStr;
 
-/// Steps whose mean counts as the present loss: one batch of hard examples must not end a job.
-const RECENT: usize = 5;
-/// The present loss is exploded above this multiple of the first epoch's mean…
-const FACTOR: f64 = 2.0;
+/// Steps, in whole epochs, whose mean is compared: one bad step must not end a job.
+const LEAST_STEPS: usize = 3;
+/// A loss has exploded above this multiple of the first epoch's…
+const FACTOR: f64 = 1.5;
 /// …plus this, in nats: a loss that is small already may double without harm.
-const MARGIN: f64 = 1.0;
+const MARGIN: f64 = 0.5;
 
 /// The losses that decide; kept in a checkpoint, so that a resumed run stops where an unbroken one does.
-#[derive(Debug, Clone, PartialEq, Default)]
+///
+/// Whole epochs are compared, because only they show the same examples with the same weights.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct LossWatch {
-    /// Of the first step.
-    first: f64,
-    first_sum: f64,
-    first_steps: usize,
-    first_is_over: bool,
-    recent: VecDeque<f64>,
+    epoch: usize,
+    first: Mean,
+    latest: Mean,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+struct Mean {
+    sum: f64,
+    steps: usize,
+}
+
+impl Mean {
+    fn add(&mut self, loss: f64) {
+        self.sum += loss;
+        self.steps += 1;
+    }
+
+    fn value(self) -> f64 {
+        self.sum / self.steps as f64
+    }
 }
 
 impl LossWatch {
-    /// Takes a step's loss in; returns the bound if the mean of the last steps is above it: that of twice the first
-    /// epoch's mean plus 1 nat, or of 1 nat above guessing, which costs `ln(vocab)`, unless the first step's loss was worse than that.
-    pub fn exploded(&mut self, epoch: usize, loss: f64, vocab: usize) -> Option<f64> {
-        if self.recent.is_empty() {
-            self.first = loss;
+    /// Takes a step's loss in; at the first step after an epoch returns the mean of the latest epochs and its bound, if
+    /// the mean is above it: 1.5 times the first epoch's mean plus half a nat.
+    pub fn exploded(&mut self, epoch: usize, loss: f64) -> Option<(f64, f64)> {
+        let mut exploded = None;
+        if epoch != self.epoch && self.latest.steps >= LEAST_STEPS {
+            let (mean, bound) = (self.latest.value(), FACTOR * self.first.value() + MARGIN);
+            exploded = (mean > bound).then_some((mean, bound));
+            self.latest = Mean::default();
         }
+        self.epoch = epoch;
         if epoch == 1 {
-            self.first_sum += loss;
-            self.first_steps += 1;
+            self.first.add(loss)
         } else {
-            self.first_is_over = true;
+            self.latest.add(loss)
         }
-        self.recent.push_back(loss);
-        if self.recent.len() > RECENT {
-            self.recent.pop_front();
-        }
-        let guess = (vocab as f64).ln();
-        // A model that guesses badly from the start tells nothing by it.
-        let guessing = if self.first < guess { guess + MARGIN } else { f64::INFINITY };
-        let bound = if self.first_is_over && self.first_steps > 0 {
-            guessing.min(FACTOR * self.first_sum / self.first_steps as f64 + MARGIN)
-        } else {
-            guessing
-        };
-        let mean = self.recent.iter().sum::<f64>() / self.recent.len() as f64;
-        (self.recent.len() == RECENT && mean > bound).then_some(bound)
+        exploded
     }
 }
 
 impl fmt::Display for LossWatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { epoch, first, latest } = self;
         // The shortest texts that read back as the same numbers.
-        let Self { first, first_sum, first_steps, first_is_over, .. } = self;
-        write!(f, "{first} {first_sum} {first_steps} {first_is_over}")?;
-        self.recent.iter().try_for_each(|loss| write!(f, " {loss}"))
+        write!(f, "{epoch} {} {} {} {}", first.sum, first.steps, latest.sum, latest.steps)
     }
 }
 
@@ -65,14 +69,18 @@ impl FromStr for LossWatch {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
-        let mut words = text.split(' ');
-        let mut next = || words.next().ok_or(());
+        let words: Vec<&str> = text.split(' ').collect();
+        let [epoch, first_sum, first_steps, latest_sum, latest_steps] = words[..] else {
+            return Err(());
+        };
+        let mean = |sum: &str, steps: &str| {
+            let (sum, steps) = (sum.parse().map_err(drop)?, steps.parse().map_err(drop)?);
+            Ok::<_, ()>(Mean { sum, steps })
+        };
         Ok(Self {
-            first: next()?.parse().map_err(drop)?,
-            first_sum: next()?.parse().map_err(drop)?,
-            first_steps: next()?.parse().map_err(drop)?,
-            first_is_over: next()?.parse().map_err(drop)?,
-            recent: words.map(|w| w.parse().map_err(drop)).collect::<Result<_, _>>()?,
+            epoch: epoch.parse().map_err(drop)?,
+            first: mean(first_sum, first_steps)?,
+            latest: mean(latest_sum, latest_steps)?,
         })
     }
 }
@@ -81,46 +89,40 @@ impl FromStr for LossWatch {
 mod tests {
     use super::*;
 
-    /// The step, from 1, at which the watch gives up; epochs of three steps.
-    fn stops_at(losses: &[f64], vocab: usize) -> Option<usize> {
+    /// The step, from 1, at which the watch gives up.
+    fn stops_at(losses: &[f64], steps_an_epoch: usize) -> Option<usize> {
         let mut watch = LossWatch::default();
         let at = losses.iter().enumerate().position(|(step, &loss)| {
             // Every step goes through a checkpoint.
             watch = watch.to_string().parse().unwrap();
-            watch.exploded(1 + step / 3, loss, vocab).is_some()
+            watch.exploded(1 + step / steps_an_epoch, loss).is_some()
         });
         at.map(|step| step + 1)
     }
 
     #[test]
-    fn a_mean_above_twice_the_first_epochs_stops() {
-        // The bound is 2 · 3 + 1; (3 + 4 · 8) / 5 is not above it.
-        assert_eq!(stops_at(&[&[3.0; 6][..], &[8.0; 6]].concat(), usize::MAX), Some(11));
-        assert_eq!(stops_at(&[&[3.0; 6][..], &[9.0; 6]].concat(), usize::MAX), Some(10));
+    fn an_epoch_above_the_bound_stops_at_the_next_ones_first_step() {
+        // The bound is 1.5 · 3 + 0.5.
+        let rising = |to| [&[3.0; 6][..], &[to; 6]].concat();
+        assert_eq!(stops_at(&rising(5.1), 3), Some(10));
+        assert_eq!(stops_at(&rising(5.0), 3), None);
+        assert_eq!(stops_at(&rising(5.1), 2), Some(11), "two epochs of two steps");
+        // Of one step each: the second window of three is the first that is bad throughout.
+        assert_eq!(stops_at(&rising(5.1), 1), Some(11));
     }
 
     #[test]
-    fn single_spikes_and_small_losses_that_double_go_on() {
-        let spiky: Vec<f64> = (0..60).map(|i| if i % 7 == 0 { 12.0 } else { 3.0 }).collect();
-        assert_eq!(stops_at(&spiky, usize::MAX), None);
-        assert_eq!(stops_at(&[&[0.1; 6][..], &[1.0; 20]].concat(), usize::MAX), None);
-        assert_eq!(stops_at(&[5.0; 40], 2048), None);
-        assert_eq!(stops_at(&[12.0; 40], 2048), None, "a model that guesses badly from the start");
-    }
-
-    #[test]
-    fn a_loss_worse_than_guessing_stops_in_the_first_epoch_too() {
-        // ln 2048 + 1 is 8.6.
-        let mut watch = LossWatch::default();
-        let losses = [3.0, 9.0, 9.0, 9.0, 9.0, 9.0];
-        let bounds: Vec<_> = losses.into_iter().map(|l| watch.exploded(1, l, 2048)).collect();
-        assert_eq!(bounds[..5], [None; 5]);
-        assert!(bounds[5].is_some_and(|bound| (bound - 8.62).abs() < 0.01), "{bounds:?}");
+    fn heavy_batches_single_spikes_and_small_losses_go_on() {
+        let heavy: Vec<f64> = (0..60).map(|i| if i % 6 < 2 { 9.0 } else { 0.2 }).collect();
+        assert_eq!(stops_at(&heavy, 6), None);
+        let spiky: Vec<f64> = (0..60).map(|i| if i == 31 { 8.0 } else { 3.0 }).collect();
+        assert_eq!(stops_at(&spiky, 1), None);
+        assert_eq!(stops_at(&[&[0.1; 6][..], &[0.6; 20]].concat(), 3), None);
     }
 
     #[test]
     fn a_broken_text_is_no_watch() {
-        for text in ["", "1", "1 1 2", "1 1 2 true x", "1 1.5 -2 true"] {
+        for text in ["", "1", "1 1 2", "1 1 2 3 x", "1 1.5 -2 1 1", "1 1 1 1 1 1"] {
             assert!(text.parse::<LossWatch>().is_err(), "{text}");
         }
     }
