@@ -302,7 +302,7 @@ impl MemoryPlan {
         // Examples and anchors of a step are computed together unless they are split.
         let most = job.steps.iter().map(|s| s.items.len() + s.anchors.len()).max().unwrap_or(0);
         let together = if self.micro_batch == 0 { most } else { self.micro_batch };
-        (together > 1).then(|| Self { micro_batch: together / 2, ..self })
+        (together > 1).then_some(Self { micro_batch: together / 2, ..self })
     }
 }
 
