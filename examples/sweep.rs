@@ -18,7 +18,9 @@ use candle_core::Device;
 use shammah::domain::{Message, TrainExample};
 use shammah::engine::{Engine, Sampling};
 use shammah::eval::GeneralSet;
-use shammah::lora::{AdapterSet, JobInput, LoraAdapter, TrainingParams, Weighting, run_job};
+use shammah::lora::{
+    AdapterSet, JobInput, LoraAdapter, MemoryBudget, TrainingParams, Weighting, run_job,
+};
 use shammah::models::{self, LoadedModel, ModelSource};
 
 const NAME: &str = "Falkenberg";
@@ -100,6 +102,7 @@ fn trial(model: &LoadedModel, params: TrainingParams) -> Result<()> {
         heldout: Vec::new(),
         parent: None,
         baseline: None,
+        memory: MemoryBudget::default(),
     };
     let (checkpoints, out) = (tempfile::tempdir()?, tempfile::tempdir()?);
     let start = Instant::now();

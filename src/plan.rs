@@ -9,10 +9,19 @@ use crate::config::{Config, GenerationSection, LoraSection, QuantizeChoice, Star
 use crate::domain::{AdapterId, TrainExample};
 use crate::engine::Sampling;
 use crate::eval::GateConfig;
-use crate::lora::{self, JobInput, TrainingParams};
+use crate::lora::{self, Bound, JobInput, MemoryBudget, TrainingParams};
 use crate::models::{ModelSource, Quantize};
 use crate::store::{self, ExampleRole, Home, JobRow, NewJob, Store, StoreError};
 
+/// The event of a job whose worker ran out of memory.
+pub const OUT_OF_MEMORY: &str = "out_of_memory";
+/// The event with what a job is expected to need and took, as JSON ([`lora::Resources`]).
+pub const RESOURCES: &str = "resources";
+/// The event with a line about a job that its user should read.
+pub const NOTE: &str = "note";
+
+/// Bytes in a mebibyte.
+const MEBIBYTE: u64 = 1 << 20;
 /// Percent in one.
 const PERCENT: f64 = 100.0;
 
@@ -151,6 +160,8 @@ pub struct JobData {
     pub parent: Option<AdapterId>,
     /// What is live, and what it must beat.
     pub live: Option<AdapterId>,
+    /// Earlier attempts that ran out of memory.
+    pub memory_deaths: usize,
 }
 
 /// Reads what a claimed job computes on, and writes down what it goes on from.
@@ -167,6 +178,7 @@ pub fn read_inputs(store: &Store, job: &JobRow, base_hash: &str) -> Result<JobDa
         heldout: store.job_examples(job.id, ExampleRole::Heldout)?,
         parent,
         live,
+        memory_deaths: store.count_job_events(job.id, OUT_OF_MEMORY)?,
     })
 }
 
@@ -181,17 +193,23 @@ pub fn job_input(
     data: JobData,
 ) -> Result<JobInput, PlanError> {
     let directory = |id: AdapterId| home.adapter(&id);
+    let lora = lora_section(job)?;
     Ok(JobInput {
         model: base.source.clone(),
         base_hash: base.base_hash.clone(),
         hash_cache: base.hash_cache.clone(),
         quantize: base.quantize,
-        params: training_params(&lora_section(job)?, base.parameters),
+        params: training_params(&lora, base.parameters),
         train: data.train,
         replay: data.replay,
         heldout: data.heldout,
         parent: data.parent.map(directory),
         baseline: data.live.map(directory),
+        memory: MemoryBudget {
+            bytes: lora.training.memory_limit_mb.saturating_mul(MEBIBYTE),
+            bound: Bound::Setting,
+            deaths: data.memory_deaths,
+        },
     })
 }
 

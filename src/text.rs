@@ -40,6 +40,24 @@ pub fn shortened(text: &str, limit: usize) -> String {
     short
 }
 
+/// Says time and memory in one short line: `40 s, 1.3 GiB`.
+pub fn need(ms: u64, bytes: u64) -> String {
+    /// Milliseconds in a second, seconds in a minute and in an hour, bytes in a MiB and in a GiB.
+    const UNITS: [f64; 5] = [1e3, 60.0, 3600.0, 1_048_576.0, 1_073_741_824.0];
+    let (seconds, bytes) = (ms as f64 / UNITS[0], bytes as f64);
+    let time = match seconds {
+        s if s < 9.95 => format!("{s:.1} s"),
+        s if s < 2.0 * UNITS[1] => format!("{s:.0} s"),
+        s if s < 2.0 * UNITS[2] => format!("{:.0} min", s / UNITS[1]),
+        s => format!("{:.1} h", s / UNITS[2]),
+    };
+    let memory = match bytes {
+        b if b < UNITS[4] => format!("{:.0} MiB", b / UNITS[3]),
+        b => format!("{:.1} GiB", b / UNITS[4]),
+    };
+    format!("{time}, {memory}")
+}
+
 fn is_printable(c: char) -> bool {
     if matches!(c, '\n' | '\t') {
         return true;
@@ -101,6 +119,18 @@ mod tests {
     fn plain_text_is_untouched() {
         let text = "Grüße,\n\tκόσμε 🦀 [0m 100 %";
         assert!(matches!(printable(text), Cow::Borrowed(same) if same == text));
+    }
+
+    #[test]
+    fn time_and_memory_are_one_short_line() {
+        for (ms, bytes, text) in [
+            (1_240, 90 << 20, "1.2 s, 90 MiB"),
+            (40_400, 1_400_000_000, "40 s, 1.3 GiB"),
+            (600_000, 1 << 30, "10 min, 1.0 GiB"),
+            (9_000_000, 1 << 34, "2.5 h, 16.0 GiB"),
+        ] {
+            assert_eq!(need(ms, bytes), text);
+        }
     }
 
     #[test]

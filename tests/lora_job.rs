@@ -5,15 +5,17 @@
 mod reference;
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
+use candle_core::{Device, Tensor};
 use reference::{fixture, json};
 use serde_json::{Value, json};
 use shammah::domain::{Message, TrainExample};
-use shammah::eval::Measurements;
+use shammah::eval::{GateConfig, Measurements, Verdict, gate};
 use shammah::lora::{
-    JobError, JobEvent, JobInput, TRAINING_FILE, TrainingParams, TrainingRecord, Weighting, run_job,
+    JobError, JobEvent, JobInput, MemoryBudget, TRAINING_FILE, TrainingParams, TrainingRecord,
+    Weighting, run_job,
 };
 use shammah::models::{ModelSource, base_hash};
 
@@ -64,6 +66,7 @@ impl Workshop {
             heldout: vec![example(5, 1.0)],
             parent: None,
             baseline: None,
+            memory: MemoryBudget::default(),
         }
     }
 
@@ -311,12 +314,157 @@ fn inputs_that_cannot_be_trained_on_are_refused_in_words() {
 }
 
 #[test]
-fn a_loss_that_is_no_number_fails_the_job_and_names_the_examples() {
+fn a_loss_that_is_no_number_fails_the_job_and_names_step_and_examples() {
     let shop = Workshop::new();
-    let params = TrainingParams { learning_rate: 1e30, max_grad_norm: 0.0, ..params() };
-    let input = JobInput { params, ..shop.input() };
+    let mut input = shop.input();
+    let parent = shop.path("parent");
+    shop.run(&input, "parent", None).0.unwrap();
+    poison(&parent.join("adapter_model.safetensors"));
+    input.parent = Some(parent);
     let error = failure(&shop, &input);
+    assert!(error.contains("the loss became NaN at step 1 (examples ["), "{error}");
     assert!(error.contains("lower lora.training.learning_rate"), "{error}");
+    assert!(!shop.path("failed-checkpoint").exists(), "nothing to go on from");
+}
+
+/// Makes the numbers of an adapter so large that their products have none; each by itself is finite.
+fn poison(file: &Path) {
+    let tensors = candle_core::safetensors::load(file, &Device::Cpu).unwrap();
+    let huge = tensors.into_iter().map(|(name, t)| {
+        let values = (0..t.elem_count()).map(|i| if i % 2 == 0 { 1e30 } else { -1e30 });
+        (name, Tensor::from_vec(values.collect::<Vec<_>>(), t.shape(), &Device::Cpu).unwrap())
+    });
+    candle_core::safetensors::save(&huge.collect::<HashMap<_, _>>(), file).unwrap();
+}
+
+#[test]
+fn a_rate_that_diverges_ends_training_early_and_the_gate_rejects_the_adapter() {
+    let shop = Workshop::new();
+    let params =
+        TrainingParams { learning_rate: 1.0, max_grad_norm: 0.0, min_steps: 60, ..params() };
+    // A model that knows the answers: the random one has nothing to lose.
+    let (model, base_hash) =
+        (ModelSource::Builtin, base_hash(&ModelSource::Builtin, None).unwrap());
+    let mut input = JobInput { params, model, base_hash, ..shop.input() };
+    let known = |id, question: &str, answer: &str| TrainExample {
+        id,
+        messages: vec![Message::user(question)],
+        target: answer.to_owned(),
+        weight: 1.0,
+    };
+    input.train = vec![
+        known(1, "How do I undo a mark?", "/undo takes back your last mark."),
+        known(2, "What weight has /critical?", "/critical has weight 10, the highest."),
+    ];
+    (input.replay, input.heldout) = (Vec::new(), Vec::new());
+    let (result, events) = shop.run(&input, "wild", None);
+    let measured = result.expect("no failed job");
+    let at = measured.exploded_at.expect("seen");
+    assert!(at < 60 && measured.steps <= at, "stopped at {at} after {} steps", measured.steps);
+    let told =
+        |e: &JobEvent| matches!(e, JobEvent::Note(n) if n.contains("training stopped early"));
+    assert!(events.iter().any(told), "{events:?}");
+    let config = GateConfig { max_kl: 1e9, confidence: 0.95, bootstrap_samples: 100 };
+    let Verdict::Reject { reasons } = gate(&measured, &config).1 else { panic!("{measured:?}") };
+    assert!(reasons.iter().any(|r| r.contains("training diverged")), "{reasons:?}");
+
+    // A run that is killed and goes on stops at the same step.
+    shop.run(&input, "resumed", Some(3)).0.unwrap_err();
+    let resumed = shop.run(&input, "resumed", None).0.unwrap();
+    assert_eq!((resumed.exploded_at, resumed.steps), (Some(at), measured.steps));
+    let tame = shop.run(&shop.input(), "tame", None).0.unwrap();
+    assert_eq!(tame.exploded_at, None);
+}
+
+#[test]
+fn one_example_alone_is_learned() {
+    let shop = Workshop::new();
+    let mut input = shop.input();
+    input.train.truncate(1);
+    (input.replay, input.heldout) = (Vec::new(), Vec::new());
+    let measured = shop.run(&input, "one", None).0.unwrap();
+    assert_eq!((measured.steps, measured.trained.len(), measured.examples), (STEPS, 1, 1));
+    assert!(measured.trained[0].after < measured.trained[0].before);
+    assert!(measured.final_loss.is_finite() && measured.heldout.is_empty());
+}
+
+#[test]
+fn an_example_twice_is_learned_once_with_both_weights() {
+    let shop = Workshop::new();
+    let input = shop.input();
+    let twin = |of: &TrainExample, id, weight| TrainExample { id, weight, ..of.clone() };
+    let mut joined = input.clone();
+    joined.train[0].weight += 2.5;
+    let mut doubled = input.clone();
+    doubled.train.push(twin(&input.train[0], 11, 2.0));
+    doubled.replay.insert(0, twin(&input.train[0], 12, 0.5));
+    doubled.heldout.push(twin(&input.train[1], 13, 1.0));
+    let expected = shop.run(&joined, "joined", None).0.unwrap();
+    let (measured, events) = shop.run(&doubled, "doubled", None);
+    assert_eq!(measured.unwrap(), expected, "as one example of the sum of the weights");
+    let weights = "adapter_model.safetensors";
+    assert_eq!(shop.files("doubled")[weights], shop.files("joined")[weights]);
+    let notes: Vec<_> = events
+        .iter()
+        .filter_map(|e| if let JobEvent::Note(n) = e { Some(n.as_str()) } else { None })
+        .collect();
+    let learned = "learned as one, with their weights added to";
+    assert_eq!(
+        notes,
+        [
+            &format!("example 11 repeats example 1: {learned} 3"),
+            &format!("example 12 repeats example 1: {learned} 3.5"),
+            "held-out example 13 repeats example 2, which is trained on: it was left out",
+        ]
+    );
+    let record: TrainingRecord =
+        serde_json::from_slice(&shop.files("doubled")[TRAINING_FILE]).unwrap();
+    assert_eq!(record.examples, [1, 2, 3, 11], "both ids are reported");
+}
+
+#[test]
+fn a_job_that_cannot_fit_is_refused_with_the_setting_that_makes_it_fit() {
+    let shop = Workshop::new();
+    let within = |bytes| MemoryBudget { bytes, ..MemoryBudget::default() };
+    let input = JobInput { memory: within(30 << 20), ..shop.input() };
+    let error = failure(&shop, &input);
+    let advised: u64 = error
+        .split_once("set lora.training.memory_limit_mb to ")
+        .and_then(|(_, rest)| rest.split_once(" at least"))
+        .and_then(|(number, _)| number.parse().ok())
+        .unwrap_or_else(|| panic!("{error}"));
+    let input = JobInput { memory: within(advised << 20), ..shop.input() };
+    let (result, events) = shop.run(&input, "advised", None);
+    result.expect("what is advised is enough");
+    let planned = events.iter().find_map(|e| match e {
+        JobEvent::Planned { bytes, .. } => Some(*bytes),
+        _ => None,
+    });
+    assert!(planned.is_some_and(|bytes| bytes <= advised << 20), "{planned:?}");
+}
+
+#[test]
+fn an_attempt_after_one_that_ran_out_of_memory_goes_on_with_a_smaller_plan() {
+    let shop = Workshop::new();
+    let mut input = shop.input();
+    // Dropout draws by place, which another plan changes.
+    input.params.dropout = 0.0;
+    let whole = shop.run(&input, "whole", None).0.unwrap();
+    for (deaths, says) in [(1, "layers twice because"), (2, "1 example at a time, because")] {
+        let out = format!("starved-{deaths}");
+        shop.run(&input, &out, Some(3)).0.unwrap_err();
+        let memory = MemoryBudget { deaths, ..MemoryBudget::default() };
+        let starved = JobInput { memory, ..input.clone() };
+        let (result, events) = shop.run(&starved, &out, None);
+        let told = |e: &JobEvent| matches!(e, JobEvent::Note(n) if n.contains(says));
+        assert!(events.iter().any(told), "{says}: {events:?}");
+        let steps = events.iter().filter(|e| matches!(e, JobEvent::Step(_))).count();
+        assert_eq!(steps, STEPS - 3, "it goes on from the checkpoint");
+        let measured = result.unwrap();
+        let close = |a: f64, b: f64| (a - b).abs() < 1e-3 * b.abs();
+        assert!(close(measured.final_loss, whole.final_loss), "{measured:?} {whole:?}");
+        assert!(close(measured.trained[0].after, whole.trained[0].after));
+    }
 }
 
 #[test]

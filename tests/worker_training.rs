@@ -7,8 +7,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
+#[cfg(target_os = "linux")]
+use rustix::process::{Resource, Rlimit, prlimit};
 use shammah::domain::{CURVE_FILE, CurvePoint, Message, TrainExample};
-use shammah::lora::{JobInput, TrainingParams, Weighting};
+use shammah::lora::{JobInput, MemoryBudget, TrainingParams, TrainingRecord, Weighting};
 use shammah::models::{self, ModelSource};
 use shammah::worker::protocol::Limits;
 use shammah::worker::{JobRequest, WorkerConfig, WorkerEvent, WorkerExit, WorkerHandle};
@@ -60,28 +62,34 @@ fn input() -> JobInput {
         heldout: vec![example(5)],
         parent: None,
         baseline: None,
+        memory: MemoryBudget::default(),
     }
 }
 
-fn start(home: &Path) -> (WorkerHandle, mpsc::Receiver<WorkerEvent>) {
+fn start(home: &Path, input: JobInput) -> (WorkerHandle, mpsc::Receiver<WorkerEvent>) {
     let limits = Limits { nice: 5, threads: 1, memory_bytes: 0 };
     let mut config = WorkerConfig::new(env!("CARGO_BIN_EXE_shammah").into(), limits);
     config.log_path = Some(home.join("job-1.log"));
     let request = JobRequest {
         checkpoint_dir: home.join("job-1"),
         out_dir: home.join("job-1").join("outcome"),
-        input: input(),
+        input,
     };
     let (to, events) = mpsc::channel(EVENTS);
     (WorkerHandle::spawn(config, request, to), events)
 }
 
 /// Runs a worker to its end; `strike` sees every event and may do something about it.
-fn run(
+fn run(home: &Path, strike: impl FnMut(&WorkerHandle, &WorkerEvent)) -> (Vec<usize>, WorkerExit) {
+    run_job(home, input(), strike)
+}
+
+fn run_job(
     home: &Path,
+    input: JobInput,
     mut strike: impl FnMut(&WorkerHandle, &WorkerEvent),
 ) -> (Vec<usize>, WorkerExit) {
-    let (handle, mut events) = start(home);
+    let (handle, mut events) = start(home, input);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let mut steps = Vec::new();
     loop {
@@ -126,6 +134,32 @@ fn a_job_is_trained_measured_and_published() {
 }
 
 #[test]
+fn what_a_job_needs_is_told_before_it_trains_and_what_it_took_afterwards() {
+    let home = tempfile::tempdir().unwrap();
+    let (mut known, mut first_step) = (Vec::new(), None);
+    let (_, exit) = run(home.path(), |_, event| match event {
+        WorkerEvent::Resources(resources) => known.push(*resources),
+        WorkerEvent::Progress { .. } => drop(first_step.get_or_insert(known.len())),
+        _ => {}
+    });
+    assert_finished(home.path(), &exit);
+    let [planned, ready, done] = known[..] else { panic!("{known:?}") };
+    assert_eq!((planned.expected_ms, first_step), (None, Some(2)), "both before the first step");
+    assert!(ready.expected_ms.is_some_and(|ms| ms > 0), "{ready:?}");
+    let took = done.elapsed_ms.expect("a time");
+    println!("expected {ready:?}, took {done:?}");
+    assert!(took > 0 && done.expected_ms == ready.expected_ms);
+    let record = home.path().join("job-1/outcome/training.json");
+    let record: TrainingRecord = serde_json::from_slice(&fs_err::read(record).unwrap()).unwrap();
+    assert_eq!(record.resources, Some(done));
+    #[cfg(target_os = "linux")]
+    {
+        let ratio = done.peak_bytes.expect("a peak") as f64 / done.expected_bytes as f64;
+        assert!((0.5..1.25).contains(&ratio), "peak {ratio} of what was expected: {done:?}");
+    }
+}
+
+#[test]
 fn a_killed_worker_is_taken_up_from_its_checkpoint() {
     let home = tempfile::tempdir().unwrap();
     let mut pid = None;
@@ -145,6 +179,50 @@ fn a_killed_worker_is_taken_up_from_its_checkpoint() {
     let (steps, exit) = run(home.path(), |_, _| {});
     assert!(steps[0] > saved && saved > 0, "goes on after step {saved}: {steps:?}");
     assert_finished(home.path(), &exit);
+}
+
+/// What a job may take beyond what it has when it is laid out: less than all graphs of its batch (230 MiB), more than
+/// those of one layer (55 MiB).
+#[cfg(target_os = "linux")]
+const ROOM: u64 = 130 << 20;
+
+/// Runs a job of four long examples whose process gets [`ROOM`] once its plan is made.
+#[cfg(target_os = "linux")]
+fn run_starved(home: &Path, deaths: usize) -> (Vec<String>, WorkerExit) {
+    let mut job = input();
+    for example in &mut job.train {
+        example.messages[0] = Message::user(format!("{} {}", example.id, "word ".repeat(245)));
+    }
+    (job.params.batch_size, job.params.min_steps) = (4, 1);
+    job.memory.deaths = deaths;
+    let (mut pid, mut notes) = (None, Vec::new());
+    let (_, exit) = run_job(home, job, |_, event| match event {
+        WorkerEvent::Started { pid: told } => pid = Pid::from_raw(*told as i32),
+        WorkerEvent::Resources(known) if known.expected_ms.is_none() => {
+            let pid = pid.unwrap();
+            let status = format!("/proc/{}/status", pid.as_raw_nonzero());
+            let status = fs_err::read_to_string(status).unwrap();
+            let held = status.lines().find_map(|line| line.strip_prefix("VmData:")).unwrap();
+            let held: u64 = held.trim().trim_end_matches(" kB").parse().unwrap();
+            let most = Some(held * 1024 + ROOM);
+            prlimit(Some(pid), Resource::Data, Rlimit { current: most, maximum: most }).unwrap();
+        }
+        WorkerEvent::Note(text) => notes.push(text.clone()),
+        _ => {}
+    });
+    (notes, exit)
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_job_that_ran_out_of_memory_fits_with_the_smaller_plan_of_its_next_attempt() {
+    let home = tempfile::tempdir().unwrap();
+    let (notes, exit) = run_starved(home.path(), 0);
+    assert_eq!(exit, WorkerExit::OutOfMemory, "{notes:?}");
+    let (notes, exit) = run_starved(home.path(), 1);
+    assert!(matches!(exit, WorkerExit::Finished(_)), "{exit:?} {notes:?}");
+    let said = "computes 6 of 6 layers twice because it ran out of memory";
+    assert!(notes.iter().any(|note| note == said), "{notes:?}");
 }
 
 #[test]

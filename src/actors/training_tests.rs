@@ -12,6 +12,7 @@ use crate::actors::db::Db;
 use crate::actors::test_kit::{Log, eventually, probe, question, temp_home};
 use crate::domain::Mark;
 use crate::eval::{ItemLoss, Measurements};
+use crate::lora::Resources;
 use crate::messages::registry::{PublishAdapter, Published};
 use crate::models::ModelSource;
 use crate::plan::TrainedBase;
@@ -24,6 +25,7 @@ struct Puppet {
     events: mpsc::Sender<WorkerEvent<Measurements>>,
     asked: Arc<Mutex<Vec<&'static str>>>,
     examples: usize,
+    memory_deaths: usize,
 }
 
 impl Worker for Puppet {
@@ -57,6 +59,7 @@ impl Puppet {
             final_loss: after,
             steps: 30,
             examples: 2,
+            exploded_at: None,
         };
         self.end(WorkerExit::Finished(Box::new(measured))).await;
     }
@@ -84,7 +87,8 @@ fn stage_of(holds_queue: bool, adjust: impl FnOnce(&mut Config)) -> Stage {
     let launched = Arc::clone(&workers);
     let launch: Launcher = Arc::new(move |request, events| {
         let examples = request.input.train.len();
-        let puppet = Puppet { events, asked: Arc::default(), examples };
+        let memory_deaths = request.input.memory.deaths;
+        let puppet = Puppet { events, asked: Arc::default(), examples, memory_deaths };
         launched.lock().unwrap().push(puppet.clone());
         Box::new(puppet)
     });
@@ -234,6 +238,7 @@ fn name(notice: &JobNotice) -> &'static str {
     match notice {
         JobNotice::Queued { .. } => "queued",
         JobNotice::Started { .. } => "started",
+        JobNotice::Expected { .. } => "expected",
         JobNotice::Progressed(_) => "progressed",
         JobNotice::Checkpointed { .. } => "checkpointed",
         JobNotice::Evaluating { .. } => "evaluating",
@@ -282,6 +287,53 @@ async fn a_killed_worker_is_tried_again_after_longer_and_longer_pauses_and_then_
     let failed = |n: &JobNotice| matches!(n, JobNotice::Failed { attempts: 3, error, .. } if error.contains("SIGKILL"));
     stage.notices.until("failure", failed).await;
     assert_eq!(stage.job(job.id).await.state, JobState::Failed);
+}
+
+#[actix::test]
+async fn a_worker_that_ran_out_of_memory_is_followed_by_one_that_plans_with_less() {
+    let stage = stage();
+    tokio::time::pause();
+    stage.marks(&["bees"]).await;
+    let job = stage.enqueue().await.unwrap();
+    let first = stage.worker(1).await;
+    assert_eq!(first.memory_deaths, 0);
+    first.end(WorkerExit::OutOfMemory).await;
+    let told = |n: &JobNotice| matches!(n, JobNotice::Retrying { reason, attempt: 2, .. } if reason.contains("out of memory") && reason.contains("planned with less"));
+    stage.notices.until("a retry", told).await;
+    tokio::time::sleep(Duration::from_secs(610)).await;
+    let second = stage.worker(2).await;
+    assert_eq!(second.memory_deaths, 1);
+    second.end(killed()).await;
+    stage.retry(3).await;
+    let count = move |store: &Store| store.count_job_events(job.id, plan::OUT_OF_MEMORY);
+    assert_eq!(stage.db.call(count).await.unwrap(), 1, "only a lack of memory counts");
+}
+
+#[actix::test]
+async fn what_a_job_is_expected_to_need_is_told_once_it_is_known_and_kept_with_what_it_took() {
+    let stage = stage();
+    stage.marks(&["bees"]).await;
+    let job = stage.enqueue().await.unwrap();
+    let worker = stage.worker(1).await;
+    let planned = Resources { expected_bytes: 1 << 30, ..Resources::default() };
+    let ready = Resources { expected_ms: Some(40_000), ..planned };
+    let done = Resources { elapsed_ms: Some(38_000), peak_bytes: Some(1 << 29), ..ready };
+    worker.say(WorkerEvent::Resources(planned)).await;
+    worker.say(WorkerEvent::Note("example 3 repeats example 1".to_owned())).await;
+    worker.say(WorkerEvent::Resources(ready)).await;
+    worker.say(WorkerEvent::Resources(done)).await;
+    worker.finish(2.0, 0.5).await;
+    stage.notices.until("success", |n| matches!(n, JobNotice::Succeeded { .. })).await;
+    let mut told = stage.notices.take();
+    told.retain(|notice| name(notice) == "expected");
+    assert_eq!(told, [JobNotice::Expected { job: job.id, ms: 40_000, bytes: 1 << 30 }]);
+    let events = stage.db.call(move |store| store.events(job.id)).await.unwrap();
+    let of_kind =
+        |kind| events.iter().filter(move |e| e.kind == kind).filter_map(|e| e.detail.clone());
+    let kept: Vec<Resources> =
+        of_kind(plan::RESOURCES).map(|json| serde_json::from_str(&json).unwrap()).collect();
+    assert_eq!(kept, [planned, ready, done]);
+    assert_eq!(of_kind(plan::NOTE).collect::<Vec<_>>(), ["example 3 repeats example 1"]);
 }
 
 #[actix::test]

@@ -1,7 +1,6 @@
 //! `shammah jobs list | show | cancel | compare`.
 
 use anyhow::Result;
-
 use serde::Serialize;
 
 use super::args::{GlobalArgs, JobsCommand, PlotArg};
@@ -10,8 +9,11 @@ use super::exit::Exit;
 use super::output::{self, Table, or_dash};
 use super::{compare, curves};
 use crate::domain::CurvePoint;
+use crate::lora::Resources;
+use crate::plan;
 use crate::plot::Curve;
-use crate::store::JobRow;
+use crate::store::{EventRow, JobRow};
+use crate::text::need;
 
 /// Runs the command.
 ///
@@ -25,7 +27,7 @@ pub fn run(command: &JobsCommand, global: &GlobalArgs) -> Result<Exit> {
             let job = store.job(*id)?;
             let curve = curves::of(&store, &job)?;
             draw(std::slice::from_ref(&curve), plot)?;
-            show(&job, &curve, json.json)?;
+            show(&job, &store.events(*id)?, &curve, json.json)?;
         }
         JobsCommand::Compare { jobs, plot, json } => {
             let compared = compare::read(&store, jobs)?;
@@ -55,14 +57,6 @@ fn draw(curves: &[Curve], plot: &PlotArg) -> Result<()> {
     plot.file.as_ref().map_or(Ok(()), |file| curves::draw(curves, file))
 }
 
-/// A job with its loss curve, as `jobs show --json` prints it.
-#[derive(Serialize)]
-struct JobWithCurve<'a> {
-    #[serde(flatten)]
-    job: &'a JobRow,
-    curve: &'a [CurvePoint],
-}
-
 /// Prints jobs that come oldest first the other way round.
 fn list(jobs: &[JobRow], as_json: bool) -> Result<()> {
     if as_json {
@@ -87,10 +81,29 @@ fn list(jobs: &[JobRow], as_json: bool) -> Result<()> {
     Ok(table.print()?)
 }
 
-fn show(job: &JobRow, curve: &Curve, as_json: bool) -> Result<()> {
+/// A job with what its events tell of it.
+#[derive(Serialize)]
+struct Shown<'a> {
+    #[serde(flatten)]
+    job: &'a JobRow,
+    /// Of the last attempt.
+    resources: Option<Resources>,
+    notes: Vec<&'a str>,
+    curve: &'a [CurvePoint],
+}
+
+fn show(job: &JobRow, events: &[EventRow], curve: &Curve, as_json: bool) -> Result<()> {
+    let of_kind = |kind: &'static str| {
+        events.iter().filter(move |e| e.kind == kind).filter_map(|e| e.detail.as_deref())
+    };
+    let last = of_kind(plan::RESOURCES).next_back();
+    let resources: Option<Resources> = last.and_then(|json| serde_json::from_str(json).ok());
+    let notes: Vec<&str> = of_kind(plan::NOTE).collect();
     if as_json {
-        return Ok(output::json(&JobWithCurve { job, curve: &curve.points })?);
+        return Ok(output::json(&Shown { job, resources, notes, curve: &curve.points })?);
     }
+    let expected = resources.and_then(|r| Some(need(r.expected_ms?, r.expected_bytes)));
+    let took = resources.and_then(|r| Some(need(r.elapsed_ms?, r.peak_bytes?)));
     output::fields(&[
         ("id", job.id.to_string()),
         ("name", job.name.to_string()),
@@ -105,11 +118,14 @@ fn show(job: &JobRow, curve: &Curve, as_json: bool) -> Result<()> {
         ("loss", loss_text(job.loss)),
         ("held-out loss", heldout_text(job)),
         ("adapter", or_dash(job.adapter.as_ref())),
+        ("expected", or_dash(expected.map(|need| format!("about {need}")))),
+        ("took", or_dash(took)),
         ("error", or_dash(job.error.as_ref())),
         ("created", output::time(job.created_at)),
         ("started", or_dash(job.started_at.map(output::time))),
         ("finished", or_dash(job.finished_at.map(output::time))),
     ])?;
+    notes.into_iter().try_for_each(|note| output::line(&format!("note: {note}")))?;
     curves::print(std::slice::from_ref(curve))
 }
 

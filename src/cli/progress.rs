@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal, Write};
 
 use super::output;
 use crate::messages::console::{JobNotice, Progress as Step};
-use crate::text::printable_line;
+use crate::text::{need, printable_line};
 
 /// Characters of the bar.
 const BAR_WIDTH: usize = 24;
@@ -96,6 +96,7 @@ fn line(notice: &JobNotice) -> Option<String> {
             let again = if *attempt > 1 { format!(", attempt {attempt}") } else { String::new() };
             format!("job {job} started: {examples} examples{again}")
         }
+        JobNotice::Expected { job, ms, bytes } => format!("job {job}: about {}", need(*ms, *bytes)),
         JobNotice::Evaluating { job } => format!("job {job} is being measured"),
         JobNotice::Noted { job, text } => format!("job {job}: {text}"),
         JobNotice::Retrying { job, reason, attempt, max_attempts, .. } => {

@@ -57,6 +57,7 @@ const SEED: Rule = Rule::Whole(0, MAX_SEED);
 const WEIGHT: Rule = Rule::Fraction(0.01, 1000.0);
 const SHARE: Rule = Rule::Fraction(0.0, 1.0);
 const THREADS: Rule = Rule::Whole(0, 1024);
+const MEBIBYTES: Rule = Rule::Whole(0, 16_777_216);
 const MILLISECONDS: Rule = Rule::Whole(1, 3_600_000);
 
 /// Every key of the configuration but those of `[domains.NAME]`, in the order of `config/default.toml`.
@@ -105,6 +106,7 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("lora.training.anchor_prompts", Rule::Whole(0, 64)),
     ("lora.training.max_share_percent", Rule::Whole(1, 100)),
     ("lora.training.checkpoint_every_steps", Rule::Whole(1, 100_000)),
+    ("lora.training.memory_limit_mb", MEBIBYTES),
     ("lora.gate.max_kl", Rule::Fraction(0.0001, 100.0)),
     ("lora.gate.confidence", Rule::Fraction(0.5, 0.999)),
     ("lora.gate.bootstrap_samples", Rule::Whole(100, 100_000)),
@@ -115,7 +117,7 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("queue.second_instance", Rule::Choice(&["chat", "refuse"])),
     ("worker.threads", THREADS),
     ("worker.nice", Rule::Whole(0, 19)),
-    ("worker.memory_limit_mb", Rule::Whole(0, 16_777_216)),
+    ("worker.memory_limit_mb", MEBIBYTES),
     ("worker.heartbeat_timeout_s", Rule::Whole(5, 86_400)),
     ("console.show_usage", Rule::Bool),
     ("console.history_limit", Rule::Whole(0, 100_000)),

@@ -187,6 +187,8 @@ pub struct TrainingSection {
     pub max_share_percent: u32,
     /// Steps between two checkpoints.
     pub checkpoint_every_steps: usize,
+    /// Mebibytes that a job plans with; 0 means what the machine has available.
+    pub memory_limit_mb: u64,
 }
 
 /// `[lora.gate]`

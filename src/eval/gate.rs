@@ -103,7 +103,7 @@ pub enum Verdict {
 /// Judges measurements.
 ///
 /// An adapter passes if the trained items improve, the held-out items are not worse beyond the
-/// interval, and the divergence from the base stays under its ceiling.
+/// interval, the divergence from the base stays under its ceiling, and training did not explode.
 pub fn gate(m: &Measurements, config: &GateConfig) -> (GateReport, Verdict) {
     let compare = |items: &[ItemLoss]| (!items.is_empty()).then(|| Comparison::of(items, config));
     let trained = Comparison::of(&m.trained, config);
@@ -112,6 +112,11 @@ pub fn gate(m: &Measurements, config: &GateConfig) -> (GateReport, Verdict) {
     let mut reasons = Vec::new();
     if !all_finite(m) {
         reasons.push("a measured loss is no number".to_owned());
+    }
+    if let Some(step) = m.exploded_at {
+        reasons.push(format!(
+            "training diverged and was stopped at step {step}: lower lora.training.learning_rate"
+        ));
     }
     if !(trained.after < trained.before - TIE && trained.better > trained.worse) {
         reasons.push(format!("it did not learn the new examples: {}", trained.describe("loss")));

@@ -18,6 +18,7 @@ fn good() -> Measurements {
         final_loss: 0.1,
         steps: 60,
         examples: 3,
+        exploded_at: None,
     }
 }
 
@@ -65,6 +66,11 @@ fn held_out_items_may_waver_but_not_get_worse_beyond_the_interval() {
     rejected_for(&Measurements { heldout: worse, ..good() }, "held-out");
     let wavering = items(&[(1.0, 1.5), (1.5, 0.9), (1.0, 1.3), (1.2, 0.8)]);
     assert_eq!(reasons(&Measurements { heldout: wavering, ..good() }), Vec::<String>::new());
+}
+
+#[test]
+fn training_that_exploded_is_rejected_whatever_it_reached() {
+    rejected_for(&Measurements { exploded_at: Some(17), ..good() }, "stopped at step 17");
 }
 
 #[test]

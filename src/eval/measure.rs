@@ -35,6 +35,8 @@ pub struct Measurements {
     pub steps: usize,
     /// Examples trained on, without replayed ones.
     pub examples: usize,
+    /// The step at which training was stopped because it got worse and worse.
+    pub exploded_at: Option<usize>,
 }
 
 /// The general prompts, measured.

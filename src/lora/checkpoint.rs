@@ -6,6 +6,7 @@ use std::path::Path;
 use candle_core::{Device, Tensor};
 
 use super::trainable::TrainableLora;
+use super::watch::LossWatch;
 use super::{AdamW, AdamWConfig, JobError, Moments};
 
 /// The one file of a checkpoint, replaced as a whole.
@@ -13,6 +14,7 @@ const FILE: &str = "checkpoint.safetensors";
 const STEP: &str = "step";
 const FINGERPRINT: &str = "fingerprint";
 const LOSS: &str = "loss";
+const WATCH: &str = "watch";
 
 /// Writes a checkpoint: temporary file, fsync, rename, fsync of the directory.
 ///
@@ -25,6 +27,7 @@ pub fn save(
     lora: &TrainableLora,
     optimizer: &AdamW,
     loss: f64,
+    watch: &LossWatch,
     fingerprint: &str,
 ) -> Result<(), JobError> {
     let mut tensors = HashMap::new();
@@ -38,6 +41,7 @@ pub fn save(
         (FINGERPRINT.to_owned(), fingerprint.to_owned()),
         // The shortest text that reads back as the same number.
         (LOSS.to_owned(), loss.to_string()),
+        (WATCH.to_owned(), watch.to_string()),
     ]);
     let bytes = safetensors::serialize(&tensors, Some(metadata))
         .map_err(|e| JobError::Input(format!("checkpoint cannot be serialised: {e}")))?;
@@ -51,7 +55,7 @@ pub fn save(
     Ok(())
 }
 
-/// Sets `lora` to the checkpoint of the same input and returns its optimiser and last loss; `None` if
+/// Sets `lora` to the checkpoint of the same input and returns its optimiser, last loss and watch; `None` if
 /// there is none that is whole and fits: then the job starts anew.
 ///
 /// # Errors
@@ -62,7 +66,7 @@ pub fn restore(
     config: AdamWConfig,
     fingerprint: &str,
     device: &Device,
-) -> Result<Option<(AdamW, f64)>, JobError> {
+) -> Result<Option<(AdamW, f64, LossWatch)>, JobError> {
     let Ok(bytes) = fs_err::read(dir.join(FILE)) else {
         return Ok(None);
     };
@@ -74,8 +78,9 @@ pub fn restore(
     };
     let step = metadata.get(STEP).and_then(|s| s.parse().ok());
     let loss = metadata.get(LOSS).and_then(|s| s.parse().ok());
+    let watch = metadata.get(WATCH).and_then(|s| s.parse().ok());
     let same = metadata.get(FINGERPRINT).map(|f| f == fingerprint);
-    let (Some(step), Some(loss), Some(true)) = (step, loss, same) else {
+    let (Some(step), Some(loss), Some(watch), Some(true)) = (step, loss, watch, same) else {
         return Ok(None);
     };
     let Ok(tensors) = candle_core::safetensors::load_buffer(&bytes, device) else {
@@ -101,5 +106,5 @@ pub fn restore(
         });
     }
     let vars = vars.into_iter().map(|(_, var)| var).collect();
-    Ok(Some((AdamW::resume(vars, config, moments, step)?, loss)))
+    Ok(Some((AdamW::resume(vars, config, moments, step)?, loss, watch)))
 }

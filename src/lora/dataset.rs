@@ -1,5 +1,7 @@
 //! From marked answers to token sequences with an answer-only mask and normalised weights.
 
+use std::collections::HashMap;
+
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
@@ -103,6 +105,28 @@ fn fit(
         }
     }
     Ok(None)
+}
+
+/// Joins sequences that teach the same answer in the same conversation: the first stays, with the sum of the weights.
+pub fn merge(sequences: Vec<Sequence>) -> Dataset {
+    let mut merged: Vec<Sequence> = Vec::with_capacity(sequences.len());
+    let mut places: HashMap<(Vec<u32>, usize), usize> = HashMap::new();
+    let mut notes = Vec::new();
+    for sequence in sequences {
+        let place =
+            *places.entry((sequence.ids.clone(), sequence.answer_start)).or_insert(merged.len());
+        match merged.get_mut(place) {
+            Some(first) => {
+                first.weight += sequence.weight;
+                notes.push(format!(
+                    "example {} repeats example {}: learned as one, with their weights added to {}",
+                    sequence.id, first.id, first.weight
+                ));
+            }
+            None => merged.push(sequence),
+        }
+    }
+    Dataset { sequences: merged, notes }
 }
 
 /// Returns weights with mean 1 in which no example has more than a share of `max_share` (at least 2/n).

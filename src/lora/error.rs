@@ -55,6 +55,16 @@ pub enum JobError {
         /// Ids of the step's examples.
         examples: Vec<i64>,
     },
+    /// Training gets worse and worse: it ends early, and the adapter is left to the gate.
+    #[error("{why} at step {step}; lower lora.training.learning_rate")]
+    Exploded {
+        /// The step, from 1.
+        step: usize,
+        /// Its loss.
+        loss: f64,
+        /// What was seen.
+        why: String,
+    },
     /// A tensor that should learn gets no gradient: a defect, never the user's fault.
     #[error("no gradient reaches {0}; this is a defect of shammah, please report it")]
     NoGradient(String),

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use candle_core::{Tensor, Var};
+use serde::{Deserialize, Serialize};
 
 use super::TrainableLora;
 use super::dataset::Sequence;
@@ -15,7 +16,7 @@ use crate::models::{Adapt, Decoder, ModelError, Packing, Pass};
 
 /// How memory is traded for time. Checkpointing changes no bit; examples computed in several parts change the order of
 /// sums, and which inputs dropout drops.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct MemoryPlan {
     /// So many layers, from the lowest, keep only their input and are computed twice.
     pub checkpointed_layers: usize,
@@ -59,7 +60,6 @@ impl<'a> Objective<'a> {
         let anchors: &[usize] = if anchored { &batch.anchors } else { &[] };
         let anchor_tokens: usize =
             anchors.iter().map(|&i| data.anchors[i].sequence.answer_tokens()).sum();
-        let size = if micro_batch == 0 { usize::MAX } else { micro_batch };
         let chunk = |items: &[usize], anchors: &[usize]| Self {
             sequences: items
                 .iter()
@@ -73,11 +73,8 @@ impl<'a> Objective<'a> {
             base_hidden: anchors.iter().map(|&i| &data.anchors[i].base_hidden).collect(),
             anchor_weight: (anchor_weight / anchor_tokens.max(1) as f64) as f32,
         };
-        if batch.items.len() + anchors.len() <= size {
-            return vec![chunk(&batch.items, anchors)];
-        }
-        let items = batch.items.chunks(size).map(|items| chunk(items, &[]));
-        items.chain(anchors.chunks(size).map(|anchors| chunk(&[], anchors))).collect()
+        let parts = split(&batch.items, anchors, micro_batch).into_iter();
+        parts.map(|(items, anchors)| chunk(items, anchors)).collect()
     }
 
     /// The loss of final hidden states, with its gradient for them: the rows that predict answers, and theirs.
@@ -113,6 +110,19 @@ impl<'a> Objective<'a> {
         let grad = if with_grad { Some((picked, Tensor::cat(&grads, 0)?)) } else { None };
         Ok((value, grad))
     }
+}
+
+/// Splits a batch into what is computed together: all of it, or so many items, then so many anchors at a time.
+pub(super) fn split<'a, T>(
+    items: &'a [T],
+    anchors: &'a [T],
+    micro_batch: usize,
+) -> Vec<(&'a [T], &'a [T])> {
+    if micro_batch == 0 || items.len() + anchors.len() <= micro_batch {
+        return vec![(items, anchors)];
+    }
+    let items = items.chunks(micro_batch).map(|items| (items, &anchors[..0]));
+    items.chain(anchors.chunks(micro_batch).map(|anchors| (&anchors[..0], anchors))).collect()
 }
 
 /// Packs what predicts the sequences' tokens: all but the last of each.

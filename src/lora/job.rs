@@ -6,15 +6,18 @@ use candle_core::Device;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::dataset::{Sequence, encode};
-use super::trainer::{self, TrainingData};
+use super::dataset::{self, Sequence, encode};
+use super::estimate::{Load, Step, Workload};
+use super::trainer::{self, MemoryPlan, TrainingData};
 use super::verified::check_base;
+use super::watch::LossWatch;
 use super::{
-    AdamW, AdamWConfig, JobError, LoraAdapter, TrainableLora, TrainingParams, adapter, checkpoint,
+    AdamW, AdamWConfig, JobError, LoraAdapter, MemoryBudget, Resources, TrainableLora,
+    TrainingParams, adapter, checkpoint,
 };
 use crate::domain::TrainExample;
 use crate::eval::{GeneralSet, ItemLoss, Measurements, measure};
-use crate::models::{self, Adapt, LoadedModel, ModelSource, NoAdapter, Quantize, hex};
+use crate::models::{self, Adapt, LoadedModel, ModelSource, Module, NoAdapter, Quantize, hex};
 
 /// What is kept beside an adapter, ours, not PEFT's.
 pub const TRAINING_FILE: &str = "training.json";
@@ -44,11 +47,27 @@ pub struct JobInput {
     pub parent: Option<PathBuf>,
     /// The adapter that is live, which the new one must beat.
     pub baseline: Option<PathBuf>,
+    /// The memory it may use.
+    pub memory: MemoryBudget,
 }
 
 /// What a job reports while it runs.
 #[derive(Debug, Clone, PartialEq)]
 pub enum JobEvent {
+    /// The job is laid out; nothing is computed yet.
+    Planned {
+        /// Memory expected at the peak.
+        bytes: u64,
+        /// How memory is traded for time.
+        plan: MemoryPlan,
+    },
+    /// The first step follows.
+    Ready {
+        /// Floating-point operations since [`JobEvent::Planned`].
+        done: f64,
+        /// Those to come.
+        left: f64,
+    },
     /// An optimiser step was done.
     Step(trainer::Progress),
     /// A checkpoint was written after so many steps.
@@ -79,6 +98,8 @@ pub struct TrainingRecord {
     pub params: TrainingParams,
     /// What was measured before and after.
     pub measurements: Measurements,
+    /// What it was expected to need and took; whoever has a clock writes it ([`record_resources`]).
+    pub resources: Option<Resources>,
 }
 
 /// Runs a job and writes the adapter into `out_dir`, which exists and is empty.
@@ -97,6 +118,7 @@ pub fn run_job(
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Measurements, JobError> {
     let device = Device::Cpu;
+    input.memory.check_weights(input.model.weight_bytes()?)?;
     let model =
         models::load_as(&input.model, &device, input.hash_cache.as_deref(), input.quantize)?;
     if model.base_hash != input.base_hash {
@@ -107,12 +129,19 @@ pub fn run_job(
     }
     check_heldout(input)?;
     let sets = Sets::encode(input, &model, events)?;
+    let parent = load_adapter(input.parent.as_deref(), &model)?;
+    let job = sets.workload(input, &model, parent.as_ref());
+    let (plan, note) = input.memory.plan(&job)?;
+    note.into_iter().for_each(|note| events(JobEvent::Note(note)));
+    events(JobEvent::Planned { bytes: job.peak_bytes(plan), plan });
     let baseline = load_adapter(input.baseline.as_deref(), &model)?;
     let before: &dyn Adapt = baseline.as_ref().map_or(&NoAdapter, |a| a as &dyn Adapt);
     let trained_before = trainer::evaluate(&model.decoder, &sets.new, before)?;
     let heldout_before = trainer::evaluate(&model.decoder, &sets.heldout, before)?;
 
-    let (lora, final_loss, steps) = train(input, &model, &sets, checkpoint_dir, events, cancelled)?;
+    let course = Course { parent, job, plan, checkpoint_dir };
+    let Trained { lora, final_loss, steps, exploded_at } =
+        train(input, &model, &sets, course, events, cancelled)?;
     events(JobEvent::Evaluating);
     let after = lora.publish()?;
     let general = measure::general(&model, &sets.general, &after)?;
@@ -132,6 +161,7 @@ pub fn run_job(
         final_loss,
         steps,
         examples: sets.new.len(),
+        exploded_at,
     };
     write(input, &model, &lora, &after, &measurements, out_dir)?;
     Ok(measurements)
@@ -166,30 +196,68 @@ impl Sets {
         events: &mut dyn FnMut(JobEvent),
     ) -> Result<Self, JobError> {
         let limit = model.context_length.min(MAX_TRAINING_TOKENS);
-        let mut take = |examples: &[TrainExample]| -> Result<Vec<Sequence>, JobError> {
-            let dataset = encode(examples, &model.tokenizer, limit)?;
-            dataset.notes.into_iter().for_each(|note| events(JobEvent::Note(note)));
-            Ok(dataset.sequences)
+        let mut tell =
+            |notes: Vec<String>| notes.into_iter().for_each(|n| events(JobEvent::Note(n)));
+        let mut take = |examples: &[TrainExample], before: Vec<Sequence>| {
+            let taken = encode(examples, &model.tokenizer, limit)?;
+            tell(taken.notes);
+            let merged = dataset::merge(before.into_iter().chain(taken.sequences).collect());
+            tell(merged.notes);
+            Ok::<_, JobError>(merged.sequences)
         };
-        let new = take(&input.train)?;
+        let none = Vec::new;
+        let new = take(&input.train, none())?;
         if new.is_empty() {
             return Err(JobError::Input(
                 "no example has an answer to learn; give one with /fix or /good".into(),
             ));
         }
-        let mut train = new.clone();
-        train.extend(take(&input.replay)?);
+        let train = take(&input.replay, new.clone())?;
         let prompts = GeneralSet::for_model(&input.model);
         let taught: Vec<TrainExample> =
             [&input.train, &input.replay, &input.heldout].into_iter().flatten().cloned().collect();
-        let general = take(&prompts.gate(&taught)?)?;
+        let general = take(&prompts.gate(&taught)?, none())?;
         if general.is_empty() {
             return Err(JobError::Input(format!(
                 "no general prompt fits in {limit} tokens, so the gate could not measure; choose a model with a longer context"
             )));
         }
-        let (heldout, anchors) = (take(&input.heldout)?, take(&prompts.anchors(&taught)?)?);
+        let anchored = input.params.anchor > 0.0;
+        let anchors = if anchored { take(&prompts.anchors(&taught)?, none())? } else { none() };
+        let mut heldout = take(&input.heldout, none())?;
+        heldout.retain(|held| {
+            // An example that is trained on measures nothing.
+            let same = |s: &&Sequence| s.ids == held.ids && s.answer_start == held.answer_start;
+            let twin = train.iter().find(same);
+            tell(twin.map(|t| format!("held-out example {} repeats example {}, which is trained on: it was left out", held.id, t.id)).into_iter().collect());
+            twin.is_none()
+        });
         Ok(Self { new, train, heldout, anchors, general })
+    }
+
+    /// The job in counts.
+    fn workload(
+        &self,
+        input: &JobInput,
+        model: &LoadedModel,
+        parent: Option<&LoraAdapter>,
+    ) -> Workload {
+        let (rank, names) = match parent.map(LoraAdapter::config) {
+            Some(kept) => (kept.rank, &kept.target_modules),
+            None => (input.params.rank, &input.params.target_modules),
+        };
+        let batches = trainer::batches(&self.train, self.anchors.len(), &input.params);
+        let loads = |sequences: &[Sequence]| sequences.iter().map(Load::of).collect();
+        Workload {
+            model: model.decoder.config().clone(),
+            model_bytes: model.decoder.weight_bytes(),
+            rank,
+            modules: names.iter().filter_map(|name| Module::from_name(name)).collect(),
+            steps: batches.iter().map(|b| Step::of(b, &self.train, &self.anchors)).collect(),
+            measured: self.new.iter().chain(&self.heldout).map(Load::of).collect(),
+            general: loads(&self.general),
+            anchors: loads(&self.anchors),
+        }
     }
 }
 
@@ -201,17 +269,34 @@ fn load_adapter(dir: Option<&Path>, model: &LoadedModel) -> Result<Option<LoraAd
     Ok(Some(LoraAdapter::load(dir, model.decoder.config(), model.decoder.device())?))
 }
 
+/// How a job is trained.
+struct Course<'a> {
+    parent: Option<LoraAdapter>,
+    job: Workload,
+    plan: MemoryPlan,
+    checkpoint_dir: &'a Path,
+}
+
+/// What training leaves.
+struct Trained {
+    lora: TrainableLora,
+    final_loss: f64,
+    steps: usize,
+    exploded_at: Option<usize>,
+}
+
 fn train(
     input: &JobInput,
     model: &LoadedModel,
     sets: &Sets,
-    checkpoint_dir: &Path,
+    course: Course<'_>,
     events: &mut dyn FnMut(JobEvent),
     cancelled: &dyn Fn() -> bool,
-) -> Result<(TrainableLora, f64, usize), JobError> {
+) -> Result<Trained, JobError> {
+    let Course { parent, job, plan, checkpoint_dir } = course;
     let params = &input.params;
     let (decoder, device) = (&model.decoder, model.decoder.device());
-    let lora = match load_adapter(input.parent.as_deref(), model)? {
+    let lora = match parent {
         Some(parent) => {
             note_shape(&parent, params, events);
             TrainableLora::from_adapter(&parent, params.dropout)?
@@ -220,40 +305,52 @@ fn train(
     };
     let fingerprint = fingerprint(input)?;
     let config = AdamWConfig { weight_decay: params.weight_decay, ..AdamWConfig::default() };
-    let (mut optimizer, last_loss) =
+    let (mut optimizer, last_loss, mut watch) =
         match checkpoint::restore(checkpoint_dir, &lora, config, &fingerprint, device)? {
-            Some((optimizer, loss)) => {
+            Some((optimizer, loss, watch)) => {
                 let step = optimizer.step_count();
                 events(JobEvent::Note(format!("goes on from the checkpoint of step {step}")));
-                (optimizer, loss)
+                (optimizer, loss, watch)
             }
             None => {
                 let vars = lora.vars().into_iter().map(|(_, var)| var).collect();
-                (AdamW::new(vars, config)?, f64::NAN)
+                (AdamW::new(vars, config)?, f64::NAN, LossWatch::default())
             }
         };
-    let wanted = if params.anchor > 0.0 { sets.anchors.clone() } else { Vec::new() };
-    let anchors = trainer::anchors(decoder, wanted)?;
+    let anchors = trainer::anchors(decoder, sets.anchors.clone())?;
     let data = TrainingData {
         train: &sets.train,
         weights: trainer::loss_weights(&sets.train, params),
         anchors: &anchors,
     };
-    let memory = trainer::MemoryPlan::default();
+    let left = job.training_flops(optimizer.step_count(), plan) + job.flops_after();
+    events(JobEvent::Ready { done: job.flops_before(), left });
     let mut after_step = |progress: trainer::Progress, optimizer: &AdamW| {
         events(JobEvent::Step(progress));
+        let trainer::Progress { epoch, step, loss, .. } = progress;
+        if let Some((mean, bound)) = watch.exploded(epoch, loss) {
+            let why = format!("the loss rose to {mean:.2}, above {bound:.2},");
+            return Err(JobError::Exploded { step, loss, why });
+        }
         let stop = cancelled();
         let due = progress.step.is_multiple_of(params.checkpoint_every_steps.max(1));
         if stop || due || progress.step == progress.total_steps {
-            checkpoint::save(checkpoint_dir, &lora, optimizer, progress.loss, &fingerprint)?;
+            checkpoint::save(checkpoint_dir, &lora, optimizer, loss, &watch, &fingerprint)?;
             events(JobEvent::Checkpointed { step: progress.step });
         }
         if stop { Err(JobError::Cancelled) } else { Ok(()) }
     };
-    let loss =
-        trainer::train(decoder, &lora, &data, params, memory, &mut optimizer, &mut after_step)?;
-    let steps = optimizer.step_count();
-    Ok((lora, loss.unwrap_or(last_loss), steps))
+    let trained =
+        trainer::train(decoder, &lora, &data, params, plan, &mut optimizer, &mut after_step);
+    let (final_loss, exploded_at) = match trained {
+        Ok(loss) => (loss.unwrap_or(last_loss), None),
+        Err(JobError::Exploded { step, loss, why }) => {
+            events(JobEvent::Note(format!("training stopped early: {why} at step {step}")));
+            (loss, Some(step))
+        }
+        Err(error) => return Err(error),
+    };
+    Ok(Trained { lora, final_loss, steps: optimizer.step_count(), exploded_at })
 }
 
 /// An adapter that is continued keeps its shape and kind: says so where the configuration asks for another.
@@ -272,9 +369,11 @@ fn note_shape(parent: &LoraAdapter, params: &TrainingParams, events: &mut dyn Fn
     }
 }
 
-/// Names a job's input, so that a checkpoint of another one is never taken up.
+/// Names a job's input, so that a checkpoint of another one is never taken up. The memory at hand is not part of it: an
+/// attempt that died of too little goes on with another plan.
 fn fingerprint(input: &JobInput) -> Result<String, JobError> {
-    let json = serde_json::to_vec(input)
+    let input = JobInput { memory: MemoryBudget::default(), ..input.clone() };
+    let json = serde_json::to_vec(&input)
         .map_err(|e| JobError::Input(format!("the job cannot be serialised: {e}")))?;
     Ok(hex(&Sha256::digest(json)))
 }
@@ -302,9 +401,27 @@ fn write(
         heldout: ids(&input.heldout),
         params: input.params.clone(),
         measurements: measurements.clone(),
+        resources: None,
     };
     let json = serde_json::to_string_pretty(&record)
         .map_err(|e| JobError::Input(format!("training.json cannot be serialised: {e}")))?;
     fs_err::write(out_dir.join(TRAINING_FILE), json + "\n")?;
     Ok(())
+}
+
+/// Writes what an adapter's training was expected to need, and took, into the `training.json` in `dir`.
+///
+/// # Errors
+/// A file that cannot be read or written.
+pub fn record_resources(dir: &Path, resources: &Resources) -> Result<(), JobError> {
+    let path = dir.join(TRAINING_FILE);
+    let broken = |e: serde_json::Error| {
+        JobError::Input(format!("{} cannot be written: {e}", path.display()))
+    };
+    // Not as a record: a measured loss that is no number has no JSON, and reads back as null.
+    let mut record: serde_json::Value =
+        serde_json::from_slice(&fs_err::read(&path)?).map_err(broken)?;
+    record["resources"] = serde_json::to_value(resources).map_err(broken)?;
+    let json = serde_json::to_string_pretty(&record).map_err(broken)?;
+    Ok(fs_err::write(&path, json + "\n")?)
 }

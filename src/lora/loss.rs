@@ -13,7 +13,7 @@ use crate::models::kernels::math;
 use crate::models::{Linear, elements, with_elements};
 
 /// Logits held at a time, in elements: 128 MiB. Each chunk reads the head's weights twice, so it should not be small.
-const CHUNK_LOGITS: usize = 1 << 25;
+pub(super) const CHUNK_LOGITS: usize = 1 << 25;
 
 /// A sum of losses of hidden states, and its gradient.
 #[derive(Debug)]

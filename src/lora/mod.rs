@@ -1,10 +1,12 @@
 //! LoRA: adapters, their training, and the losses and optimiser of it.
 
 mod adapter;
+mod budget;
 mod checkpoint;
 pub mod dataset;
 mod dora;
 mod error;
+pub mod estimate;
 mod fused;
 mod gradients;
 mod job;
@@ -15,10 +17,12 @@ mod peft;
 mod trainable;
 pub mod trainer;
 mod verified;
+mod watch;
 
 pub use adapter::{AdapterSet, CONFIG_FILE, Factors, LoraAdapter, LoraConfig, WEIGHTS_FILE, save};
+pub use budget::{Bound, MemoryBudget, PROCESS_RESERVE, Resources};
 pub use error::{JobError, LoraError};
-pub use job::{JobEvent, JobInput, TRAINING_FILE, TrainingRecord, run_job};
+pub use job::{JobEvent, JobInput, TRAINING_FILE, TrainingRecord, record_resources, run_job};
 pub use optimizer::{AdamW, AdamWConfig, Moments, clip_gradients, warmup_cosine};
 pub use params::{SizeDefaults, TrainingParams, Weighting, size_defaults};
 pub use trainable::TrainableLora;

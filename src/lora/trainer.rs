@@ -132,9 +132,8 @@ pub fn step(
     let limit = if max_grad_norm > 0.0 { max_grad_norm } else { f64::INFINITY };
     let norm = clip_gradients(&mut all, limit)?;
     if !norm.is_finite() {
-        return Err(JobError::Input(
-            "the gradient is no number any more; lower lora.training.learning_rate".into(),
-        ));
+        let why = "the gradient is no number any more".to_owned();
+        return Err(JobError::Exploded { step: optimizer.step_count() + 1, loss: f64::NAN, why });
     }
     optimizer.step(&all, learning_rate)?;
     Ok(norm)
@@ -156,7 +155,7 @@ fn check_all_learn(lora: &TrainableLora, gradients: &[Tensor]) -> Result<(), Job
 }
 
 /// Tokens that [`evaluate`] computes together.
-const EVALUATED_TOKENS: usize = 1024;
+pub(super) const EVALUATED_TOKENS: usize = 1024;
 
 /// Mean loss per answer token of each sequence, in nats.
 ///
@@ -239,7 +238,15 @@ pub fn train(
         }
         last = Some(value);
         let rate = params.learning_rate * warmup_cosine(index, warmup, total_steps);
-        step(gradients, lora, optimizer, rate, params.max_grad_norm, index < CHECKED_STEPS)?;
+        let stepped =
+            step(gradients, lora, optimizer, rate, params.max_grad_norm, index < CHECKED_STEPS);
+        stepped.map_err(|error| match error {
+            // The factors are as they were: what they are worth is for the gate to say.
+            JobError::Exploded { why, .. } => {
+                JobError::Exploded { step: index + 1, loss: value, why }
+            }
+            error => error,
+        })?;
         let (epoch, step) = (batch.epoch, index + 1);
         let progress =
             Progress { epoch, epochs, step, total_steps, loss: value, learning_rate: rate };

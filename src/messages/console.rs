@@ -8,7 +8,7 @@ use crate::domain::AdapterId;
 
 /// Something happened to a training job. From the training actor, to all subscribers.
 ///
-/// Order per job: `Queued`, then per attempt `Started`, `Progressed`… (any number), `Checkpointed`…, `Evaluating`; a died
+/// Order per job: `Queued`, then per attempt `Started`, `Expected`, `Progressed`… (any number), `Checkpointed`…, `Evaluating`; a died
 /// worker gives `Retrying` and then `Started` again; exactly one of `Succeeded`, `Rejected`, `Failed`, `Cancelled`,
 /// `Parked` ends it (a parked job comes back at the next start). Progress may be dropped, the others are not.
 /// `Succeeded` is sent after the adapter is live.
@@ -34,6 +34,15 @@ pub enum JobNotice {
         examples: usize,
         /// From 1.
         attempt: u32,
+    },
+    /// What it is expected to need.
+    Expected {
+        /// Its number.
+        job: i64,
+        /// Milliseconds in all.
+        ms: u64,
+        /// Bytes at the peak.
+        bytes: u64,
     },
     /// It made steps.
     Progressed(Progress),
@@ -128,6 +137,7 @@ impl JobNotice {
         match self {
             JobNotice::Queued { job, .. }
             | JobNotice::Started { job, .. }
+            | JobNotice::Expected { job, .. }
             | JobNotice::Checkpointed { job, .. }
             | JobNotice::Evaluating { job }
             | JobNotice::Noted { job, .. }

@@ -342,6 +342,19 @@ impl Decoder {
         names.join(", ")
     }
 
+    /// Returns the bytes of all matrices, as they are kept; norms and biases are too few to count.
+    pub fn weight_bytes(&self) -> u64 {
+        let layers = (0..self.layers.len()).flat_map(|layer| {
+            Module::ALL.into_iter().filter_map(move |module| self.linear(Site { layer, module }))
+        });
+        let embedding = if self.config.tie_word_embeddings {
+            0
+        } else {
+            self.embedding.elem_count() * self.embedding.dtype().size_in_bytes()
+        };
+        layers.chain([&self.head]).map(Linear::bytes).sum::<u64>() + embedding as u64
+    }
+
     /// Returns the layer that turns hidden states into logits.
     pub fn head(&self) -> &Linear {
         &self.head

@@ -58,6 +58,18 @@ impl ModelSource {
         }
     }
 
+    /// Returns the bytes of the model's weight files.
+    ///
+    /// # Errors
+    /// A file that is missing, by its path.
+    pub fn weight_bytes(&self) -> Result<u64, ModelError> {
+        let size = |file: String| match self {
+            Self::Builtin => Ok(self.read(&file)?.len() as u64),
+            Self::Dir(dir) => Ok(fs_err::metadata(dir.join(file))?.len()),
+        };
+        self.weight_files()?.into_iter().map(size).sum()
+    }
+
     /// Reads a file of the model.
     ///
     /// # Errors

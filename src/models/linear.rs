@@ -240,6 +240,14 @@ impl Linear {
         }
     }
 
+    /// Returns the bytes that the weights take.
+    pub fn bytes(&self) -> u64 {
+        match &self.weight {
+            Weight::Dense(weight) => (weight.elem_count() * weight.dtype().size_in_bytes()) as u64,
+            Weight::Quantised(matrix) => matrix.bytes(),
+        }
+    }
+
     /// Returns some rows of the weights in f32, `[rows, in]`.
     ///
     /// # Errors

@@ -77,6 +77,16 @@ impl QuantisedMatrix {
         }
     }
 
+    /// Returns the bytes of all blocks.
+    pub fn bytes(&self) -> u64 {
+        let bytes = match &self.blocks {
+            Blocks::Q8_0(blocks) => size_of_val(blocks.as_slice()),
+            Blocks::Q4_0(blocks) => size_of_val(blocks.as_slice()),
+            Blocks::Q4K(blocks) => size_of_val(blocks.as_slice()),
+        };
+        bytes as u64
+    }
+
     pub(super) fn as_rows(&self) -> Rows<'_> {
         match &self.blocks {
             Blocks::Q8_0(blocks) => Rows::Q8_0(blocks),

@@ -19,7 +19,7 @@ pub struct EventRow {
     pub job: Option<i64>,
     /// The adapter that it happened to.
     pub adapter: Option<String>,
-    /// What: the new state of a job, or `live`, `unloaded`, `rolled_back`, `deleted`,
+    /// What: the new state of a job, `out_of_memory`, `resources` or `note` of one, or `live`, `unloaded`, `rolled_back`, `deleted`,
     /// `quarantined`, `restored` of an adapter.
     pub kind: String,
     /// Why, for people.
@@ -47,6 +47,22 @@ impl Store {
             })?;
             Ok(rows.collect::<Result<_, _>>()?)
         })
+    }
+
+    /// Records something about a job besides the changes of its state.
+    ///
+    /// # Errors
+    /// When there is no such job, or the database cannot be written.
+    pub fn note_job(&self, job: i64, kind: &str, detail: &str) -> Result<(), StoreError> {
+        self.write(|db| job_event(db, job, kind, Some(detail)))
+    }
+
+    /// Returns how many events of a kind a job has had.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn count_job_events(&self, job: i64, kind: &str) -> Result<usize, StoreError> {
+        Ok(self.events(job)?.iter().filter(|event| event.kind == kind).count())
     }
 }
 

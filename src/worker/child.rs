@@ -16,6 +16,7 @@ use super::child_process::{self, Channel, EXIT_PARENT_GONE};
 use super::codec::{self, CodecError};
 use super::protocol::{Event, JobRequest, ParentCommand, Request};
 use super::training::Training;
+use crate::lora::Resources;
 
 /// How often the worker says that it lives.
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
@@ -73,6 +74,8 @@ pub enum Report {
     Evaluating,
     /// Something the user should read.
     Note(String),
+    /// What the job is expected to need and, at its end, what it took.
+    Resources(Resources),
 }
 
 /// Why a job has no result.
@@ -243,6 +246,7 @@ impl Reporter {
             Report::Checkpointed { step } => Event::Checkpointed { step },
             Report::Evaluating => Event::Evaluating,
             Report::Note(text) => Event::Note(text),
+            Report::Resources(resources) => Event::Resources(resources),
         };
         if self.channel.send::<()>(&event).is_err() {
             process::exit(EXIT_PARENT_GONE);

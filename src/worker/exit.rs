@@ -79,8 +79,7 @@ impl<O> fmt::Display for WorkerExit<O> {
                 write!(f, "the training process stopped on an internal error: {what}")
             }
             WorkerExit::OutOfMemory => f.write_str(
-                "the training process ran out of memory: lower lora.training.batch_size, or raise the worker's memory \
-                 limit",
+                "the training process ran out of memory (lora.training.memory_limit_mb is what it plans with)",
             ),
             WorkerExit::StackOverflow => {
                 f.write_str("the training process stopped on an internal error: stack overflow")

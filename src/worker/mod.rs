@@ -15,6 +15,7 @@ pub mod protocol;
 
 mod child_process;
 mod curve;
+mod meter;
 mod monitor;
 mod outbox;
 mod outcome;

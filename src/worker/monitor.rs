@@ -18,7 +18,7 @@ use super::outbox::{self, Outbox};
 use super::parent::{Wish, WorkerConfig, WorkerEvent};
 use super::protocol::{Event, JobRequest, ParentCommand, Request};
 use super::stderr_log::{self, Tail};
-use super::verdict::Verdict;
+use super::verdict::{self, Verdict};
 
 /// How often the monitor looks at the clock, the owner's wishes and the process: soon enough for a person.
 const TICK: Duration = Duration::from_millis(50);
@@ -87,6 +87,8 @@ struct Monitor<'a, O> {
     stream_ended: bool,
     gone: Option<Instant>,
     verdict: Verdict<O>,
+    /// How many processes the kernel had killed for memory before.
+    memory_kills: u64,
 }
 
 impl<'a, O: DeserializeOwned + Send + 'static> Monitor<'a, O> {
@@ -99,6 +101,7 @@ impl<'a, O: DeserializeOwned + Send + 'static> Monitor<'a, O> {
             Request { parent_pid: std::process::id(), limits: config.limits.clone(), job };
         let request =
             codec::encode(&request).map_err(|e| format!("the job cannot be sent to it: {e}"))?;
+        let memory_kills = verdict::memory_kills();
         let mut child = command(config).spawn().map_err(|error| cannot_start(config, &error))?;
         match attach(&mut child, request, config) {
             Ok((incoming, commands, log)) => {
@@ -118,6 +121,7 @@ impl<'a, O: DeserializeOwned + Send + 'static> Monitor<'a, O> {
                     stream_ended: false,
                     gone: None,
                     verdict: Verdict::default(),
+                    memory_kills,
                 })
             }
             Err(error) => {
@@ -138,7 +142,8 @@ impl<'a, O: DeserializeOwned + Send + 'static> Monitor<'a, O> {
             self.mind_process();
         }
         let tail = self.log.recv_timeout(KILL_WAIT).unwrap_or_default();
-        let exit = std::mem::take(&mut self.verdict).pass(&tail);
+        let kills = verdict::memory_kills().saturating_sub(self.memory_kills);
+        let exit = std::mem::take(&mut self.verdict).pass(&tail, kills);
         if exit.leaves_questions()
             && let Some(words) = stderr_log::last_words(&tail, self.config.log_path.as_ref())
         {
@@ -198,6 +203,7 @@ impl<'a, O: DeserializeOwned + Send + 'static> Monitor<'a, O> {
             Event::Checkpointed { step } => outbox.push(WorkerEvent::Checkpointed { step }),
             Event::Evaluating => outbox.push(WorkerEvent::Evaluating),
             Event::Note(text) => outbox.push(WorkerEvent::Note(text)),
+            Event::Resources(known) => outbox.push(WorkerEvent::Resources(known)),
             Event::Finished(output) => self.verdict.finished(output),
             Event::Failed(reason) => self.verdict.decide(WorkerExit::Failed(reason)),
             Event::Cancelled => self.verdict.left_as_asked(),

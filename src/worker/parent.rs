@@ -19,6 +19,7 @@ use super::exit::WorkerExit;
 use super::monitor;
 use super::protocol::{JobRequest, Limits};
 use crate::eval::Measurements;
+use crate::lora::Resources;
 
 /// The sub-command that makes the program a worker.
 pub const WORKER_COMMAND: &str = "worker";
@@ -104,6 +105,8 @@ pub enum WorkerEvent<O = Measurements> {
     Evaluating,
     /// Something the user should read.
     Note(String),
+    /// What the job is expected to need and, at its end, what it took; each replaces the one before.
+    Resources(Resources),
     /// The process is gone.
     Ended(WorkerExit<O>),
 }

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::lora::Resources;
+
 /// One job: what to compute and where its files go.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct JobRequest<I> {
@@ -81,6 +83,8 @@ pub enum Event<O> {
     Evaluating,
     /// Something the user should read.
     Note(String),
+    /// What the job is expected to need and, at its end, what it took; each replaces the one before.
+    Resources(Resources),
     /// The job is done and its directory is published.
     Finished(Box<O>),
     /// The job cannot be done; the message names the reason and the remedy.

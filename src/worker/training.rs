@@ -5,6 +5,7 @@ use std::io;
 
 use super::child::{Job, JobFailure, Report};
 use super::curve::CurveFile;
+use super::meter::{self, Meter};
 use super::outcome::Unfinished;
 use super::protocol::JobRequest;
 use crate::domain::CurvePoint;
@@ -24,10 +25,13 @@ impl Job for Training {
         report: &mut dyn FnMut(Report),
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Measurements, JobFailure> {
+        let mut meter = Meter::start();
+        let memory = meter::bounded(request.input.memory);
+        let input = JobInput { memory, ..request.input.clone() };
         let unfinished = Unfinished::begin(&request.out_dir).map_err(failed)?;
         let mut curve = Some(CurveFile::open(&request.checkpoint_dir).map_err(failed)?);
         let trained = lora::run_job(
-            &request.input,
+            &input,
             &request.checkpoint_dir,
             unfinished.directory(),
             &mut |event| {
@@ -35,7 +39,10 @@ impl Job for Training {
                     report(Report::Note(format!("the loss curve is not kept: {error}")));
                     curve = None;
                 }
-                report(event.into());
+                let known = meter.see(&event);
+                if let Some(news) = known.map(Report::Resources).or_else(|| told(event)) {
+                    report(news);
+                }
             },
             cancelled,
         );
@@ -43,6 +50,10 @@ impl Job for Training {
             JobError::Cancelled => JobFailure::Cancelled,
             error => failed(error),
         })?;
+        if let Some(resources) = meter.finish() {
+            lora::record_resources(unfinished.directory(), &resources).map_err(failed)?;
+            report(Report::Resources(resources));
+        }
         unfinished.finish().map_err(failed)?;
         Ok(measurements)
     }
@@ -64,19 +75,20 @@ fn failed(error: impl Display) -> JobFailure {
     JobFailure::Failed(error.to_string())
 }
 
-impl From<JobEvent> for Report {
-    fn from(event: JobEvent) -> Self {
-        match event {
-            JobEvent::Step(done) => Report::Step {
-                epoch: done.epoch,
-                epochs: done.epochs,
-                step: done.step,
-                total_steps: done.total_steps,
-                loss: done.loss,
-            },
-            JobEvent::Checkpointed { step } => Report::Checkpointed { step },
-            JobEvent::Evaluating => Report::Evaluating,
-            JobEvent::Note(text) => Report::Note(text),
-        }
-    }
+/// What the parent hears of an event.
+fn told(event: JobEvent) -> Option<Report> {
+    Some(match event {
+        JobEvent::Step(done) => Report::Step {
+            epoch: done.epoch,
+            epochs: done.epochs,
+            step: done.step,
+            total_steps: done.total_steps,
+            loss: done.loss,
+        },
+        JobEvent::Checkpointed { step } => Report::Checkpointed { step },
+        JobEvent::Evaluating => Report::Evaluating,
+        JobEvent::Note(text) => Report::Note(text),
+        // The meter's.
+        JobEvent::Planned { .. } | JobEvent::Ready { .. } => return None,
+    })
 }

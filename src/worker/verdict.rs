@@ -68,7 +68,9 @@ impl<O> Verdict<O> {
     }
 
     /// Tells how the worker ended, as far as the evidence goes.
-    pub fn pass(self, tail: &Tail) -> WorkerExit<O> {
+    ///
+    /// `memory_kills` is how many processes the kernel killed for memory while this one ran.
+    pub fn pass(self, tail: &Tail, memory_kills: u64) -> WorkerExit<O> {
         if let Some(decided) = self.decided {
             return decided;
         }
@@ -76,11 +78,23 @@ impl<O> Verdict<O> {
             return WorkerExit::Protocol("it could not be stopped".to_owned());
         };
         match (status.signal(), status.code(), self.broken_off) {
+            (Some(number), _, _) if number == Signal::KILL.as_raw() && memory_kills > 0 => {
+                WorkerExit::OutOfMemory
+            }
             (Some(number), _, _) => struck(number, tail),
             (None, _, Some(what)) => WorkerExit::Protocol(what),
             (None, code, None) => WorkerExit::Exited(code.unwrap_or_default()),
         }
     }
+}
+
+/// Returns how many processes the kernel has killed for memory since the machine started; 0 where it does not say.
+pub fn memory_kills() -> u64 {
+    fs_err::read_to_string("/proc/vmstat").ok().and_then(|text| kills_of(&text)).unwrap_or(0)
+}
+
+fn kills_of(vmstat: &str) -> Option<u64> {
+    vmstat.lines().find_map(|line| line.strip_prefix("oom_kill "))?.trim().parse().ok()
 }
 
 /// Tells the aborts of Rust's runtime apart by what it wrote before.
@@ -92,5 +106,25 @@ fn struck<O>(number: i32, tail: &Tail) -> WorkerExit<O> {
         WorkerExit::StackOverflow
     } else {
         WorkerExit::Signal(number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn killed(signal: i32, memory_kills: u64) -> WorkerExit<()> {
+        let mut verdict = Verdict::default();
+        verdict.status(ExitStatus::from_raw(signal));
+        verdict.pass(&Tail::default(), memory_kills)
+    }
+
+    #[test]
+    fn a_kill_is_a_lack_of_memory_only_where_the_kernel_killed_for_memory_meanwhile() {
+        assert_eq!(killed(9, 1), WorkerExit::OutOfMemory);
+        assert_eq!(killed(9, 0), WorkerExit::Signal(9));
+        assert_eq!(killed(15, 1), WorkerExit::Signal(15));
+        let text = "nr_free_pages 12\noom_kill 34\noom_kill_x 5\n";
+        assert_eq!((kills_of(text), kills_of("pgfault 1\n")), (Some(34), None));
     }
 }

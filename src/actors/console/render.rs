@@ -8,7 +8,7 @@ use crate::engine::FinishReason;
 use crate::messages::console::{JobNotice, LiveChanged, Progress};
 use crate::messages::feedback::{Buffer, Marked};
 use crate::messages::inference::Answer;
-use crate::text::{printable_line, shortened};
+use crate::text::{need, printable_line, shortened};
 
 /// Characters of a note or error that an acknowledgement repeats: enough to recognise it.
 const NOTE_SHOWN: usize = 200;
@@ -154,6 +154,9 @@ pub fn job_notice(notice: &JobNotice) -> Option<String> {
         }
         JobNotice::Started { job, attempt, .. } => {
             format!("Job {job} started again (attempt {attempt}).")
+        }
+        JobNotice::Expected { job, ms, bytes } => {
+            format!("Job {job}: about {}.", need(*ms, *bytes))
         }
         JobNotice::Noted { job, text } => format!("Job {job}: {}", quoted(text)),
         JobNotice::Retrying { job, reason, attempt, max_attempts, pause_ms } => format!(

@@ -120,6 +120,7 @@ fn other_notices_are_one_line_and_progress_none() {
         JobNotice::Queued { job: 1, domain: "general".into(), examples: 1, automatic: true },
         JobNotice::Started { job: 1, examples: 8, attempt: 1 },
         JobNotice::Started { job: 1, examples: 8, attempt: 2 },
+        JobNotice::Expected { job: 1, ms: 40_400, bytes: 1_400_000_000 },
         JobNotice::Noted { job: 1, text: "two\nlines".into() },
         JobNotice::Retrying {
             job: 1,

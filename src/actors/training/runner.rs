@@ -12,7 +12,7 @@ use super::notices::Subscribers;
 use super::retry::RetryPolicy;
 use crate::actors::db::Db;
 use crate::eval::{self, GateReport, ItemLoss, Measurements, Verdict};
-use crate::lora::JobInput;
+use crate::lora::{JobInput, Resources};
 use crate::messages::console::{JobNotice, Progress};
 use crate::messages::registry::{PublishAdapter, Published};
 use crate::messages::{ActorError, Port};
@@ -26,6 +26,9 @@ pub const WORKER_EVENTS: usize = 32;
 const CANCEL_POLL: Duration = Duration::from_secs(1);
 /// The least time between two writes of progress: each one is a sync of the disk.
 const PROGRESS_PAUSE: Duration = Duration::from_millis(500);
+
+/// Notes of an attempt that are stored; those of a worker gone mad are only told.
+const MAX_NOTES: usize = 200;
 
 /// What the owner wants of a running job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -112,7 +115,7 @@ impl Runner {
         match exit {
             WorkerExit::Finished(measured) => self.judge(job, &measured).await,
             WorkerExit::Cancelled => self.stopped(job, step).await,
-            exit if exit.may_succeed_again() => self.try_again(job, exit.to_string()).await,
+            exit if exit.may_succeed_again() => self.try_again(job, &exit).await,
             exit => {
                 self.fail(job, exit.to_string()).await;
                 Ok(())
@@ -144,7 +147,7 @@ impl Runner {
         }
         let (sender, mut events) = mpsc::channel(WORKER_EVENTS);
         let worker = KillOnDrop((self.launch)(request, sender));
-        let mut watched = Watched { step: job.step, written: None };
+        let mut watched = Watched { step: job.step, written: None, notes: 0 };
         let mut look = interval(CANCEL_POLL);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -190,8 +193,34 @@ impl Runner {
             WorkerEvent::Evaluating => {
                 self.evaluating(job).await;
             }
-            WorkerEvent::Note(text) => self.notices.tell(JobNotice::Noted { job, text }).await,
+            WorkerEvent::Note(text) => {
+                if watched.notes < MAX_NOTES {
+                    watched.notes += 1;
+                    self.record(job, plan::NOTE, text.clone()).await;
+                }
+                self.notices.tell(JobNotice::Noted { job, text }).await;
+            }
+            WorkerEvent::Resources(known) => self.resources(job, &known).await,
             WorkerEvent::Ended(_) => {}
+        }
+    }
+
+    async fn resources(&self, job: i64, known: &Resources) {
+        if let Ok(json) = serde_json::to_string(known) {
+            self.record(job, plan::RESOURCES, json).await;
+        }
+        if let Resources {
+            expected_bytes: bytes, expected_ms: Some(ms), elapsed_ms: None, ..
+        } = *known
+        {
+            self.notices.tell(JobNotice::Expected { job, ms, bytes }).await;
+        }
+    }
+
+    async fn record(&self, job: i64, kind: &'static str, detail: String) {
+        let noted = self.db.call(move |store| store.note_job(job, kind, &detail)).await;
+        if let Err(error) = noted {
+            tracing::warn!(job, kind, %error, "an event was not stored");
         }
     }
 
@@ -283,8 +312,19 @@ impl Runner {
     }
 
     /// The worker died: back into the queue for another attempt from the last checkpoint, or the end.
-    async fn try_again(&self, job: &JobRow, reason: String) -> Result<(), ActorError> {
+    /// One that ran out of memory leaves a mark, by which the next attempt plans with less.
+    async fn try_again(
+        &self,
+        job: &JobRow,
+        exit: &WorkerExit<Measurements>,
+    ) -> Result<(), ActorError> {
         let (id, attempts, max_attempts) = (job.id, job.attempts, self.retry.max_attempts);
+        let mut reason = exit.to_string();
+        let starved = *exit == WorkerExit::OutOfMemory;
+        if starved {
+            let why = reason.clone();
+            self.db.call(move |store| store.note_job(id, plan::OUT_OF_MEMORY, &why)).await?;
+        }
         let pause = self.retry.pause(attempts, rand::random());
         let why = reason.clone();
         let row =
@@ -294,6 +334,9 @@ impl Runner {
         tracing::trace!(job = id, reason, "why the worker died");
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let notice = if row.state == JobState::Queued {
+            if starved {
+                reason.push_str("; the next attempt is planned with less");
+            }
             JobNotice::Retrying {
                 job: id,
                 reason,
@@ -384,6 +427,8 @@ impl Runner {
 struct Watched {
     step: usize,
     written: Option<Instant>,
+    /// Notes that were stored.
+    notes: usize,
 }
 
 fn metrics_of(measured: &Measurements, report: &GateReport) -> JobMetrics {
