@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, InplaceOp1, Layout, MetalStorage, Result, Shape, Storage,
+    CpuStorage, CudaStorage, CustomOp1, DType, InplaceOp1, Layout, MetalStorage, Result, Shape, Storage,
     Tensor, bail,
 };
 
@@ -169,12 +169,12 @@ impl Linear {
     /// # Errors
     /// Shapes that do not fit.
     pub fn input_gradient(&self, grad: &Tensor) -> Result<Tensor> {
-        if grad.device().is_cpu() {
+        if ops::fused(grad.device()) {
             return grad
                 .contiguous()?
                 .apply_op1_no_bwd(&FrozenProductGrad { weight: &self.weight });
         }
-        in_type_of(&self.weight, grad.clone())?.matmul(&self.weight)?.to_dtype(grad.dtype())
+        composed_input_gradient(&self.weight, grad)
     }
 
     /// Returns the weights `[out, in]`, in the type that they are kept in.
@@ -198,10 +198,10 @@ fn frozen_matmul(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     if got != width {
         bail!("{tokens} rows of {got} do not fit weights [{out}, {width}]");
     }
-    if x.device().is_cpu() {
+    if ops::fused(x.device()) {
         return x.contiguous()?.apply_op1(FrozenProduct { weight: weight.clone() });
     }
-    let value = in_type_of(weight, x.detach())?.matmul(&weight.t()?)?.to_dtype(x.dtype())?;
+    let value = in_type_of(weight, x.detach().contiguous()?)?.matmul(&weight.t()?)?.to_dtype(x.dtype())?;
     let shape = value.shape().clone();
     let taken = TakeStorage::default();
     value.inplace_op1(&taken)?;
@@ -212,6 +212,17 @@ fn frozen_matmul(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
 /// Accelerators multiply in the type of the weights, and add up in f32.
 fn in_type_of(weight: &Tensor, x: Tensor) -> Result<Tensor> {
     x.to_dtype(weight.dtype())
+}
+
+/// `g W` of plain tensor operations, without a gradient of its own.
+fn composed_input_gradient(weight: &Tensor, grad: &Tensor) -> Result<Tensor> {
+    let grad = grad.detach().contiguous()?;
+    // The range of f16 is too narrow for gradients: small ones would become zero.
+    let weight = match weight.dtype() {
+        DType::F16 => weight.detach().to_dtype(DType::F32)?,
+        _ => weight.detach(),
+    };
+    in_type_of(&weight, grad.clone())?.matmul(&weight)?.to_dtype(grad.dtype())
 }
 
 /// Calls `f` with the weights `[rows, cols]` as they are kept.
@@ -359,7 +370,6 @@ impl CustomOp1 for FrozenMatmul {
     }
 
     fn bwd(&self, _x: &Tensor, _res: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let back = in_type_of(&self.weight, grad.detach())?.matmul(&self.weight)?;
-        Ok(Some(back.to_dtype(grad.dtype())?))
+        composed_input_gradient(&self.weight, grad).map(Some)
     }
 }
