@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use crate::config::{Config, GenerationSection, LoraSection, StartFrom, Weighting};
-use crate::domain::{AdapterId, TrainExample};
+use crate::domain::{AdapterId, DeviceChoice, TrainExample};
 use crate::engine::Sampling;
 use crate::eval::GateConfig;
 use crate::lora::{self, JobInput, TrainingParams};
@@ -124,6 +124,8 @@ pub struct TrainedBase {
     pub hash_cache: Option<PathBuf>,
     /// Its size, by which `"auto"` is resolved.
     pub parameters: usize,
+    /// Where it is to compute.
+    pub device: DeviceChoice,
 }
 
 /// The examples of a job as they were when it was enqueued, and the adapters it has to do with.
@@ -173,6 +175,7 @@ pub fn job_input(
         model: base.source.clone(),
         base_hash: base.base_hash.clone(),
         hash_cache: base.hash_cache.clone(),
+        device: base.device,
         params: training_params(&lora_section(job)?, base.parameters),
         train: data.train,
         replay: data.replay,

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use reference::{fixture, json};
 use serde_json::{Value, json};
-use shammah::domain::{Message, TrainExample};
+use shammah::domain::{DeviceChoice, Message, TrainExample};
 use shammah::eval::Measurements;
 use shammah::lora::{
     JobError, JobEvent, JobInput, TRAINING_FILE, TrainingParams, TrainingRecord, Weighting, run_job,
@@ -57,6 +57,7 @@ impl Workshop {
             base_hash: base_hash(&model, None).unwrap(),
             model,
             hash_cache: None,
+            device: DeviceChoice::Cpu,
             params: params(),
             train: vec![example(1, 1.0), example(2, 10.0), example(3, 3.0)],
             replay: vec![example(4, 1.0)],

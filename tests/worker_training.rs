@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-use shammah::domain::{CURVE_FILE, CurvePoint, Message, TrainExample};
+use shammah::domain::{CURVE_FILE, CurvePoint, DeviceChoice, Message, TrainExample};
 use shammah::lora::{JobInput, TrainingParams, Weighting};
 use shammah::models::{self, ModelSource};
 use shammah::worker::protocol::Limits;
@@ -33,6 +33,7 @@ fn input() -> JobInput {
         model: ModelSource::Builtin,
         base_hash: models::base_hash(&ModelSource::Builtin, None).unwrap(),
         hash_cache: None,
+        device: DeviceChoice::Cpu,
         params: TrainingParams {
             rank: 4,
             alpha: 8.0,

@@ -10,7 +10,7 @@ use super::runner::{Launcher, Worker};
 use super::*;
 use crate::actors::db::Db;
 use crate::actors::test_kit::{Log, eventually, probe, question, temp_home};
-use crate::domain::Mark;
+use crate::domain::{DeviceChoice, Mark};
 use crate::eval::{ItemLoss, Measurements};
 use crate::messages::registry::{PublishAdapter, Published};
 use crate::models::ModelSource;
@@ -103,6 +103,7 @@ fn stage_of(holds_queue: bool, adjust: impl FnOnce(&mut Config)) -> Stage {
             base_hash: "b".repeat(64),
             hash_cache: None,
             parameters: 1000,
+            device: DeviceChoice::Cpu,
         },
         launch,
         registry,

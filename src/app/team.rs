@@ -273,6 +273,7 @@ fn runner(setup: &Setup, db: &Db, ports: &Ports) -> Result<Runner, TeamError> {
             base_hash: setup.model.base_hash.clone(),
             hash_cache: setup.hash_cache.clone(),
             parameters: setup.model.parameters,
+            device: setup.config.model.device,
         },
         launch,
         registry: ports.publish.clone(),

@@ -12,7 +12,8 @@ use super::verified::check_base;
 use super::{
     AdamW, AdamWConfig, JobError, LoraAdapter, TrainableLora, TrainingParams, adapter, checkpoint,
 };
-use crate::domain::TrainExample;
+use crate::device::{self, Opened};
+use crate::domain::{DeviceChoice, TrainExample};
 use crate::eval::{GeneralSet, ItemLoss, Measurements, measure};
 use crate::models::{self, Adapt, LoadedModel, ModelSource, NoAdapter, hex};
 
@@ -30,6 +31,8 @@ pub struct JobInput {
     pub base_hash: String,
     /// Where hashes of weight files are cached.
     pub hash_cache: Option<PathBuf>,
+    /// Where answers are computed, which says where to train.
+    pub device: DeviceChoice,
     /// Hyper-parameters.
     pub params: TrainingParams,
     /// What is new.
@@ -94,7 +97,7 @@ pub fn run_job(
     events: &mut dyn FnMut(JobEvent),
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Measurements, JobError> {
-    let device = Device::Cpu;
+    let device = open_device(input, events)?;
     let model = models::load(&input.model, &device, input.hash_cache.as_deref())?;
     if model.base_hash != input.base_hash {
         return Err(JobError::Input(format!(
@@ -132,6 +135,18 @@ pub fn run_job(
     };
     write(input, &model, &lora, &after, &measurements, out_dir)?;
     Ok(measurements)
+}
+
+/// Opens the device to train on, and tells of it unless the CPU was asked for.
+fn open_device(input: &JobInput, events: &mut dyn FnMut(JobEvent)) -> Result<Device, JobError> {
+    let Opened { device, fallback } = device::open_for_training(input.device)?;
+    if !device.is_cpu() {
+        events(JobEvent::Note(format!("trains on {}", device::choice_of(&device))));
+    } else if let Some(reason) = fallback.filter(|_| cfg!(any(feature = "cuda", feature = "metal")))
+    {
+        events(JobEvent::Note(reason));
+    }
+    Ok(device)
 }
 
 /// An example that is trained on measures nothing.
@@ -215,7 +230,7 @@ fn train(
         }
         None => TrainableLora::fresh(decoder, params)?,
     };
-    let fingerprint = fingerprint(input)?;
+    let fingerprint = fingerprint(input, device::choice_of(device))?;
     let config = AdamWConfig { weight_decay: params.weight_decay, ..AdamWConfig::default() };
     let (mut optimizer, last_loss) =
         match checkpoint::restore(checkpoint_dir, &lora, config, &fingerprint, device)? {
@@ -269,9 +284,11 @@ fn note_shape(parent: &LoraAdapter, params: &TrainingParams, events: &mut dyn Fn
     }
 }
 
-/// Names a job's input, so that a checkpoint of another one is never taken up.
-fn fingerprint(input: &JobInput) -> Result<String, JobError> {
-    let json = serde_json::to_vec(input)
+/// Names a job's input and device, so that a checkpoint of another one is never taken up: devices round differently, and
+/// the adapter of a resumed job shall be that of an unbroken one.
+pub(super) fn fingerprint(input: &JobInput, device: DeviceChoice) -> Result<String, JobError> {
+    // What "auto" opened counts, not that it was asked for.
+    let json = serde_json::to_vec(&JobInput { device, ..input.clone() })
         .map_err(|e| JobError::Input(format!("the job cannot be serialised: {e}")))?;
     Ok(hex(&Sha256::digest(json)))
 }

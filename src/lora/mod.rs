@@ -2,6 +2,8 @@
 
 mod adapter;
 mod checkpoint;
+#[cfg(test)]
+mod composed_tests;
 pub mod dataset;
 mod dora;
 mod error;

@@ -3,8 +3,8 @@
 use std::sync::Mutex;
 
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, DType, InplaceOp1, Layout, MetalStorage, Result, Shape, Storage,
-    Tensor, bail,
+    CpuStorage, CudaStorage, CustomOp1, DType, InplaceOp1, Layout, MetalStorage, Result, Shape,
+    Storage, Tensor, bail,
 };
 
 use super::kernels::{Rows, product};
@@ -201,7 +201,8 @@ fn frozen_matmul(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     if ops::fused(x.device()) {
         return x.contiguous()?.apply_op1(FrozenProduct { weight: weight.clone() });
     }
-    let value = in_type_of(weight, x.detach().contiguous()?)?.matmul(&weight.t()?)?.to_dtype(x.dtype())?;
+    let value =
+        in_type_of(weight, x.detach().contiguous()?)?.matmul(&weight.t()?)?.to_dtype(x.dtype())?;
     let shape = value.shape().clone();
     let taken = TakeStorage::default();
     value.inplace_op1(&taken)?;

@@ -37,7 +37,8 @@ pub(crate) mod composing {
 
     /// Runs `f` on threads of its own, on which no operation is fused.
     pub(crate) fn composed<R: Send>(f: impl FnOnce() -> R + Send) -> R {
-        let threads = rayon::ThreadPoolBuilder::new().num_threads(2).start_handler(|_| ASKED.set(true));
+        let threads =
+            rayon::ThreadPoolBuilder::new().num_threads(2).start_handler(|_| ASKED.set(true));
         threads.build().unwrap().install(f)
     }
 }
