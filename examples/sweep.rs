@@ -93,6 +93,7 @@ fn trial(model: &LoadedModel, params: TrainingParams) -> Result<()> {
         model: ModelSource::Builtin,
         base_hash: model.base_hash.clone(),
         hash_cache: None,
+        device: shammah::domain::DeviceChoice::Cpu,
         params: params.clone(),
         train: train.clone(),
         replay: Vec::new(),

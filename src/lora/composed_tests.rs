@@ -14,7 +14,7 @@ use super::{
     Weighting, checkpoint, run_job,
 };
 use crate::domain::{DeviceChoice, Message, TrainExample};
-use crate::models::ops::composing::composed;
+use crate::models::test_kit::composed;
 use crate::models::{Decoder, ModelConfig, ModelSource, NoAdapter, base_hash, ops};
 
 /// Largest relative error between two orders of f32 sums.

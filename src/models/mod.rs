@@ -15,6 +15,8 @@ mod loader;
 pub mod ops;
 mod packing;
 mod template;
+#[cfg(test)]
+pub(crate) mod test_kit;
 mod tokenizer;
 mod weight_file;
 

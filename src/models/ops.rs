@@ -18,29 +18,10 @@ const PARALLEL_ELEMENTS: usize = 1 << 15;
 /// Tells whether a device has the fused operations; elsewhere they are composed of plain tensor operations.
 pub(crate) fn fused(device: &Device) -> bool {
     #[cfg(test)]
-    if composing::asked() {
+    if super::test_kit::asked() {
         return false;
     }
     device.is_cpu()
-}
-
-/// Lets tests compose on the CPU what accelerators compute.
-#[cfg(test)]
-pub(crate) mod composing {
-    use std::cell::Cell;
-
-    thread_local!(static ASKED: Cell<bool> = const { Cell::new(false) });
-
-    pub(super) fn asked() -> bool {
-        ASKED.get()
-    }
-
-    /// Runs `f` on threads of its own, on which no operation is fused.
-    pub(crate) fn composed<R: Send>(f: impl FnOnce() -> R + Send) -> R {
-        let threads =
-            rayon::ThreadPoolBuilder::new().num_threads(2).start_handler(|_| ASKED.set(true));
-        threads.build().unwrap().install(f)
-    }
 }
 
 /// Returns the elements of a contiguous f32 storage.
