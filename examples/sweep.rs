@@ -96,6 +96,7 @@ fn trial(model: &LoadedModel, params: TrainingParams) -> Result<()> {
         base_hash: model.base_hash.clone(),
         hash_cache: None,
         quantize: None,
+        device: shammah::domain::DeviceChoice::Cpu,
         params: params.clone(),
         train: train.clone(),
         replay: Vec::new(),

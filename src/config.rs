@@ -4,7 +4,6 @@
 //! what would be right.
 
 mod auto;
-mod device;
 mod error;
 mod layer;
 mod origin;
@@ -15,8 +14,8 @@ mod sections;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+pub use crate::domain::DeviceChoice;
 pub use auto::{Auto, Seed};
-pub use device::DeviceChoice;
 pub use error::ConfigError;
 use layer::Layer;
 pub use origin::Origin;

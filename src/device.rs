@@ -1,8 +1,8 @@
 //! Opens the device that the user chose.
 
-use candle_core::Device;
+use candle_core::{Device, DeviceLocation};
 
-use crate::config::DeviceChoice;
+use crate::domain::DeviceChoice;
 
 /// Why a device cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -48,13 +48,37 @@ pub fn open(choice: DeviceChoice) -> Result<Opened, DeviceError> {
         DeviceChoice::Cpu => Ok(named(Device::Cpu)),
         DeviceChoice::Cuda(ordinal) => cuda(ordinal).map(named),
         DeviceChoice::Metal => metal().map(named),
-        DeviceChoice::Auto => Ok(best()),
+        DeviceChoice::Auto => Ok(first_of([cuda(0), metal()])),
     }
 }
 
-fn best() -> Opened {
+/// Opens the device that training computes on where answers are computed on `choice`: CUDA or the CPU.
+///
+/// # Errors
+/// When a CUDA device that was named is not built in or not there. `auto` never fails.
+pub fn open_for_training(choice: DeviceChoice) -> Result<Opened, DeviceError> {
+    match choice {
+        DeviceChoice::Auto => Ok(first_of([cuda(0)])),
+        DeviceChoice::Metal => Ok(Opened {
+            device: Device::Cpu,
+            fallback: Some("training on the CPU: metal is not tried".into()),
+        }),
+        named => open(named),
+    }
+}
+
+/// Returns the name of an open device, as its choice spells it.
+pub fn choice_of(device: &Device) -> DeviceChoice {
+    match device.location() {
+        DeviceLocation::Cpu => DeviceChoice::Cpu,
+        DeviceLocation::Cuda { gpu_id } => DeviceChoice::Cuda(gpu_id),
+        DeviceLocation::Metal { .. } => DeviceChoice::Metal,
+    }
+}
+
+fn first_of<const N: usize>(attempts: [Result<Device, DeviceError>; N]) -> Opened {
     let mut reasons = Vec::new();
-    for attempt in [cuda(0), metal()] {
+    for attempt in attempts {
         match attempt {
             Ok(device) => return Opened { device, fallback: None },
             Err(DeviceError::NotBuilt { device, .. }) => {
@@ -101,6 +125,25 @@ mod tests {
     fn auto_always_opens_something() {
         let opened = open(DeviceChoice::Auto).unwrap();
         assert_eq!(opened.device.is_cpu(), opened.fallback.is_some());
+    }
+
+    #[test]
+    fn training_takes_cuda_or_the_cpu_and_never_metal() {
+        for choice in [DeviceChoice::Auto, DeviceChoice::Cpu, DeviceChoice::Metal] {
+            let opened = open_for_training(choice).unwrap();
+            assert!(!opened.device.is_metal(), "{choice}");
+            assert_eq!(
+                opened.fallback.is_some(),
+                opened.device.is_cpu() && choice != DeviceChoice::Cpu
+            );
+        }
+        assert_eq!(choice_of(&Device::Cpu), DeviceChoice::Cpu);
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    #[test]
+    fn a_cuda_device_that_was_named_is_no_cpu() {
+        assert!(open_for_training(DeviceChoice::Cuda(0)).is_err());
     }
 
     #[cfg(not(any(feature = "cuda", feature = "metal")))]

@@ -2,9 +2,12 @@
 //!
 //! Plain data with no behaviour that needs a clock, a file or a tensor.
 
+mod device;
+
 use std::fmt;
 use std::str::FromStr;
 
+pub use device::DeviceChoice;
 use serde::{Deserialize, Serialize};
 
 /// The domain of marks and adapters when no other is named.

@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use crate::config::{Config, GenerationSection, LoraSection, QuantizeChoice, StartFrom, Weighting};
-use crate::domain::{AdapterId, TrainExample};
+use crate::domain::{AdapterId, DeviceChoice, TrainExample};
 use crate::engine::Sampling;
 use crate::eval::GateConfig;
 use crate::lora::{self, Bound, JobInput, MemoryBudget, TrainingParams};
@@ -145,6 +145,8 @@ pub struct TrainedBase {
     pub parameters: usize,
     /// The format that its projections are brought to, if any.
     pub quantize: Option<Quantize>,
+    /// Where it is to compute.
+    pub device: DeviceChoice,
 }
 
 /// The examples of a job as they were when it was enqueued, and the adapters it has to do with.
@@ -199,6 +201,7 @@ pub fn job_input(
         base_hash: base.base_hash.clone(),
         hash_cache: base.hash_cache.clone(),
         quantize: base.quantize,
+        device: base.device,
         params: training_params(&lora, base.parameters),
         train: data.train,
         replay: data.replay,

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 use reference::{fixture, json};
 use serde_json::{Value, json};
-use shammah::domain::{Message, TrainExample};
+use shammah::domain::{DeviceChoice, Message, TrainExample};
 use shammah::eval::{GateConfig, Measurements, Verdict, gate};
 use shammah::lora::{
     JobError, JobEvent, JobInput, MemoryBudget, TRAINING_FILE, TrainingParams, TrainingRecord,
@@ -60,6 +60,7 @@ impl Workshop {
             model,
             hash_cache: None,
             quantize: None,
+            device: DeviceChoice::Cpu,
             params: params(),
             train: vec![example(1, 1.0), example(2, 10.0), example(3, 3.0)],
             replay: vec![example(4, 1.0)],

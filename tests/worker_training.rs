@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 #[cfg(target_os = "linux")]
 use rustix::process::{Resource, Rlimit, prlimit};
-use shammah::domain::{CURVE_FILE, CurvePoint, Message, TrainExample};
+use shammah::domain::{CURVE_FILE, CurvePoint, DeviceChoice, Message, TrainExample};
 use shammah::lora::{JobInput, MemoryBudget, TrainingParams, TrainingRecord, Weighting};
 use shammah::models::{self, ModelSource};
 use shammah::worker::protocol::Limits;
@@ -36,6 +36,7 @@ fn input() -> JobInput {
         base_hash: models::base_hash(&ModelSource::Builtin, None).unwrap(),
         hash_cache: None,
         quantize: None,
+        device: DeviceChoice::Cpu,
         params: TrainingParams {
             rank: 4,
             alpha: 8.0,

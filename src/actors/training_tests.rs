@@ -10,7 +10,7 @@ use super::runner::{Launcher, Worker};
 use super::*;
 use crate::actors::db::Db;
 use crate::actors::test_kit::{Log, eventually, probe, question, temp_home};
-use crate::domain::Mark;
+use crate::domain::{DeviceChoice, Mark};
 use crate::eval::{ItemLoss, Measurements};
 use crate::lora::Resources;
 use crate::messages::registry::{PublishAdapter, Published};
@@ -108,6 +108,7 @@ fn stage_of(holds_queue: bool, adjust: impl FnOnce(&mut Config)) -> Stage {
             hash_cache: None,
             quantize: None,
             parameters: 1000,
+            device: DeviceChoice::Cpu,
         },
         launch,
         registry,

@@ -274,6 +274,7 @@ fn runner(setup: &Setup, db: &Db, ports: &Ports) -> Result<Runner, TeamError> {
             hash_cache: setup.hash_cache.clone(),
             parameters: setup.model.parameters,
             quantize: setup.model.quantize,
+            device: setup.config.model.device,
         },
         launch,
         registry: ports.publish.clone(),

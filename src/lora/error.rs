@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::device::DeviceError;
 use crate::models::ModelError;
 
 /// An error of an adapter's files.
@@ -31,6 +32,9 @@ pub enum JobError {
     /// The model could not be loaded or run.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// The device cannot be opened.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// An adapter could not be read or written.
     #[error(transparent)]
     Lora(#[from] LoraError),

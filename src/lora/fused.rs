@@ -98,7 +98,7 @@ pub fn project(
     dropout: Dropout,
     x: &Tensor,
 ) -> Result<Tensor> {
-    if x.device().is_cpu() && !linear.is_trained() {
+    if ops::fused(x.device()) && !linear.is_trained() {
         let op = Adapted::new(linear, factors, scale, dropout)?;
         return x.contiguous()?.apply_op3(&factors.a, &factors.b, op);
     }
@@ -122,7 +122,7 @@ pub fn project_gated(
     gate: &Tensor,
     up: &Tensor,
 ) -> Result<Tensor> {
-    if !gate.device().is_cpu() || linear.is_trained() || gate.dims() != up.dims() {
+    if !ops::fused(gate.device()) || linear.is_trained() || gate.dims() != up.dims() {
         return project(linear, factors, scale, dropout, &ops::swiglu(gate, up)?);
     }
     // An operation has three operands at most.

@@ -15,7 +15,8 @@ use super::{
     AdamW, AdamWConfig, JobError, LoraAdapter, MemoryBudget, Resources, TrainableLora,
     TrainingParams, adapter, checkpoint,
 };
-use crate::domain::TrainExample;
+use crate::device::{self, Opened};
+use crate::domain::{DeviceChoice, TrainExample};
 use crate::eval::{GeneralSet, ItemLoss, Measurements, measure};
 use crate::models::{self, Adapt, LoadedModel, ModelSource, Module, NoAdapter, Quantize, hex};
 
@@ -35,6 +36,8 @@ pub struct JobInput {
     pub hash_cache: Option<PathBuf>,
     /// The format that the model's projections are brought to, if any.
     pub quantize: Option<Quantize>,
+    /// Where answers are computed, which says where to train.
+    pub device: DeviceChoice,
     /// Hyper-parameters.
     pub params: TrainingParams,
     /// What is new.
@@ -117,7 +120,7 @@ pub fn run_job(
     events: &mut dyn FnMut(JobEvent),
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Measurements, JobError> {
-    let device = Device::Cpu;
+    let device = open_device(input, events)?;
     input.memory.check_weights(input.model.weight_bytes()?)?;
     let model =
         models::load_as(&input.model, &device, input.hash_cache.as_deref(), input.quantize)?;
@@ -165,6 +168,18 @@ pub fn run_job(
     };
     write(input, &model, &lora, &after, &measurements, out_dir)?;
     Ok(measurements)
+}
+
+/// Opens the device to train on, and tells of it unless the CPU was asked for.
+fn open_device(input: &JobInput, events: &mut dyn FnMut(JobEvent)) -> Result<Device, JobError> {
+    let Opened { device, fallback } = device::open_for_training(input.device)?;
+    if !device.is_cpu() {
+        events(JobEvent::Note(format!("trains on {}", device::choice_of(&device))));
+    } else if let Some(reason) = fallback.filter(|_| cfg!(any(feature = "cuda", feature = "metal")))
+    {
+        events(JobEvent::Note(reason));
+    }
+    Ok(device)
 }
 
 /// An example that is trained on measures nothing.
@@ -303,7 +318,7 @@ fn train(
         }
         None => TrainableLora::fresh(decoder, params)?,
     };
-    let fingerprint = fingerprint(input)?;
+    let fingerprint = fingerprint(input, device::choice_of(device))?;
     let config = AdamWConfig { weight_decay: params.weight_decay, ..AdamWConfig::default() };
     let (mut optimizer, last_loss, mut watch) =
         match checkpoint::restore(checkpoint_dir, &lora, config, &fingerprint, device)? {
@@ -369,10 +384,12 @@ fn note_shape(parent: &LoraAdapter, params: &TrainingParams, events: &mut dyn Fn
     }
 }
 
-/// Names a job's input, so that a checkpoint of another one is never taken up. The memory at hand is not part of it: an
-/// attempt that died of too little goes on with another plan.
-fn fingerprint(input: &JobInput) -> Result<String, JobError> {
-    let input = JobInput { memory: MemoryBudget::default(), ..input.clone() };
+/// Names a job's input and device, so that a checkpoint of another one is never taken up: devices round differently, and
+/// the adapter of a resumed job shall be that of an unbroken one. The memory at hand is not part of it: an attempt that
+/// died of too little goes on with another plan.
+pub(super) fn fingerprint(input: &JobInput, device: DeviceChoice) -> Result<String, JobError> {
+    // What "auto" opened counts, not that it was asked for.
+    let input = JobInput { memory: MemoryBudget::default(), device, ..input.clone() };
     let json = serde_json::to_vec(&input)
         .map_err(|e| JobError::Input(format!("the job cannot be serialised: {e}")))?;
     Ok(hex(&Sha256::digest(json)))

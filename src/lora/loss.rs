@@ -10,7 +10,7 @@ use candle_core::{CpuStorage, CustomOp1, D, InplaceOp1, Layout, Result, Shape, T
 use rayon::prelude::*;
 
 use crate::models::kernels::math;
-use crate::models::{Linear, elements, with_elements};
+use crate::models::{Linear, elements, ops, with_elements};
 
 /// Logits held at a time, in elements: 128 MiB. Each chunk reads the head's weights twice, so it should not be small.
 pub(super) const CHUNK_LOGITS: usize = 1 << 25;
@@ -40,7 +40,7 @@ pub fn head_cross_entropy(
     check_targets(hidden.dim(0)?, vocab, targets, weights)?;
     chunked(head, hidden, with_grad, |logits, range| {
         let (targets, weights) = (&targets[range.clone()], &weights[range]);
-        if logits.device().is_cpu() {
+        if ops::fused(logits.device()) {
             return turn_rows(logits, |index, row| {
                 row_cross_entropy(row, targets[index] as usize, weights[index], with_grad)
             });
@@ -74,7 +74,7 @@ pub fn head_kl(
     }
     chunked(head, hidden, with_grad, |logits, range| {
         let base = head.forward(&base.detach().narrow(0, range.start, range.len())?)?;
-        if logits.device().is_cpu() {
+        if ops::fused(logits.device()) {
             let vocab = logits.dim(1)?;
             return with_elements([&base], |[base]| {
                 turn_rows(logits, |index, row| {
@@ -236,7 +236,7 @@ impl CustomOp1 for CrossEntropy {
 pub fn cross_entropy(logits: &Tensor, targets: &[u32], weights: &[f32]) -> Result<Tensor> {
     let (tokens, vocab) = logits.dims2()?;
     check_targets(tokens, vocab, targets, weights)?;
-    if logits.device().is_cpu() {
+    if ops::fused(logits.device()) {
         let op = CrossEntropy { targets: targets.to_vec(), weights: weights.to_vec() };
         return logits.contiguous()?.apply_op1(op);
     }

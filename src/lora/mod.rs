@@ -3,6 +3,8 @@
 mod adapter;
 mod budget;
 mod checkpoint;
+#[cfg(test)]
+mod composed_tests;
 pub mod dataset;
 mod dora;
 mod error;

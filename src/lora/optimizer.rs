@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor, Var};
 use rayon::prelude::*;
 
 use crate::models::kernels::math;
-use crate::models::with_elements;
+use crate::models::{ops, with_elements};
 
 /// The hyper-parameters of [`AdamW`]; the defaults are those of PyTorch, without weight decay.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -119,7 +119,7 @@ struct Update {
 
 impl Update {
     fn apply(&self, var: &Var, moments: &mut Moments, gradient: &Tensor) -> Result<()> {
-        if !var.device().is_cpu() {
+        if !ops::fused(var.device()) {
             return self.composed(var, moments, gradient);
         }
         let gradient = gradient.contiguous()?;
@@ -188,7 +188,7 @@ pub fn clip_gradients(gradients: &mut [Tensor], max_norm: f64) -> Result<f64> {
 }
 
 fn square_sum(gradient: &Tensor) -> Result<f64> {
-    if !gradient.device().is_cpu() {
+    if !ops::fused(gradient.device()) {
         return Ok(f64::from(gradient.sqr()?.sum_all()?.to_scalar::<f32>()?));
     }
     with_elements([&gradient.contiguous()?], |[g]| {

@@ -60,7 +60,7 @@ pub fn packed(
             v.shape()
         );
     }
-    if q.device().is_cpu() {
+    if ops::fused(q.device()) {
         let op = Attention { heads, packing: Arc::clone(packing), log_sums: OnceLock::new() };
         return q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op);
     }

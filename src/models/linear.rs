@@ -203,11 +203,10 @@ impl Linear {
     /// Shapes that do not fit.
     pub fn input_gradient(&self, grad: &Tensor) -> Result<Tensor> {
         match &self.weight {
-            Weight::Dense(weight) if !grad.device().is_cpu() => back_on_device(weight, grad),
-            weight => {
-                let op = FrozenProductGrad { weight };
-                grad.contiguous()?.apply_op1_no_bwd(&op)
+            Weight::Dense(weight) if !ops::fused(grad.device()) => {
+                composed_input_gradient(weight, grad)
             }
+            weight => grad.contiguous()?.apply_op1_no_bwd(&FrozenProductGrad { weight }),
         }
     }
 
@@ -297,10 +296,11 @@ fn frozen_matmul(x: &Tensor, weight: &Weight) -> Result<Tensor> {
         bail!("{tokens} rows of {got} do not fit weights [{out}, {width}]");
     }
     let dense = match weight {
-        Weight::Dense(dense) if !x.device().is_cpu() => dense,
+        Weight::Dense(dense) if !ops::fused(x.device()) => dense,
         weight => return x.contiguous()?.apply_op1(FrozenProduct { weight: weight.clone() }),
     };
-    let value = in_type_of(dense, x.detach())?.matmul(&dense.t()?)?.to_dtype(x.dtype())?;
+    let value =
+        in_type_of(dense, x.detach().contiguous()?)?.matmul(&dense.t()?)?.to_dtype(x.dtype())?;
     let shape = value.shape().clone();
     let taken = TakeStorage::default();
     value.inplace_op1(&taken)?;
@@ -308,14 +308,20 @@ fn frozen_matmul(x: &Tensor, weight: &Weight) -> Result<Tensor> {
     x.apply_op1(FrozenMatmul { weight: dense.clone(), value: Mutex::new(storage), shape })
 }
 
-/// `g W` on an accelerator.
-fn back_on_device(weight: &Tensor, grad: &Tensor) -> Result<Tensor> {
-    in_type_of(weight, grad.detach())?.matmul(weight)?.to_dtype(grad.dtype())
-}
-
 /// Accelerators multiply in the type of the weights, and add up in f32.
 fn in_type_of(weight: &Tensor, x: Tensor) -> Result<Tensor> {
     x.to_dtype(weight.dtype())
+}
+
+/// `g W` of plain tensor operations, without a gradient of its own.
+fn composed_input_gradient(weight: &Tensor, grad: &Tensor) -> Result<Tensor> {
+    let grad = grad.detach().contiguous()?;
+    // The range of f16 is too narrow for gradients: small ones would become zero.
+    let weight = match weight.dtype() {
+        DType::F16 => weight.detach().to_dtype(DType::F32)?,
+        _ => weight.detach(),
+    };
+    in_type_of(&weight, grad.clone())?.matmul(&weight)?.to_dtype(grad.dtype())
 }
 
 /// Calls `f` with the weights `[rows, cols]` as they are kept.
@@ -467,6 +473,6 @@ impl CustomOp1 for FrozenMatmul {
     }
 
     fn bwd(&self, _x: &Tensor, _res: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        back_on_device(&self.weight, grad).map(Some)
+        composed_input_gradient(&self.weight, grad).map(Some)
     }
 }

@@ -9,7 +9,7 @@ use safetensors::Dtype;
 
 use super::files::{self, CONFIG, ModelSource, TOKENIZER, TOKENIZER_CONFIG};
 use super::weight_file::WeightFile;
-use super::{Decoder, ModelConfig, ModelError, Quantize, Tokenizer};
+use super::{Decoder, ModelConfig, ModelError, Quantize, Tokenizer, ops};
 
 /// A model in memory.
 #[derive(Clone)]
@@ -144,7 +144,8 @@ fn read_tensors(
                 ));
             }
             let tensor = file.read(&info)?;
-            let kept = kept_type(tensor.dtype(), info.shape.len(), bytes);
+            let widened = ops::fused(device) && bytes < WIDENED_BYTES;
+            let kept = kept_type(tensor.dtype(), info.shape.len(), widened);
             let tensor = tensor.to_dtype(kept)?.to_device(device)?;
             tensors.insert(name, (file.path().to_owned(), tensor));
         }
@@ -152,14 +153,14 @@ fn read_tensors(
     Ok(tensors)
 }
 
-/// Weight files below so many bytes are widened when they are read: that costs little memory, and saves the widening at
-/// every use, which counts when a matrix is used for a few tokens at a time.
+/// Weight files below so many bytes are widened for the CPU when they are read: that costs little memory, and saves the
+/// widening at every use, which counts when a matrix is used for a few tokens at a time.
 const WIDENED_BYTES: u64 = 64 << 20;
 
-/// Returns the type in which a tensor is kept: matrices of large models in that of their file, all else in f32.
-fn kept_type(dtype: DType, dimensions: usize, model_bytes: u64) -> DType {
+/// Returns the type in which a tensor is kept: matrices in that of their file unless they are `widened`, all else in f32.
+fn kept_type(dtype: DType, dimensions: usize, widened: bool) -> DType {
     match dtype {
-        DType::BF16 | DType::F16 if dimensions == 2 && model_bytes >= WIDENED_BYTES => dtype,
+        DType::BF16 | DType::F16 if dimensions == 2 && !widened => dtype,
         _ => DType::F32,
     }
 }

@@ -16,6 +16,8 @@ pub mod ops;
 mod packing;
 mod quantised;
 mod template;
+#[cfg(test)]
+pub(crate) mod test_kit;
 mod tokenizer;
 mod weight_file;
 

@@ -5,7 +5,8 @@
 //! tensor operations, which candle differentiates by itself.
 
 use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, Layout, Result, Shape, Storage, Tensor, bail,
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, Device, Layout, Result, Shape, Storage, Tensor,
+    bail,
 };
 use rayon::prelude::*;
 
@@ -13,6 +14,15 @@ use super::kernels::math;
 
 /// Below this many elements threads cost more than they bring.
 const PARALLEL_ELEMENTS: usize = 1 << 15;
+
+/// Tells whether a device has the fused operations; elsewhere they are composed of plain tensor operations.
+pub(crate) fn fused(device: &Device) -> bool {
+    #[cfg(test)]
+    if super::test_kit::asked() {
+        return false;
+    }
+    device.is_cpu()
+}
 
 /// Returns the elements of a contiguous f32 storage.
 pub(crate) fn elements<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
@@ -195,7 +205,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     if weight.dims() != [width] || width == 0 {
         bail!("rms_norm: weight {:?} does not fit {:?}", weight.shape(), x.shape());
     }
-    if x.device().is_cpu() {
+    if fused(x.device()) {
         return x.contiguous()?.apply_op2(weight, RmsNorm { eps: eps as f32 });
     }
     let mean = (x.sqr()?.sum_keepdim(D::Minus1)? / x.dim(D::Minus1)? as f64)?;
@@ -267,7 +277,7 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     if head_dim == 0 || head_dim % 2 != 0 || cos.dims() != angles || sin.dims() != angles {
         bail!("rope: angles {:?}, {:?} do not fit {:?}", cos.shape(), sin.shape(), x.shape());
     }
-    if x.device().is_cpu() {
+    if fused(x.device()) {
         return x.contiguous()?.apply_op3(cos, sin, Rope { direction: 1.0 });
     }
     let x = x.transpose(0, 1)?.unsqueeze(0)?.contiguous()?;
@@ -353,7 +363,7 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     if gate.dims() != up.dims() || gate.dim(D::Minus1)? == 0 {
         bail!("swiglu: gate {:?} and up {:?} do not fit", gate.shape(), up.shape());
     }
-    if gate.device().is_cpu() {
+    if fused(gate.device()) {
         return gate.contiguous()?.apply_op2(&up.contiguous()?, SwiGlu);
     }
     gate.silu()? * up
@@ -410,7 +420,7 @@ pub fn causal_softmax(scores: &Tensor, scale: f64, seq: usize) -> Result<Tensor>
     if seq == 0 || keys < seq || rows % seq != 0 {
         bail!("causal_softmax: {seq} queries do not fit scores {:?}", scores.shape());
     }
-    if scores.device().is_cpu() {
+    if fused(scores.device()) {
         let op = CausalSoftmax { scale: scale as f32, seq };
         return scores.contiguous()?.apply_op1(op);
     }
