@@ -318,10 +318,11 @@ fn gradients_equal_finite_differences_with_the_anchor_on() {
     }
 }
 
-/// A step draws the same dropout however often it is computed, so its loss has differences too.
+/// A step draws the same dropout however often it is computed, so its loss has differences too. (That of a DoRA adapter
+/// has others than its gradient, which takes the rows' lengths for constants.)
 #[test]
 fn gradients_under_dropout_equal_finite_differences() {
-    for (family, adapter) in [("qwen3", "peft_all"), ("qwen2", "peft_dora")] {
+    for (family, adapter) in [("qwen3", "peft_all"), ("qwen2", "peft_rslora")] {
         let decoder = decoder(family);
         let adapter = peft(family, adapter, decoder.config());
         let lora = TrainableLora::from_adapter(&adapter, 0.3).unwrap();
@@ -331,33 +332,29 @@ fn gradients_under_dropout_equal_finite_differences() {
 }
 
 fn compare_with_differences(family: &str, decoder: &Decoder, lora: &TrainableLora, h: f32) {
-    {
-        let got = gradients(decoder, lora, MemoryPlan::default()).tensors;
-        let mut rng = StdRng::seed_from_u64(3);
-        let mut worst = 0f64;
-        for ((name, var), gradient) in lora.vars().into_iter().zip(got) {
-            let gradient = values(&gradient.unwrap());
-            let largest = (0..gradient.len())
-                .max_by(|a, b| gradient[*a].abs().total_cmp(&gradient[*b].abs()))
-                .unwrap();
-            let scale = f64::from(gradient[largest].abs());
-            for at in
-                [largest].into_iter().chain((0..3).map(|_| rng.random_range(0..gradient.len())))
-            {
-                let difference = difference(decoder, lora, &var, at, h);
-                let error = (difference - f64::from(gradient[at])).abs();
-                // What f32 losses of about 5 leave of a difference, and h² of the third derivative.
-                let allowed = 1e-3 + 0.02 * scale;
-                worst = worst.max(error / allowed);
-                assert!(
-                    error <= allowed,
-                    "{family}: {name}[{at}]: {} by backward, {difference} by differences",
-                    gradient[at]
-                );
-            }
+    let got = gradients(decoder, lora, MemoryPlan::default()).tensors;
+    let mut rng = StdRng::seed_from_u64(3);
+    let mut worst = 0f64;
+    for ((name, var), gradient) in lora.vars().into_iter().zip(got) {
+        let gradient = values(&gradient.unwrap());
+        let largest = (0..gradient.len())
+            .max_by(|a, b| gradient[*a].abs().total_cmp(&gradient[*b].abs()))
+            .unwrap();
+        let scale = f64::from(gradient[largest].abs());
+        for at in [largest].into_iter().chain((0..3).map(|_| rng.random_range(0..gradient.len()))) {
+            let difference = difference(decoder, lora, &var, at, h);
+            let error = (difference - f64::from(gradient[at])).abs();
+            // What f32 losses of about 5 leave of a difference, and h² of the third derivative.
+            let allowed = 1e-3 + 0.02 * scale;
+            worst = worst.max(error / allowed);
+            assert!(
+                error <= allowed,
+                "{family}: {name}[{at}]: {} by backward, {difference} by differences",
+                gradient[at]
+            );
         }
-        println!("{family}: largest error is {worst:.2} of what is allowed");
     }
+    println!("{family}: largest error is {worst:.2} of what is allowed");
 }
 
 fn difference(decoder: &Decoder, lora: &TrainableLora, var: &Var, at: usize, h: f32) -> f64 {
