@@ -131,13 +131,12 @@ impl Workload {
         let c = &self.model;
         let (_, queries) = c.projection(Module::QProj);
         let (_, keys) = c.projection(Module::KProj);
-        // The input as a variable, the norm of it, attention's output after o_proj, the sum, its norm, the MLP's output,
-        // the layer's output.
-        let residual = 7 * c.hidden_size;
-        // Queries before and after rotation, what attention gives to o_proj; and before and after their norm.
-        let heads = (3 + usize::from(c.qk_norm)) * queries;
-        // Keys before and after rotation, values.
-        let keys = (3 + usize::from(c.qk_norm)) * keys;
+        // The input as a variable, the norm of it, the sum with attention, its norm.
+        let residual = 4 * c.hidden_size;
+        // Rotated queries, what attention gives to o_proj; and queries before their norm.
+        let heads = (2 + usize::from(c.qk_norm)) * queries;
+        // Rotated keys, values; and keys before their norm.
+        let keys = (2 + usize::from(c.qk_norm)) * keys;
         // Gate and up; what they become for down_proj is computed again.
         let mlp = 2 * c.intermediate_size;
         // log Σ exp of the scores, and `drop(x) Aᵀ` of each adapted projection.

@@ -5,14 +5,14 @@
 
 use std::sync::Arc;
 
-use candle_core::{Tensor, Var};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result as TensorResult, Shape, Tensor, Var};
 use serde::{Deserialize, Serialize};
 
 use super::TrainableLora;
 use super::dataset::Sequence;
 use super::loss::{HeadLoss, head_cross_entropy, head_kl};
 use super::trainer::{Batch, TrainingData};
-use crate::models::{Adapt, Decoder, ModelError, Packing, Pass};
+use crate::models::{Adapt, Decoder, ModelError, Packing, Pass, forget};
 
 /// How memory is traded for time. Checkpointing changes no bit; examples computed in several parts change the order of
 /// sums, and which inputs dropout drops.
@@ -217,7 +217,9 @@ fn backward(
             x = output;
         } else {
             let (input, output) = graph(decoder, lora, layer, lowest, &x, &pass)?;
-            x = output.detach();
+            // The next layer keeps a copy as its input.
+            x = output.copy()?.detach();
+            forget(&output)?;
             kept.push(Kept::Graph { input, output });
         }
     }
@@ -238,7 +240,7 @@ fn backward(
             Some(Kept::Input(x)) => graph(decoder, lora, layer, lowest, &x, &pass)?,
             None => break,
         };
-        let mut store = (output * grad)?.sum_all()?.backward()?;
+        let mut store = seeded(&output, grad)?.backward()?;
         for (index, var) in lora.layer_vars(layer) {
             if let Some(new) = store.remove(&var) {
                 let new = new.detach();
@@ -255,6 +257,28 @@ fn backward(
         }
     }
     Ok(())
+}
+
+/// Returns a scalar whose backward gives `output` the gradient `grad`.
+fn seeded(output: &Tensor, grad: Tensor) -> TensorResult<Tensor> {
+    if output.device().is_cpu() { output.apply_op1(Seed(grad)) } else { (output * grad)?.sum_all() }
+}
+
+/// Reads no value: that of a layer's output is gone by then.
+struct Seed(Tensor);
+
+impl CustomOp1 for Seed {
+    fn name(&self) -> &'static str {
+        "seed"
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> TensorResult<(CpuStorage, Shape)> {
+        Ok((CpuStorage::F32(vec![0.0]), Shape::from(())))
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor) -> TensorResult<Option<Tensor>> {
+        Ok(Some(self.0.clone()))
+    }
 }
 
 /// Computes one layer with its graph; the lowest that learns needs no gradient for its input.

@@ -88,8 +88,14 @@ impl Attention {
             q = ops::rms_norm(&q, q_norm, c.rms_norm_eps)?;
             k = ops::rms_norm(&k, k_norm, c.rms_norm_eps)?;
         }
-        let q = ops::rope(&q, &pass.cos, &pass.sin)?.flatten_from(1)?;
-        let k = ops::rope(&k, &pass.cos, &pass.sin)?;
+        let rotated = |t: Tensor| -> TensorResult<Tensor> {
+            let turned = ops::rope(&t, &pass.cos, &pass.sin)?;
+            // Rotating back needs the angles alone.
+            ops::forget(&t)?;
+            Ok(turned)
+        };
+        let q = rotated(q)?.flatten_from(1)?;
+        let k = rotated(k)?;
         let y = match &pass.seen {
             Seen::Packed(packing) => {
                 attention::packed(&q, &k.flatten_from(1)?, &v.flatten_from(1)?, heads, packing)?
@@ -111,6 +117,13 @@ impl Mlp {
         let up = adapt.project(site(Module::UpProj), &self.up_proj, x)?;
         adapt.project_gated(site(Module::DownProj), &self.down_proj, &gate, &up)
     }
+}
+
+/// A sum's gradient needs neither part.
+fn added(x: &Tensor, y: Tensor) -> TensorResult<Tensor> {
+    let sum = (x + &y)?;
+    ops::forget(&y)?;
+    Ok(sum)
 }
 
 impl Layer {
@@ -155,9 +168,9 @@ impl Layer {
     ) -> TensorResult<Tensor> {
         let eps = pass.config.rms_norm_eps;
         let normed = ops::rms_norm(x, &self.input_norm, eps)?;
-        let x = (x + self.attention.forward(&normed, layer, pass, adapt)?)?;
+        let x = added(x, self.attention.forward(&normed, layer, pass, adapt)?)?;
         let normed = ops::rms_norm(&x, &self.post_attention_norm, eps)?;
-        &x + self.mlp.forward(&normed, layer, adapt)?
+        added(&x, self.mlp.forward(&normed, layer, adapt)?)
     }
 }
 

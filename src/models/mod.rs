@@ -30,7 +30,7 @@ pub use files::{ModelSource, base_hash};
 pub(crate) use linear::with_rows;
 pub use linear::{Adapt, Linear, Module, NoAdapter, Site, WeightId};
 pub use loader::{LoadedModel, load, load_as};
-pub(crate) use ops::{elements, swiglu_grads, swiglu_of, with_elements};
+pub(crate) use ops::{elements, forget, swiglu_grads, swiglu_of, with_elements};
 pub use packing::{Packing, Span};
 pub use quantised::{QuantisedMatrix, Quantize};
 pub use template::ChatTemplate;

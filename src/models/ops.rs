@@ -5,8 +5,8 @@
 //! tensor operations, which candle differentiates by itself.
 
 use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, Device, Layout, Result, Shape, Storage, Tensor,
-    bail,
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, Device, InplaceOp1, Layout, Result, Shape,
+    Storage, Tensor, bail,
 };
 use rayon::prelude::*;
 
@@ -49,6 +49,33 @@ pub(crate) fn with_elements<const N: usize, R>(
         }
     }
     Ok(f(slices))
+}
+
+/// Frees the values of a tensor of a graph that no backward reads; its place in the graph stays.
+///
+/// candle keeps every operand of every operation until the graph goes. Whoever calls this knows that the operations
+/// around the tensor compute their gradients without it.
+///
+/// # Errors
+/// A tensor whose storage is in use.
+pub(crate) fn forget(tensor: &Tensor) -> Result<()> {
+    if tensor.track_op() && fused(tensor.device()) && !tensor.is_variable() {
+        tensor.inplace_op1(&Forget)?;
+    }
+    Ok(())
+}
+
+struct Forget;
+
+impl InplaceOp1 for Forget {
+    fn name(&self) -> &'static str {
+        "forget"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, _layout: &Layout) -> Result<()> {
+        *storage = CpuStorage::F32(Vec::new());
+        Ok(())
+    }
 }
 
 /// Runs `f(row index, output row)` over the rows of `out`, in parallel where that pays.
