@@ -77,19 +77,16 @@ impl<'a> Objective<'a> {
         parts.map(|(items, anchors)| chunk(items, anchors)).collect()
     }
 
-    /// The loss of final hidden states, with its gradient for them: the rows that predict answers, and theirs.
+    /// The loss of the hidden states that predict the answers' `targets`, and its gradient for them.
     fn head(
         &self,
         decoder: &Decoder,
-        packing: &Packing,
         hidden: &Tensor,
+        targets: &[u32],
         with_grad: bool,
-    ) -> Result<(f64, Option<(Tensor, Tensor)>), ModelError> {
-        let (rows, targets) = answers(packing, &self.sequences);
+    ) -> Result<HeadLoss, ModelError> {
         let learned: usize = self.weights.iter().map(Vec::len).sum();
-        let device = decoder.device();
-        let picked = hidden.index_select(&Tensor::new(rows, device)?, 0)?;
-        let answers = picked.detach();
+        let answers = hidden.detach();
         let none = HeadLoss { value: 0.0, grad: None };
         let first = if learned > 0 {
             let part = answers.narrow(0, 0, learned)?;
@@ -107,8 +104,8 @@ impl<'a> Objective<'a> {
             value += kl.value;
             grads.extend(kl.grad);
         }
-        let grad = if with_grad { Some((picked, Tensor::cat(&grads, 0)?)) } else { None };
-        Ok((value, grad))
+        let grad = if with_grad { Some(Tensor::cat(&grads, 0)?) } else { None };
+        Ok(HeadLoss { value, grad })
     }
 }
 
@@ -158,8 +155,9 @@ pub fn loss(
     lora.seed_part(0);
     for objective in Objective::of_batch(data, batch, anchor_weight, 0) {
         let packing = pack(&objective.sequences, lora.shares_prefixes())?;
-        let hidden = decoder.hidden_packed(&packing, &lora.detached())?;
-        sum += objective.head(decoder, &packing, &hidden, false)?.0;
+        let (rows, targets) = answers(&packing, &objective.sequences);
+        let hidden = decoder.hidden_packed(&packing, Some(&rows), &lora.detached())?;
+        sum += objective.head(decoder, &hidden, &targets, false)?.value;
     }
     Ok(sum)
 }
@@ -204,7 +202,8 @@ fn backward(
     sum: &mut Gradients,
 ) -> Result<(), ModelError> {
     let packing = pack(&objective.sequences, lora.shares_prefixes())?;
-    let (pass, mut x) = decoder.begin(&packing)?;
+    let (rows, targets) = answers(&packing, &objective.sequences);
+    let (pass, mut x) = decoder.begin(&packing, Some(&rows))?;
     let layers = decoder.config().num_hidden_layers;
     let lowest = lora.lowest_layer();
     let mut kept = Vec::with_capacity(layers);
@@ -225,12 +224,12 @@ fn backward(
     }
     let top = Var::from_tensor(&x)?;
     let hidden = decoder.finish(top.as_tensor())?;
-    let (value, grad) = objective.head(decoder, &packing, &hidden, true)?;
+    let HeadLoss { value, grad } = objective.head(decoder, &hidden, &targets, true)?;
     sum.loss += value;
-    let Some((picked, grad)) = grad else {
+    let Some(grad) = grad else {
         return Ok(());
     };
-    let store = (picked * grad)?.sum_all()?.backward()?;
+    let store = seeded(&hidden, grad)?.backward()?;
     let Some(mut grad) = store.get(&top).map(Tensor::detach) else {
         return Ok(());
     };

@@ -103,8 +103,7 @@ pub fn answer_hidden(
 ) -> Result<(Tensor, Vec<u32>), ModelError> {
     let packing = pack(sequences, true)?;
     let (rows, targets) = answers(&packing, sequences);
-    let hidden = decoder.hidden_packed(&packing, adapt)?;
-    Ok((hidden.index_select(&Tensor::new(rows, decoder.device())?, 0)?, targets))
+    Ok((decoder.hidden_packed(&packing, Some(&rows), adapt)?, targets))
 }
 
 /// One optimiser step; returns the gradients' norm before clipping.

@@ -56,6 +56,8 @@ pub struct Pass<'a> {
     cos: Tensor,
     sin: Tensor,
     seen: Seen<'a>,
+    /// The rows whose hidden states are asked for; all if none are named.
+    wanted: Option<Tensor>,
 }
 
 /// The keys and values that a forward's queries see besides their own.
@@ -64,6 +66,16 @@ enum Seen<'a> {
     Packed(Arc<Packing>),
     /// Those of the tokens before.
     Cached(&'a KvCache),
+}
+
+impl Pass<'_> {
+    /// Returns the rows that are asked for: behind the last layer's attention no row needs another.
+    fn wanted_of(&self, layer: usize, x: Tensor) -> TensorResult<Tensor> {
+        match &self.wanted {
+            Some(rows) if layer + 1 == self.config.num_hidden_layers => x.index_select(rows, 0),
+            _ => Ok(x),
+        }
+    }
 }
 
 impl Attention {
@@ -106,6 +118,7 @@ impl Attention {
                 attention::cached(&q, &k, &v, heads)?
             }
         };
+        let y = pass.wanted_of(layer, y)?;
         adapt.project(Site { layer, module: Module::OProj }, &self.o_proj, &y)
     }
 }
@@ -168,7 +181,8 @@ impl Layer {
     ) -> TensorResult<Tensor> {
         let eps = pass.config.rms_norm_eps;
         let normed = ops::rms_norm(x, &self.input_norm, eps)?;
-        let x = added(x, self.attention.forward(&normed, layer, pass, adapt)?)?;
+        let attended = self.attention.forward(&normed, layer, pass, adapt)?;
+        let x = added(&pass.wanted_of(layer, x.clone())?, attended)?;
         let normed = ops::rms_norm(&x, &self.post_attention_norm, eps)?;
         added(&x, self.mlp.forward(&normed, layer, adapt)?)
     }
@@ -228,7 +242,7 @@ impl Decoder {
             let rows = ids.to_vec2::<u32>()?;
             let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
             let packing = Arc::new(Packing::new(&rows, false)?);
-            return Ok(self.hidden_packed(&packing, adapt)?.reshape(hidden)?);
+            return Ok(self.hidden_packed(&packing, None, adapt)?.reshape(hidden)?);
         };
         if batch != 1 {
             Err(candle_core::Error::Msg(format!("a cache serves one sequence, not {batch}")))?;
@@ -236,7 +250,7 @@ impl Decoder {
         let start = cache.len() as u32;
         let positions: Vec<u32> = (start..start + seq as u32).collect();
         let (cos, sin) = self.rotations(&positions)?;
-        let pass = Pass { config: &self.config, cos, sin, seen: Seen::Cached(cache) };
+        let pass = Pass { config: &self.config, cos, sin, seen: Seen::Cached(cache), wanted: None };
         let mut x = self.embed(&ids.flatten_all()?)?;
         for layer in 0..self.layers.len() {
             x = self.layer(layer, &x, &pass, adapt)?;
@@ -245,16 +259,18 @@ impl Decoder {
         Ok(self.finish(&x)?.reshape(hidden)?)
     }
 
-    /// Computes the hidden states `[tokens, hidden]`, final norm applied, of packed sequences.
+    /// Computes the hidden states `[rows, hidden]`, final norm applied, of packed sequences: those of the rows that are
+    /// `wanted`, or of all.
     ///
     /// # Errors
     /// Ids beyond the vocabulary, positions beyond the context, a failed tensor operation.
     pub fn hidden_packed(
         &self,
         packing: &Arc<Packing>,
+        wanted: Option<&[u32]>,
         adapt: &dyn Adapt,
     ) -> Result<Tensor, ModelError> {
-        let (pass, mut x) = self.begin(packing)?;
+        let (pass, mut x) = self.begin(packing, wanted)?;
         for layer in 0..self.layers.len() {
             x = self.layer(layer, &x, &pass, adapt)?;
         }
@@ -262,13 +278,20 @@ impl Decoder {
     }
 
     /// Begins a forward of packed sequences: what all layers share, and the first one's input `[tokens, hidden]`.
-    /// [`Self::layer`] goes on layer by layer, [`Self::finish`] ends it.
+    /// [`Self::layer`] goes on layer by layer, [`Self::finish`] ends it. The last layer returns only the rows that are
+    /// `wanted`, in that order.
     ///
     /// # Errors
     /// Ids beyond the vocabulary, positions beyond the context.
-    pub fn begin(&self, packing: &Arc<Packing>) -> Result<(Pass<'_>, Tensor), ModelError> {
+    pub fn begin(
+        &self,
+        packing: &Arc<Packing>,
+        wanted: Option<&[u32]>,
+    ) -> Result<(Pass<'_>, Tensor), ModelError> {
         let (cos, sin) = self.rotations(packing.positions())?;
-        let pass = Pass { config: &self.config, cos, sin, seen: Seen::Packed(Arc::clone(packing)) };
+        let wanted = wanted.map(|rows| Tensor::new(rows, &self.device)).transpose()?;
+        let seen = Seen::Packed(Arc::clone(packing));
+        let pass = Pass { config: &self.config, cos, sin, seen, wanted };
         let x = self.embed(&Tensor::new(packing.ids(), &self.device)?)?;
         Ok((pass, x))
     }
