@@ -37,7 +37,17 @@ struct Figures {
     /// Seconds of each run; of each step in training.
     runs: Vec<f64>,
     #[serde(flatten)]
+    decoding: Option<DecodingFigures>,
+    #[serde(flatten)]
     training: Option<TrainingFigures>,
+}
+
+/// What decoding adds: the time between two tokens.
+#[derive(Debug, Serialize)]
+struct DecodingFigures {
+    token_ms_median: f64,
+    /// 95 of 100 tokens took less.
+    token_ms_p95: f64,
 }
 
 /// What training adds.
@@ -60,8 +70,15 @@ pub fn run(command: &BenchCommand, global: &GlobalArgs) -> Result<Exit> {
     let model = model::load(&session)?;
     let (figures, as_json) = match command {
         BenchCommand::Decode(args) => {
-            let seconds = decode(&model, args.prompt_tokens, args.new_tokens, args.runs)?;
-            (speed("decode", &model, args.new_tokens, seconds), args.json.json)
+            let (seconds, mut tokens) =
+                decode(&model, args.prompt_tokens, args.new_tokens, args.runs)?;
+            let mut figures = speed("decode", &model, args.new_tokens, seconds);
+            tokens.sort_by(f64::total_cmp);
+            figures.decoding = tokens.get(tokens.len() * 95 / 100).map(|p95| DecodingFigures {
+                token_ms_median: median(&tokens) * 1e3,
+                token_ms_p95: p95 * 1e3,
+            });
+            (figures, args.json.json)
         }
         BenchCommand::Prefill(args) => {
             let seconds = prefill(&model, args.tokens, args.runs)?;
@@ -111,6 +128,7 @@ fn figures(bench: &'static str, model: &LoadedModel, rate: f64, runs: Vec<f64>) 
         dtype: model.decoder.format(),
         device: model::name_of(model.decoder.device()),
         runs,
+        decoding: None,
         training: None,
     }
 }
@@ -156,19 +174,33 @@ fn prefill(model: &LoadedModel, tokens: usize, runs: usize) -> Result<Vec<f64>> 
     })
 }
 
-fn decode(model: &LoadedModel, prompt: usize, new: usize, runs: usize) -> Result<Vec<f64>> {
+/// Returns the seconds of each run, and those of each token of all runs.
+fn decode(
+    model: &LoadedModel,
+    prompt: usize,
+    new: usize,
+    runs: usize,
+) -> Result<(Vec<f64>, Vec<f64>)> {
     let ids = some_ids(model, prompt + new)?;
     let decoder = &model.decoder;
     let mut cache = decoder.new_cache(prompt + new)?;
-    let prompt_ids = Tensor::new(&ids[..prompt], decoder.device())?.unsqueeze(0)?;
-    decoder.hidden(&prompt_ids, Some(&mut cache), &NoAdapter)?;
-    timed(runs, || {
+    if prompt > 0 {
+        let prompt_ids = Tensor::new(&ids[..prompt], decoder.device())?.unsqueeze(0)?;
+        decoder.hidden(&prompt_ids, Some(&mut cache), &NoAdapter)?;
+    }
+    let mut tokens = Vec::new();
+    let seconds = timed(runs, || {
         cache.truncate(prompt);
         for &id in &ids[prompt..] {
+            let start = Instant::now();
             advance(decoder, &Tensor::new(&[[id]], decoder.device())?, &mut cache)?;
+            tokens.push(start.elapsed().as_secs_f64());
         }
         Ok(())
-    })
+    })?;
+    // The first run warms up.
+    tokens.drain(..new.min(tokens.len()));
+    Ok((seconds, tokens))
 }
 
 /// What an answer computes for its next token, on a thread of the pool as there.

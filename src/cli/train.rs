@@ -87,7 +87,11 @@ fn jobs_to_wait_for(
     }
     let mut jobs = session.store.jobs()?;
     jobs.retain(|job| !job.state.is_final());
-    if jobs.is_empty() { Err(error) } else { Ok(jobs) }
+    if jobs.is_empty() {
+        return Err(error);
+    }
+    output::complain("nothing new to learn: waiting for what is queued already");
+    Ok(jobs)
 }
 
 /// Runs the queue, or watches whoever runs it, until the jobs have ended.
@@ -119,8 +123,8 @@ fn exit_of(end: &QueueEnd) -> Exit {
 fn queued(job: &JobRow) -> String {
     let noun = if job.examples == 1 { "example" } else { "examples" };
     format!(
-        "job {} ({}) is queued: {} {noun} of domain {}",
-        job.id, job.name, job.examples, job.domain
+        "job {} ({}) is {}: {} {noun} of domain {}",
+        job.id, job.name, job.state, job.examples, job.domain
     )
 }
 

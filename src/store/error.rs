@@ -141,7 +141,7 @@ pub enum StoreError {
     InvalidFeedback(String),
     /// A mark that was already learned cannot be changed, nor learned again.
     #[error(
-        "feedback {feedback} was learned in job {job} and stays as it is: mark the answer again, or /forget {feedback}"
+        "feedback {feedback} was learned in job {job} and stays as it is: mark the answer again, or give a better one with /fix"
     )]
     AlreadyLearned {
         /// The mark.
@@ -151,7 +151,7 @@ pub enum StoreError {
     },
     /// A mark that is being learned cannot be changed.
     #[error(
-        "feedback {feedback} is in job {job} and stays as it is: mark the answer again, or /forget {feedback}"
+        "feedback {feedback} is in job {job} and stays as it is: mark the answer again, or give a better one with /fix"
     )]
     InTraining {
         /// The mark.
