@@ -60,7 +60,7 @@ fn requests() -> impl Strategy<Value = Request<Vec<(i64, String, f64)>>> {
     )
         .prop_map(|(parent_pid, nice, (threads, memory_bytes), [a, b], rows)| Request {
             parent_pid,
-            limits: Limits { nice, threads, memory_bytes },
+            limits: Limits { nice, idle: nice % 2 == 0, threads, memory_bytes },
             job: JobRequest {
                 checkpoint_dir: a.into(),
                 out_dir: b.into(),

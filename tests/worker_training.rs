@@ -68,7 +68,7 @@ fn input() -> JobInput {
 }
 
 fn start(home: &Path, input: JobInput) -> (WorkerHandle, mpsc::Receiver<WorkerEvent>) {
-    let limits = Limits { nice: 5, threads: 1, memory_bytes: 0 };
+    let limits = Limits { nice: 5, idle: false, threads: 1, memory_bytes: 0 };
     let mut config = WorkerConfig::new(env!("CARGO_BIN_EXE_shammah").into(), limits);
     config.log_path = Some(home.join("job-1.log"));
     let request = JobRequest {
@@ -244,7 +244,7 @@ fn a_cancelled_worker_leaves_a_checkpoint() {
 #[test]
 fn a_changed_base_fails_the_job_in_words() {
     let home = tempfile::tempdir().unwrap();
-    let limits = Limits { nice: 5, threads: 1, memory_bytes: 0 };
+    let limits = Limits { nice: 5, idle: false, threads: 1, memory_bytes: 0 };
     let config = WorkerConfig::new(env!("CARGO_BIN_EXE_shammah").into(), limits);
     let request = JobRequest {
         checkpoint_dir: home.path().join("job"),

@@ -293,6 +293,7 @@ fn worker_config(setup: &Setup) -> io::Result<WorkerConfig> {
     let worker = &setup.config.worker;
     let limits = Limits {
         nice: i32::from(worker.nice),
+        idle: worker.idle,
         threads: worker.threads,
         memory_bytes: worker.memory_limit_mb.saturating_mul(MEBIBYTE),
     };

@@ -117,6 +117,7 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("queue.second_instance", Rule::Choice(&["chat", "refuse"])),
     ("worker.threads", THREADS),
     ("worker.nice", Rule::Whole(0, 19)),
+    ("worker.idle", Rule::Bool),
     ("worker.memory_limit_mb", MEBIBYTES),
     ("worker.heartbeat_timeout_s", Rule::Whole(5, 86_400)),
     ("console.show_usage", Rule::Bool),

@@ -237,6 +237,8 @@ pub struct WorkerSection {
     pub threads: usize,
     /// Unix priority, 0 to 19.
     pub nice: u8,
+    /// Whether it computes only while a core has nothing else to do.
+    pub idle: bool,
     /// Mebibytes of private writable memory (RLIMIT_DATA); 0 means no limit.
     pub memory_limit_mb: u64,
     /// Seconds of silence after which it counts as hung.

@@ -124,6 +124,12 @@ pub fn is_parent(pid: u32) -> bool {
 /// # Errors
 /// A message that names the limit and the reason.
 pub fn apply(limits: &Limits) -> Result<(), String> {
+    if limits.idle {
+        // Before the niceness, which it sets to 0 where it may. Where it is refused the niceness has to do.
+        if let Err(error) = become_idle() {
+            let _ = writeln!(io::stderr(), "the scheduler's idle class is refused: {error}");
+        }
+    }
     let nice = limits.nice.clamp(0, MAX_NICE);
     rustix::process::setpriority_process(None, nice)
         .map_err(|e| format!("could not set the priority to {nice}: {e}"))?;
@@ -138,6 +144,23 @@ pub fn apply(limits: &Limits) -> Result<(), String> {
         .thread_name(|index| format!("train-{index}"))
         .build_global()
         .map_err(|e| format!("could not start {} compute threads: {e}", limits.threads))
+}
+
+/// Lets this thread, and those it makes later, compute only while a core has nothing else to do.
+#[cfg(target_os = "linux")]
+fn become_idle() -> Result<(), thread_priority::Error> {
+    use thread_priority::{
+        NormalThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy,
+        set_thread_priority_and_policy, thread_native_id,
+    };
+    let policy = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
+    set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, policy)
+}
+
+/// Other systems know no such class.
+#[cfg(not(target_os = "linux"))]
+fn become_idle() -> Result<(), std::convert::Infallible> {
+    Ok(())
 }
 
 /// Lowers a limit; one that is lower already stays.

@@ -25,6 +25,8 @@ pub struct JobRequest<I> {
 pub struct Limits {
     /// Niceness, 0 to 19.
     pub nice: i32,
+    /// Whether it computes only while a core has nothing else to do (Linux: `SCHED_IDLE`).
+    pub idle: bool,
     /// Threads of the compute pool; 0 takes one per core.
     pub threads: usize,
     /// Private memory in bytes (`RLIMIT_DATA`); 0 sets no limit.

@@ -145,15 +145,29 @@ fn describe() -> String {
     let nice = getpriority_process(None).expect("a priority");
     // The pool's threads are made later and must be as low as the rest.
     let pool = rayon::join(|| (), || getpriority_process(None).expect("a priority")).1;
+    let (idle, pool_idle) = (is_idle(), rayon::join(|| (), is_idle).1);
     let session = session();
     let own_group = getpgrp() == getpid();
     let (core, data) = (getrlimit(Resource::Core).current, getrlimit(Resource::Data).current);
     let threads = rayon::current_num_threads();
     let wanted = std::env::var("RAYON_NUM_THREADS").unwrap_or_default();
     format!(
-        "nice {nice} {pool}, session {session}, own group {own_group}, core {core:?}, data {data:?}, threads {threads} \
+        "nice {nice} {pool}, idle {idle} {pool_idle}, session {session}, own group {own_group}, core {core:?}, data {data:?}, threads {threads} \
          {wanted}"
     )
+}
+
+/// Whether this thread computes only while a core has nothing else to do.
+#[cfg(target_os = "linux")]
+fn is_idle() -> bool {
+    use thread_priority::{NormalThreadSchedulePolicy, ThreadSchedulePolicy};
+    let policy = thread_priority::thread_schedule_policy().expect("a policy");
+    policy == ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_idle() -> bool {
+    false
 }
 
 /// The session of this process; 0 if its leader is outside of this PID namespace, where rustix's `getsid` panics.

@@ -255,11 +255,12 @@ fn turns() {
 
 fn limited() {
     let (_, exit) = run(Fault::Describe, |c| {
-        c.limits = Limits { nice: 19, threads: 3, memory_bytes: 3 << 30 };
+        c.limits = Limits { nice: 19, idle: true, threads: 3, memory_bytes: 3 << 30 };
     });
     let session = crate::faulty::session();
+    let linux = cfg!(target_os = "linux");
     let expected = format!(
-        "nice 19 19, session {session}, own group true, core Some(0), data Some({}), threads 3 3",
+        "nice 19 19, idle {linux} {linux}, session {session}, own group true, core Some(0), data Some({}), threads 3 3",
         3_u64 << 30
     );
     assert_eq!(exit, Exit::Finished(Box::new(expected)));
@@ -343,7 +344,7 @@ fn done() -> Exit {
 }
 
 fn limits() -> Limits {
-    Limits { nice: 5, threads: 1, memory_bytes: 0 }
+    Limits { nice: 5, idle: false, threads: 1, memory_bytes: 0 }
 }
 
 fn job(input: Fault) -> JobRequest<Fault> {
