@@ -154,7 +154,7 @@ pub enum FromArg {
 /// Arguments of `train`.
 #[derive(Debug, Args)]
 pub struct TrainArgs {
-    /// Enqueue each [[job]] of this file, all or none: name, data, domain, from, and keys of [lora] and [lora.training]
+    /// Enqueue each `[[job]]` of this file, all or none: name, data, domain, from, and keys of `lora` and `lora.training`
     #[arg(value_name = "RUNS.toml", conflicts_with_all = ["data", "domain", "from", "name"])]
     pub runs: Option<PathBuf>,
     /// Store the marks of this file first (as `feedback import` does), then train
