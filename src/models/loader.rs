@@ -9,12 +9,12 @@ use safetensors::Dtype;
 
 use super::files::{self, CONFIG, ModelSource, TOKENIZER, TOKENIZER_CONFIG};
 use super::weight_file::WeightFile;
-use super::{Decoder, ModelConfig, ModelError, Quantize, Tokenizer, ops};
+use super::{Decoder, ModelConfig, ModelError, Quantize, Tokenizer, gguf, ops};
 
 /// A model in memory.
 #[derive(Clone)]
 pub struct LoadedModel {
-    /// `builtin`, or the directory's name.
+    /// `builtin`, or the name of the directory or file.
     pub name: String,
     /// Hex SHA-256 of config and weights; adapters and caches are pinned to it.
     pub base_hash: String,
@@ -69,6 +69,34 @@ pub fn load_as(
             remedy: "set model.device = \"cpu\", or model.quantize = \"none\"".into(),
         });
     }
+    let (decoder, tokenizer, parameters) = match source {
+        ModelSource::Gguf(path) => gguf::load(path, device)?,
+        _ => load_directory(source, device)?,
+    };
+    let decoder = match quantize {
+        Some(format) => decoder.quantised(format)?,
+        None => decoder,
+    };
+    let context_length = decoder.config().max_position_embeddings;
+    Ok(LoadedModel {
+        name: match source {
+            ModelSource::Builtin => "builtin".to_owned(),
+            ModelSource::Dir(path) | ModelSource::Gguf(path) => name_of(path),
+        },
+        base_hash: files::base_hash(source, hash_cache)?,
+        decoder: Arc::new(decoder),
+        tokenizer: Arc::new(tokenizer),
+        parameters,
+        context_length,
+        quantize,
+    })
+}
+
+/// Loads a directory in Hugging Face layout; returns the number of parameters as well.
+fn load_directory(
+    source: &ModelSource,
+    device: &Device,
+) -> Result<(Decoder, Tokenizer, usize), ModelError> {
     let weight_files = source.weight_files()?;
     let config_path = source.path(CONFIG);
     let config_text = String::from_utf8(source.read(CONFIG)?)
@@ -89,23 +117,7 @@ pub fn load_as(
         Ok(tensor)
     })?;
     refuse_unused(&tensors)?;
-    let decoder = match quantize {
-        Some(format) => decoder.quantised(format)?,
-        None => decoder,
-    };
-    let context_length = decoder.config().max_position_embeddings;
-    Ok(LoadedModel {
-        name: match source {
-            ModelSource::Builtin => "builtin".to_owned(),
-            ModelSource::Dir(dir) => name_of(dir),
-        },
-        base_hash: files::base_hash(source, hash_cache)?,
-        decoder: Arc::new(decoder),
-        tokenizer: Arc::new(tokenizer),
-        parameters,
-        context_length,
-        quantize,
-    })
+    Ok((decoder, tokenizer, parameters))
 }
 
 fn name_of(dir: &Path) -> String {

@@ -8,6 +8,7 @@ mod config;
 mod decoder;
 mod error;
 mod files;
+pub mod gguf;
 #[allow(unsafe_code, reason = "the kernels: raw parts of slices, each checked")]
 pub mod kernels;
 mod linear;
@@ -19,6 +20,7 @@ mod template;
 #[cfg(test)]
 pub(crate) mod test_kit;
 mod tokenizer;
+mod vocabulary;
 mod weight_file;
 
 pub use cache::KvCache;

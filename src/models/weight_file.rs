@@ -43,7 +43,7 @@ impl WeightFile {
                 let size = bytes.len() as u64;
                 (Bytes::Memory(bytes.into()), size)
             }
-            ModelSource::Dir(_) => {
+            _ => {
                 let file = fs_err::File::open(&path)?;
                 let size = file.metadata()?.len();
                 (Bytes::File(file), size)
