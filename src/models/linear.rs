@@ -8,6 +8,7 @@ use candle_core::{
     Shape, Storage, Tensor, TensorId, bail,
 };
 
+use super::gated::Gated;
 use super::kernels::{Rows, product};
 use super::ops::{self, elements};
 use super::quantised::{QuantisedMatrix, Quantize};
@@ -92,19 +93,13 @@ pub trait Adapt: Send + Sync {
     /// A failed tensor operation.
     fn project(&self, site: Site, linear: &Linear, x: &Tensor) -> Result<Tensor>;
 
-    /// The same for the MLP's way down, whose input is `silu(gate) ∘ up`, both `[tokens, in]`: who trains can compute
-    /// that again instead of keeping it.
+    /// The same for the MLP's way down, whose input is a product of two `[tokens, in]`: who trains can compute that
+    /// again instead of keeping it.
     ///
     /// # Errors
     /// A failed tensor operation.
-    fn project_gated(
-        &self,
-        site: Site,
-        linear: &Linear,
-        gate: &Tensor,
-        up: &Tensor,
-    ) -> Result<Tensor> {
-        self.project(site, linear, &ops::swiglu(gate, up)?)
+    fn project_gated(&self, site: Site, linear: &Linear, input: Gated<'_>) -> Result<Tensor> {
+        self.project(site, linear, &input.product()?)
     }
 }
 

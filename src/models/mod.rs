@@ -8,6 +8,7 @@ mod config;
 mod decoder;
 mod error;
 mod files;
+mod gated;
 #[allow(unsafe_code, reason = "the kernels: raw parts of slices, each checked")]
 pub mod kernels;
 mod linear;
@@ -15,23 +16,28 @@ mod loader;
 pub mod ops;
 mod packing;
 mod quantised;
+mod rotation;
 mod template;
 #[cfg(test)]
 pub(crate) mod test_kit;
 mod tokenizer;
+mod unfused;
 mod weight_file;
 
 pub use cache::KvCache;
-pub use config::{Family, ModelConfig};
+pub use config::{Family, ModelConfig, Rope, RopeScaling};
 pub use decoder::{Decoder, Pass, Weights};
 pub use error::ModelError;
 pub(crate) use files::hex;
 pub use files::{ModelSource, base_hash};
+pub use gated::{Activation, Gated};
+pub(crate) use gated::{gated_grads, gated_of};
 pub(crate) use linear::with_rows;
 pub use linear::{Adapt, Linear, Module, NoAdapter, Site, WeightId};
 pub use loader::{LoadedModel, load, load_as};
-pub(crate) use ops::{elements, forget, swiglu_grads, swiglu_of, with_elements};
+pub(crate) use ops::{elements, forget, with_elements};
 pub use packing::{Packing, Span};
 pub use quantised::{QuantisedMatrix, Quantize};
 pub use template::ChatTemplate;
 pub use tokenizer::Tokenizer;
+pub(crate) use unfused::Fused;
