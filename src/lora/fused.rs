@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::adapter::{Factors, add_delta};
 use crate::models::kernels::gemm::View;
 use crate::models::kernels::{math, product};
-use crate::models::{Linear, elements, ops, swiglu_grads, swiglu_of, with_elements, with_rows};
+use crate::models::{Linear, elements, ops, swiglu_grads, swiglu_of, with_elements};
 
 /// Elements of dropout that one task computes.
 const DROPOUT_TASK: usize = 1 << 15;
@@ -98,7 +98,7 @@ pub fn project(
     dropout: Dropout,
     x: &Tensor,
 ) -> Result<Tensor> {
-    if ops::fused(x.device()) && !linear.is_trained() {
+    if ops::fused(x.device()) && !linear.weight().is_trained() {
         let op = Adapted::new(linear, factors, scale, dropout)?;
         return x.contiguous()?.apply_op3(&factors.a, &factors.b, op);
     }
@@ -122,7 +122,7 @@ pub fn project_gated(
     gate: &Tensor,
     up: &Tensor,
 ) -> Result<Tensor> {
-    if !ops::fused(gate.device()) || linear.is_trained() || gate.dims() != up.dims() {
+    if !ops::fused(gate.device()) || linear.weight().is_trained() || gate.dims() != up.dims() {
         return project(linear, factors, scale, dropout, &ops::swiglu(gate, up)?);
     }
     // An operation has three operands at most.
@@ -174,9 +174,9 @@ impl Adapted {
         let tokens = self.tokens(x)?;
         let (input, output, rank) = (self.input, self.output, self.rank);
         let mut y = vec![0f32; tokens * output];
-        with_rows(self.linear.weight(), |w| {
-            product::times_transposed(x, w, output, input, &mut y)
-        })?;
+        self.linear
+            .weight()
+            .with_rows(|w| product::times_transposed(x, w, output, input, &mut y))?;
         if let Some(bias) = self.linear.bias() {
             with_elements([bias], |[bias]| {
                 y.chunks_mut(output)
@@ -222,7 +222,7 @@ impl Adapted {
             return Ok((None, da, db));
         }
         let mut dx = vec![0f32; tokens * input];
-        with_rows(self.linear.weight(), |w| product::times(grad, w, output, input, &mut dx))?;
+        self.linear.weight().with_rows(|w| product::times(grad, w, output, input, &mut dx))?;
         if self.dropout.is_active() {
             let mut through = vec![0f32; tokens * input];
             product::dense(&mut through, (tokens, input), du, a, 1.0, false);

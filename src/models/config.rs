@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+use super::attention::Heads;
 use super::{ModelError, Module};
 
 /// Which decoder family a model belongs to; the differences are stated by [`ModelConfig`].
@@ -123,6 +124,15 @@ impl ModelConfig {
             Module::OProj => (q_width, self.hidden_size),
             Module::GateProj | Module::UpProj => (self.hidden_size, self.intermediate_size),
             Module::DownProj => (self.intermediate_size, self.hidden_size),
+        }
+    }
+
+    /// Returns how heads lie in a row.
+    pub fn heads(&self) -> Heads {
+        Heads {
+            queries: self.num_attention_heads,
+            keys: self.num_key_value_heads,
+            dim: self.head_dim,
         }
     }
 

@@ -4,46 +4,51 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Result as TensorResult, Tensor, bail};
+use candle_core::{Device, Result as TensorResult, Tensor, bail};
 
-use super::attention::{self, Heads};
+use super::attention;
 use super::linear::{Adapt, Linear, Module, Site};
 use super::packing::Packing;
-use super::quantised::Quantize;
+use super::weight::{Quantize, Weight};
 use super::{KvCache, ModelConfig, ModelError, ops};
 
 /// Hands out the weight of a name and shape.
 ///
 /// Loading reads them from files; pretraining makes them.
-pub type Weights<'a> = dyn FnMut(&str, &[usize]) -> Result<Tensor, ModelError> + 'a;
+pub type Weights<'a> = dyn FnMut(&str, &[usize]) -> Result<Weight, ModelError> + 'a;
 
-struct Attention {
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
-    o_proj: Linear,
+/// Takes a weight of one dimension.
+fn vector(weights: &mut Weights<'_>, name: &str, width: usize) -> Result<Tensor, ModelError> {
+    Ok(weights(name, &[width])?.into_tensor()?)
+}
+
+pub(super) struct Attention {
+    pub(super) q_proj: Linear,
+    pub(super) k_proj: Linear,
+    pub(super) v_proj: Linear,
+    pub(super) o_proj: Linear,
     /// Norms of the heads of q and k (Qwen3).
-    qk_norm: Option<(Tensor, Tensor)>,
+    pub(super) qk_norm: Option<(Tensor, Tensor)>,
 }
 
-struct Mlp {
-    gate_proj: Linear,
-    up_proj: Linear,
-    down_proj: Linear,
+pub(super) struct Mlp {
+    pub(super) gate_proj: Linear,
+    pub(super) up_proj: Linear,
+    pub(super) down_proj: Linear,
 }
 
-struct Layer {
-    input_norm: Tensor,
-    attention: Attention,
-    post_attention_norm: Tensor,
-    mlp: Mlp,
+pub(super) struct Layer {
+    pub(super) input_norm: Tensor,
+    pub(super) attention: Attention,
+    pub(super) post_attention_norm: Tensor,
+    pub(super) mlp: Mlp,
 }
 
 /// A decoder-only transformer with its weights.
 pub struct Decoder {
     config: ModelConfig,
     device: Device,
-    embedding: Tensor,
+    embedding: Weight,
     layers: Vec<Layer>,
     norm: Tensor,
     head: Linear,
@@ -88,8 +93,7 @@ impl Attention {
     ) -> TensorResult<Tensor> {
         let tokens = x.dim(0)?;
         let c = pass.config;
-        let heads =
-            Heads { queries: c.num_attention_heads, keys: c.num_key_value_heads, dim: c.head_dim };
+        let heads = c.heads();
         let project = |linear: &Linear, module, heads| -> TensorResult<Tensor> {
             adapt.project(Site { layer, module }, linear, x)?.reshape((tokens, heads, c.head_dim))
         };
@@ -146,7 +150,8 @@ impl Layer {
             let (input, output) = c.projection(module);
             let name = format!("{prefix}{}", module.path());
             let weight = weights(&format!("{name}.weight"), &[output, input])?;
-            let bias = bias.then(|| weights(&format!("{name}.bias"), &[output])).transpose()?;
+            let bias =
+                bias.then(|| vector(weights, &format!("{name}.bias"), output)).transpose()?;
             Ok::<_, ModelError>(Linear::new(weight, bias))
         };
         let q_proj = linear(Module::QProj, c.qkv_bias)?;
@@ -158,7 +163,8 @@ impl Layer {
             up_proj: linear(Module::UpProj, c.mlp_bias)?,
             down_proj: linear(Module::DownProj, c.mlp_bias)?,
         };
-        let mut norm = |name: &str, width| weights(&format!("{prefix}{name}.weight"), &[width]);
+        let mut norm =
+            |name: &str, width| vector(weights, &format!("{prefix}{name}.weight"), width);
         let qk_norm = if c.qk_norm {
             Some((norm("self_attn.q_norm", c.head_dim)?, norm("self_attn.k_norm", c.head_dim)?))
         } else {
@@ -204,7 +210,7 @@ impl Decoder {
         let layers = (0..config.num_hidden_layers)
             .map(|index| Layer::load(&config, index, weights))
             .collect::<Result<_, _>>()?;
-        let norm = weights("model.norm.weight", &[hidden])?;
+        let norm = vector(weights, "model.norm.weight", hidden)?;
         let head = if config.tie_word_embeddings {
             embedding.clone()
         } else {
@@ -246,6 +252,10 @@ impl Decoder {
         };
         if batch != 1 {
             Err(candle_core::Error::Msg(format!("a cache serves one sequence, not {batch}")))?;
+        }
+        if let (1, true) = (seq, ops::fused(&self.device)) {
+            let id = ids.flatten_all()?.to_vec1::<u32>()?[0];
+            return Ok(Tensor::from_vec(self.step(id, cache, adapt)?, hidden, &self.device)?);
         }
         let start = cache.len() as u32;
         let positions: Vec<u32> = (start..start + seq as u32).collect();
@@ -318,8 +328,8 @@ impl Decoder {
         Ok(ops::rms_norm(x, &self.norm, self.config.rms_norm_eps)?)
     }
 
-    fn embed(&self, ids: &Tensor) -> Result<Tensor, ModelError> {
-        Ok(self.embedding.index_select(ids, 0)?.to_dtype(DType::F32)?)
+    pub(super) fn embed(&self, ids: &Tensor) -> TensorResult<Tensor> {
+        self.embedding.select(ids)
     }
 
     /// Computes logits `[.., vocab]` (f32) of hidden states `[.., hidden]`.
@@ -350,8 +360,8 @@ impl Decoder {
         })
     }
 
-    /// Brings the projections of all layers to a format of a few bits; the embedding, which is the head of a tied model,
-    /// stays as it is.
+    /// Brings the matrices to a format of a few bits. Embedding and head keep 8 bits: they are a large part of a small
+    /// model's reading, and the part that bears fewer bits worst.
     ///
     /// # Errors
     /// Weights that are not on the CPU, rows that do not divide into blocks.
@@ -363,6 +373,12 @@ impl Decoder {
                 *linear = linear.clone().quantised(format)?;
             }
         }
+        self.embedding = self.embedding.quantised(Quantize::Q8_0)?;
+        self.head = if self.config.tie_word_embeddings {
+            Linear::new(self.embedding.clone(), None)
+        } else {
+            self.head.quantised(Quantize::Q8_0)?
+        };
         Ok(self)
     }
 
@@ -371,7 +387,7 @@ impl Decoder {
         let mut names: Vec<&str> = Module::ALL
             .into_iter()
             .filter_map(|module| self.linear(Site { layer: 0, module }))
-            .map(Linear::format)
+            .map(|linear| linear.weight().format())
             .collect();
         names.sort_unstable();
         names.dedup();
@@ -383,12 +399,16 @@ impl Decoder {
         let layers = (0..self.layers.len()).flat_map(|layer| {
             Module::ALL.into_iter().filter_map(move |module| self.linear(Site { layer, module }))
         });
-        let embedding = if self.config.tie_word_embeddings {
-            0
-        } else {
-            self.embedding.elem_count() * self.embedding.dtype().size_in_bytes()
-        };
-        layers.chain([&self.head]).map(Linear::bytes).sum::<u64>() + embedding as u64
+        let embedding = if self.config.tie_word_embeddings { 0 } else { self.embedding.bytes() };
+        layers.chain([&self.head]).map(|linear| linear.weight().bytes()).sum::<u64>() + embedding
+    }
+
+    pub(super) fn layers(&self) -> &[Layer] {
+        &self.layers
+    }
+
+    pub(super) fn norm(&self) -> &Tensor {
+        &self.norm
     }
 
     /// Returns the layer that turns hidden states into logits.
@@ -407,7 +427,7 @@ impl Decoder {
     }
 
     /// Cosines and sines `[tokens, head_dim / 2]` of the given positions.
-    fn rotations(&self, positions: &[u32]) -> TensorResult<(Tensor, Tensor)> {
+    pub(super) fn rotations(&self, positions: &[u32]) -> TensorResult<(Tensor, Tensor)> {
         let half = self.config.head_dim / 2;
         let end = positions.iter().max().map_or(0, |&last| last as usize + 1);
         if end > self.config.max_position_embeddings {
