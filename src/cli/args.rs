@@ -354,6 +354,9 @@ pub struct BenchDecodeArgs {
     /// Tokens that are decoded
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub new_tokens: usize,
+    /// Measure in turn with an adapter of this rank on all seven projections
+    #[arg(long, value_name = "N")]
+    pub adapter_rank: Option<usize>,
     /// Runs, of which the median counts
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub runs: usize,

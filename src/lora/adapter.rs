@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use super::LoraError;
 use super::dora::{self, OfWeights};
 use super::peft::{self, AdapterConfig};
-use crate::models::{Adapt, Fused, Linear, ModelConfig, Module, Site, hex};
+use crate::models::{Adapt, Added, Fused, Linear, ModelConfig, Module, Site, Term, hex};
 
 /// The adapter's weights, as PEFT names the file.
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
@@ -141,6 +141,19 @@ impl LoraAdapter {
     }
 }
 
+impl LoraAdapter {
+    fn added_times(&self, site: Site, weight: f64) -> Added<'_> {
+        match self.sites.get(&site) {
+            None => Added::LowRank(Vec::new()),
+            Some(factors) if factors.magnitude.is_some() => Added::Otherwise,
+            Some(factors) => {
+                let scale = (self.config.scale_of(factors) * weight) as f32;
+                Added::LowRank(vec![Term { a: &factors.a, b: &factors.b, scale }])
+            }
+        }
+    }
+}
+
 impl Adapt for LoraAdapter {
     fn project(&self, site: Site, linear: &Linear, x: &Tensor) -> TensorResult<Tensor> {
         let Some(factors) = self.sites.get(&site) else {
@@ -154,6 +167,10 @@ impl Adapt for LoraAdapter {
             }
             _ => add_delta(factors, scale, x, &linear.forward(x)?),
         }
+    }
+
+    fn added(&self, site: Site) -> Added<'_> {
+        self.added_times(site, 1.0)
     }
 }
 
@@ -223,6 +240,17 @@ impl Adapt for AdapterSet {
             }
         }
         Ok(y)
+    }
+
+    fn added(&self, site: Site) -> Added<'_> {
+        let mut all = Vec::new();
+        for (adapter, weight) in &self.0 {
+            match adapter.added_times(site, *weight) {
+                Added::LowRank(terms) => all.extend(terms),
+                Added::Otherwise => return Added::Otherwise,
+            }
+        }
+        Added::LowRank(all)
     }
 }
 

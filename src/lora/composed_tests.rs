@@ -34,7 +34,7 @@ fn decoder(family: &str, dtype: DType) -> Decoder {
     let weights = weights.unwrap();
     let mut take = |name: &str, shape: &[usize]| {
         let kept = if shape.len() == 2 { dtype } else { DType::F32 };
-        Ok(weights[name].to_dtype(kept)?)
+        Ok(weights[name].to_dtype(kept)?.into())
     };
     Decoder::new(config, &Device::Cpu, &mut take).unwrap()
 }

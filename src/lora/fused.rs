@@ -12,7 +12,7 @@ use super::adapter::{Factors, add_delta};
 use crate::models::kernels::gemm::View;
 use crate::models::kernels::{math, product};
 use crate::models::{
-    Activation, Gated, Linear, elements, gated_grads, gated_of, ops, with_elements, with_rows,
+    Activation, Gated, Linear, elements, gated_grads, gated_of, ops, with_elements,
 };
 
 /// Elements of dropout that one task computes.
@@ -100,7 +100,7 @@ pub fn project(
     dropout: Dropout,
     x: &Tensor,
 ) -> Result<Tensor> {
-    if ops::fused(x.device()) && !linear.is_trained() {
+    if ops::fused(x.device()) && !linear.weight().is_trained() {
         let op = Adapted::new(linear, factors, scale, dropout)?;
         return x.contiguous()?.apply_op3(&factors.a, &factors.b, op);
     }
@@ -124,7 +124,7 @@ pub fn project_gated(
     input: Gated<'_>,
 ) -> Result<Tensor> {
     let Gated { gate, up, activation } = input;
-    if !ops::fused(gate.device()) || linear.is_trained() || gate.dims() != up.dims() {
+    if !ops::fused(gate.device()) || linear.weight().is_trained() || gate.dims() != up.dims() {
         return project(linear, factors, scale, dropout, &input.product()?);
     }
     // An operation has three operands at most.
@@ -176,9 +176,9 @@ impl Adapted {
         let tokens = self.tokens(x)?;
         let (input, output, rank) = (self.input, self.output, self.rank);
         let mut y = vec![0f32; tokens * output];
-        with_rows(self.linear.weight(), |w| {
-            product::times_transposed(x, w, output, input, &mut y)
-        })?;
+        self.linear
+            .weight()
+            .with_rows(|w| product::times_transposed(x, w, output, input, &mut y))?;
         if let Some(bias) = self.linear.bias() {
             with_elements([bias], |[bias]| {
                 y.chunks_mut(output)
@@ -224,7 +224,7 @@ impl Adapted {
             return Ok((None, da, db));
         }
         let mut dx = vec![0f32; tokens * input];
-        with_rows(self.linear.weight(), |w| product::times(grad, w, output, input, &mut dx))?;
+        self.linear.weight().with_rows(|w| product::times(grad, w, output, input, &mut dx))?;
         if self.dropout.is_active() {
             let mut through = vec![0f32; tokens * input];
             product::dense(&mut through, (tokens, input), du, a, 1.0, false);

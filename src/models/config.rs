@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use self::raw::RawConfig;
 pub use self::rope::{Rope, RopeScaling};
+use super::attention::Heads;
 use super::{Activation, ModelError, Module};
 
 /// Which decoder family a model belongs to; the differences are stated by [`ModelConfig`].
@@ -115,6 +116,17 @@ impl ModelConfig {
             Module::OProj => (q_width, self.hidden_size),
             Module::GateProj | Module::UpProj => (self.hidden_size, self.intermediate_size),
             Module::DownProj => (self.intermediate_size, self.hidden_size),
+        }
+    }
+
+    /// Returns how a layer's heads lie in a row, and what a query sees.
+    pub fn heads(&self, layer: usize) -> Heads {
+        Heads {
+            queries: self.num_attention_heads,
+            keys: self.num_key_value_heads,
+            dim: self.head_dim,
+            scale: self.attention_scale as f32,
+            window: self.window(layer),
         }
     }
 

@@ -4,52 +4,52 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Result as TensorResult, Tensor, bail};
+use candle_core::{Device, Result as TensorResult, Tensor, bail};
 
-use super::attention::{self, Heads};
+use super::attention;
 use super::gated::{Activation, Gated};
 use super::linear::{Adapt, Linear, Module, Site};
 use super::packing::Packing;
-use super::quantised::Quantize;
 use super::rotation::Rotation;
 use super::unfused::Unfused;
+use super::weight::{Quantize, Weight};
 use super::{KvCache, ModelConfig, ModelError, ops};
 
 /// Hands out the weight of a name and shape.
 ///
 /// Loading reads them from files; pretraining makes them.
-pub type Weights<'a> = dyn FnMut(&str, &[usize]) -> Result<Tensor, ModelError> + 'a;
+pub type Weights<'a> = dyn FnMut(&str, &[usize]) -> Result<Weight, ModelError> + 'a;
 
-struct Attention {
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
-    o_proj: Linear,
+pub(super) struct Attention {
+    pub(super) q_proj: Linear,
+    pub(super) k_proj: Linear,
+    pub(super) v_proj: Linear,
+    pub(super) o_proj: Linear,
     /// Norms of the heads of q and k (Qwen3, Gemma 3).
-    qk_norm: Option<(Tensor, Tensor)>,
+    pub(super) qk_norm: Option<(Tensor, Tensor)>,
 }
 
-struct Mlp {
-    gate_proj: Linear,
-    up_proj: Linear,
-    down_proj: Linear,
-    activation: Activation,
+pub(super) struct Mlp {
+    pub(super) gate_proj: Linear,
+    pub(super) up_proj: Linear,
+    pub(super) down_proj: Linear,
+    pub(super) activation: Activation,
 }
 
-struct Layer {
-    input_norm: Tensor,
-    attention: Attention,
-    mlp_norm: Tensor,
-    mlp: Mlp,
+pub(super) struct Layer {
+    pub(super) input_norm: Tensor,
+    pub(super) attention: Attention,
+    pub(super) mlp_norm: Tensor,
+    pub(super) mlp: Mlp,
     /// Norms of what attention and MLP give (Gemma 3).
-    output_norms: Option<(Tensor, Tensor)>,
+    pub(super) output_norms: Option<(Tensor, Tensor)>,
 }
 
 /// A decoder-only transformer with its weights.
 pub struct Decoder {
     config: ModelConfig,
     device: Device,
-    embedding: Tensor,
+    embedding: Weight,
     layers: Vec<Layer>,
     norm: Tensor,
     head: Linear,
@@ -75,18 +75,7 @@ enum Seen<'a> {
 }
 
 impl Pass<'_> {
-    fn heads(&self, layer: usize) -> Heads {
-        let c = self.config;
-        Heads {
-            queries: c.num_attention_heads,
-            keys: c.num_key_value_heads,
-            dim: c.head_dim,
-            scale: c.attention_scale as f32,
-            window: c.window(layer),
-        }
-    }
-
-    fn rotation(&self, layer: usize) -> &Rotation {
+    pub(super) fn rotation(&self, layer: usize) -> &Rotation {
         let sliding =
             self.sliding_rotation.as_ref().filter(|_| self.config.window(layer).is_some());
         sliding.unwrap_or(&self.rotation)
@@ -111,7 +100,7 @@ impl Attention {
     ) -> TensorResult<Tensor> {
         let tokens = x.dim(0)?;
         let c = pass.config;
-        let heads = pass.heads(layer);
+        let heads = c.heads(layer);
         let project = |linear: &Linear, module, heads| -> TensorResult<Tensor> {
             adapt.project(Site { layer, module }, linear, x)?.reshape((tokens, heads, c.head_dim))
         };
@@ -174,7 +163,7 @@ impl Layer {
             let (_, output) = c.projection(module);
             let weight = weights.projection(&prefix, module)?;
             let name = format!("{prefix}{}.bias", module.path());
-            let bias = bias.then(|| weights.get(&name, &[output])).transpose()?;
+            let bias = bias.then(|| weights.vector(&name, output)).transpose()?;
             Ok::<_, ModelError>(Linear::new(weight, bias))
         };
         let q_proj = linear(Module::QProj, c.qkv_bias)?;
@@ -294,6 +283,12 @@ impl Decoder {
         let start = cache.len() as u32;
         let positions: Vec<u32> = (start..start + seq as u32).collect();
         let pass = self.pass(&positions, Seen::Cached(cache), None)?;
+        if let (1, true) = (seq, ops::fused(&self.device)) {
+            let id = ids.flatten_all()?.to_vec1::<u32>()?[0];
+            let x = self.step(id, &pass, cache, adapt)?;
+            cache.advance(1);
+            return Ok(Tensor::from_vec(x, hidden, &self.device)?);
+        }
         let mut x = self.embed(&ids.flatten_all()?.to_vec1()?)?;
         for layer in 0..self.layers.len() {
             x = self.layer(layer, &x, &pass, adapt)?;
@@ -376,7 +371,7 @@ impl Decoder {
         Ok(ops::rms_norm(x, &self.norm, self.config.rms_norm_eps)?)
     }
 
-    fn embed(&self, ids: &[u32]) -> TensorResult<Tensor> {
+    pub(super) fn embed(&self, ids: &[u32]) -> TensorResult<Tensor> {
         let rows = self.config.vocab_size;
         // Accelerators would read whatever lies there.
         if let Some(id) = ids.iter().find(|id| **id as usize >= rows) {
@@ -385,16 +380,16 @@ impl Decoder {
             );
         }
         let ids = Tensor::new(ids, &self.device)?;
-        let x = self.embedding.index_select(&ids, 0)?.to_dtype(DType::F32)?;
+        let x = self.embedding.select(&ids)?;
         if self.config.scaled_embedding { x * self.embedding_scale() } else { Ok(x) }
     }
 
     /// √hidden, in the type of the embedding's weights: so the model was trained.
     fn embedding_scale(&self) -> f64 {
         let scale = (self.config.hidden_size as f64).sqrt();
-        match self.embedding.dtype() {
-            DType::BF16 => half::bf16::from_f64(scale).to_f64(),
-            DType::F16 => half::f16::from_f64(scale).to_f64(),
+        match self.embedding.format() {
+            "bf16" => half::bf16::from_f64(scale).to_f64(),
+            "f16" => half::f16::from_f64(scale).to_f64(),
             _ => scale,
         }
     }
@@ -427,8 +422,8 @@ impl Decoder {
         })
     }
 
-    /// Brings the projections of all layers to a format of a few bits; the embedding, which is the head of a tied model,
-    /// stays as it is.
+    /// Brings the matrices to a format of a few bits. Embedding and head keep 8 bits: they are a large part of a small
+    /// model's reading, and the part that bears fewer bits worst.
     ///
     /// # Errors
     /// Weights that are not on the CPU, rows that do not divide into blocks.
@@ -440,6 +435,12 @@ impl Decoder {
                 *linear = linear.clone().quantised(format)?;
             }
         }
+        self.embedding = self.embedding.quantised(Quantize::Q8_0)?;
+        self.head = if self.config.tie_word_embeddings {
+            Linear::new(self.embedding.clone(), None)
+        } else {
+            self.head.quantised(Quantize::Q8_0)?
+        };
         Ok(self)
     }
 
@@ -448,7 +449,7 @@ impl Decoder {
         let mut names: Vec<&str> = Module::ALL
             .into_iter()
             .filter_map(|module| self.linear(Site { layer: 0, module }))
-            .map(Linear::format)
+            .map(|linear| linear.weight().format())
             .collect();
         names.sort_unstable();
         names.dedup();
@@ -460,12 +461,16 @@ impl Decoder {
         let layers = (0..self.layers.len()).flat_map(|layer| {
             Module::ALL.into_iter().filter_map(move |module| self.linear(Site { layer, module }))
         });
-        let embedding = if self.config.tie_word_embeddings {
-            0
-        } else {
-            self.embedding.elem_count() * self.embedding.dtype().size_in_bytes()
-        };
-        layers.chain([&self.head]).map(Linear::bytes).sum::<u64>() + embedding as u64
+        let embedding = if self.config.tie_word_embeddings { 0 } else { self.embedding.bytes() };
+        layers.chain([&self.head]).map(|linear| linear.weight().bytes()).sum::<u64>() + embedding
+    }
+
+    pub(super) fn layers(&self) -> &[Layer] {
+        &self.layers
+    }
+
+    pub(super) fn norm(&self) -> &Tensor {
+        &self.norm
     }
 
     /// Returns the layer that turns hidden states into logits.

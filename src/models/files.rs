@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::ModelError;
+use super::kernels::Mapping;
 
 /// The built-in model; made by `examples/pretrain/main.rs`, described in `assets/tiny/MODEL_CARD.md`.
 const BUILTIN: [(&str, &[u8]); 4] = [
@@ -76,17 +77,31 @@ impl ModelSource {
     /// A file that is missing or unreadable, by its path.
     pub(super) fn read(&self, file: &str) -> Result<Vec<u8>, ModelError> {
         match self {
-            Self::Builtin => BUILTIN
-                .iter()
-                .find(|(name, _)| *name == file)
-                .map(|(_, bytes)| bytes.to_vec())
-                .ok_or_else(|| missing(self.path(file))),
+            Self::Builtin => {
+                builtin(file).map(<[u8]>::to_vec).ok_or_else(|| missing(self.path(file)))
+            }
             Self::Dir(dir) => {
                 let path = dir.join(file);
                 if !path.exists() {
                     return Err(missing(path));
                 }
                 Ok(fs_err::read(path)?)
+            }
+        }
+    }
+
+    /// Maps a file of the model.
+    ///
+    /// # Errors
+    /// A file that is missing or unreadable, by its path.
+    pub(super) fn map(&self, file: &str) -> Result<Mapping, ModelError> {
+        match self {
+            Self::Builtin => {
+                builtin(file).map(Mapping::Static).ok_or_else(|| missing(self.path(file)))
+            }
+            Self::Dir(dir) => {
+                let file = fs_err::File::open(dir.join(file))?;
+                Ok(Mapping::of_file(file.file())?)
             }
         }
     }
@@ -134,6 +149,10 @@ impl ModelSource {
             )
             .collect()
     }
+}
+
+fn builtin(file: &str) -> Option<&'static [u8]> {
+    BUILTIN.iter().find(|(name, _)| *name == file).map(|(_, bytes)| *bytes)
 }
 
 fn missing(path: PathBuf) -> ModelError {

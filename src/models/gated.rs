@@ -3,8 +3,9 @@
 use candle_core::{CpuStorage, CustomOp2, D, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use super::elements::{elements, with_elements};
 use super::kernels::math;
-use super::ops::{PARALLEL_ELEMENTS, elements, for_rows, fused, with_elements};
+use super::ops::{PARALLEL_ELEMENTS, for_rows, fused};
 
 /// The function on the gate: `x · σ(z(x))`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,10 +8,11 @@ use std::ops::Range;
 
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, Device, InplaceOp1, Layout, Result, Shape,
-    Storage, Tensor, bail,
+    Tensor, bail,
 };
 use rayon::prelude::*;
 
+use super::elements::elements;
 use super::kernels::math;
 
 /// Below this many elements threads cost more than they bring.
@@ -24,33 +25,6 @@ pub(crate) fn fused(device: &Device) -> bool {
         return false;
     }
     device.is_cpu()
-}
-
-/// Returns the elements of a contiguous f32 storage.
-pub(crate) fn elements<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
-    let (start, end) = layout
-        .contiguous_offsets()
-        .ok_or_else(|| candle_core::Error::Msg("operand is not contiguous".into()))?;
-    match storage {
-        CpuStorage::F32(data) => Ok(&data[start..end]),
-        _ => candle_core::bail!("operand is not f32"),
-    }
-}
-
-/// Calls `f` with the elements of contiguous f32 tensors on the CPU.
-pub(crate) fn with_elements<const N: usize, R>(
-    tensors: [&Tensor; N],
-    f: impl FnOnce([&[f32]; N]) -> R,
-) -> Result<R> {
-    let guards = tensors.map(Tensor::storage_and_layout);
-    let mut slices: [&[f32]; N] = [&[]; N];
-    for (slice, (storage, layout)) in slices.iter_mut().zip(&guards) {
-        match &**storage {
-            Storage::Cpu(storage) => *slice = elements(storage, layout)?,
-            _ => bail!("operand is not on the CPU"),
-        }
-    }
-    Ok(f(slices))
 }
 
 /// Frees the values of a tensor of a graph that no backward reads; its place in the graph stays.
@@ -120,15 +94,10 @@ impl CustomOp2 for RmsNorm {
     ) -> Result<(CpuStorage, Shape)> {
         let width = last_dim(x_layout)?;
         let (x, weight) = (elements(x, x_layout)?, elements(weight, weight_layout)?);
-        let mut out = vec![0f32; x.len()];
-        for_rows(&mut out, width, |i, row| {
-            let x = &x[i * width..][..width];
-            let scale = inverse_rms(x, self.eps);
-            for ((o, &x), &w) in row.iter_mut().zip(x).zip(weight) {
-                *o = x * scale * w;
-            }
-        });
-        Ok((CpuStorage::F32(out), x_layout.shape().clone()))
+        if weight.len() != width {
+            bail!("rms_norm: {} weights do not fit rows of {width}", weight.len());
+        }
+        Ok((CpuStorage::F32(rms_norm_of(x, weight, self.eps)), x_layout.shape().clone()))
     }
 
     fn bwd(
@@ -153,6 +122,20 @@ impl CustomOp2 for RmsNorm {
         };
         Ok((grad_x, grad_weight))
     }
+}
+
+/// [`rms_norm`] of rows as long as the weights.
+pub(super) fn rms_norm_of(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
+    let width = weight.len();
+    let mut out = vec![0f32; x.len()];
+    for_rows(&mut out, width, |i, row| {
+        let x = &x[i * width..][..width];
+        let scale = inverse_rms(x, eps);
+        for ((o, &x), &w) in row.iter_mut().zip(x).zip(weight) {
+            *o = x * scale * w;
+        }
+    });
+    out
 }
 
 fn inverse_rms(x: &[f32], eps: f32) -> f32 {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use candle_core::Tensor;
 
-use super::{ModelConfig, ModelError, Module, Weights};
+use super::{ModelConfig, ModelError, Module, Weight, Weights};
 
 /// Projections whose rows lie behind each other in one matrix of a file.
 pub(crate) struct Fused {
@@ -48,7 +48,7 @@ pub(super) struct Unfused<'a, 'b> {
     config: &'a ModelConfig,
     weights: &'a mut Weights<'b>,
     /// Fused matrices in use, by name.
-    held: HashMap<String, Tensor>,
+    held: HashMap<String, Weight>,
 }
 
 impl<'a, 'b> Unfused<'a, 'b> {
@@ -57,7 +57,7 @@ impl<'a, 'b> Unfused<'a, 'b> {
     }
 
     /// Returns the weights `[out, in]` of a projection; `prefix` is its layer's.
-    pub fn projection(&mut self, prefix: &str, module: Module) -> Result<Tensor, ModelError> {
+    pub fn projection(&mut self, prefix: &str, module: Module) -> Result<Weight, ModelError> {
         let (input, output) = self.config.projection(module);
         let Some(fused) = Fused::all(self.config).find(|f| f.parts.contains(&module)) else {
             return self.get(&format!("{prefix}{}.weight", module.path()), &[output, input]);
@@ -72,21 +72,26 @@ impl<'a, 'b> Unfused<'a, 'b> {
             }
         };
         let from = rows.iter().find(|(m, ..)| *m == module).map_or(0, |(_, from, _)| *from);
-        let part = whole.narrow(0, from, output)?;
+        let part = whole.part(from..from + output)?;
         if fused.parts.last() != Some(&module) {
             self.held.insert(name, whole);
         }
         Ok(part)
     }
 
-    /// Returns any other tensor.
-    pub fn get(&mut self, name: &str, shape: &[usize]) -> Result<Tensor, ModelError> {
+    /// Returns any other weight.
+    pub fn get(&mut self, name: &str, shape: &[usize]) -> Result<Weight, ModelError> {
         (self.weights)(name, shape)
+    }
+
+    /// Returns one of a single dimension.
+    pub fn vector(&mut self, name: &str, width: usize) -> Result<Tensor, ModelError> {
+        Ok(self.get(name, &[width])?.into_tensor()?)
     }
 
     /// Returns a norm's weights, whole also where files have them less 1.
     pub fn norm(&mut self, name: &str, width: usize) -> Result<Tensor, ModelError> {
-        let weight = self.get(&format!("{name}.weight"), &[width])?;
+        let weight = self.vector(&format!("{name}.weight"), width)?;
         Ok(if self.config.norm_offset { (weight + 1.0)? } else { weight })
     }
 }

@@ -8,7 +8,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use shammah::models::{Adapt, Decoder, ModelConfig, ModelError};
+use shammah::models::{Adapt, Decoder, ModelConfig, ModelError, Weight};
 
 pub const FAMILIES: [&str; 3] = ["llama", "qwen2", "qwen3"];
 /// Other families, and odd shapes of them.
@@ -40,10 +40,10 @@ pub fn decoder_in(dir: &Path) -> Decoder {
 
 /// Builds a decoder of these weights.
 pub fn decoder_of(config: ModelConfig, weights: &HashMap<String, Tensor>) -> Decoder {
-    let mut take = |name: &str, shape: &[usize]| -> Result<Tensor, ModelError> {
+    let mut take = |name: &str, shape: &[usize]| -> Result<Weight, ModelError> {
         let tensor = weights.get(name).unwrap_or_else(|| panic!("{name} is missing"));
         assert_eq!(tensor.dims(), shape, "{name}");
-        Ok(tensor.clone())
+        Ok(tensor.clone().into())
     };
     Decoder::new(config, &Device::Cpu, &mut take).unwrap()
 }
