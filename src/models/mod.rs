@@ -8,6 +8,7 @@ mod config;
 mod decoder;
 mod error;
 mod files;
+mod inspect;
 #[allow(unsafe_code, reason = "the kernels: raw parts of slices, each checked")]
 pub mod kernels;
 mod linear;
@@ -26,7 +27,8 @@ pub use config::{Family, ModelConfig};
 pub use decoder::{Decoder, Pass, Weights};
 pub use error::ModelError;
 pub(crate) use files::hex;
-pub use files::{ModelSource, base_hash};
+pub use files::{ModelSource, base_hash, shards};
+pub use inspect::{ModelInfo, inspect, model_type};
 pub(crate) use linear::with_rows;
 pub use linear::{Adapt, Linear, Module, NoAdapter, Site, WeightId};
 pub use loader::{LoadedModel, load, load_as};
