@@ -143,6 +143,8 @@ pub enum Notice<'a> {
     },
     /// So many bytes of the file are there now.
     Bytes(u64),
+    /// A file in the cache is not what its name says: it is removed and fetched anew.
+    Damaged(&'a str),
     /// The connection was cut; it is tried again.
     Cut(&'a str),
     /// The file is there, whole.

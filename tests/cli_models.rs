@@ -188,3 +188,14 @@ fn ids_that_the_model_does_not_have_are_a_wrong_usage() {
     assert_eq!(logits("1,x").code, 2);
     assert!(!out.exists());
 }
+
+#[cfg(not(feature = "hub"))]
+#[test]
+fn without_the_feature_a_model_of_the_hub_names_it() {
+    let program = Program::new();
+    for args in [&["ask", "hello", "--model", "acme/tiny"][..], &["models", "pull", "acme/tiny"]] {
+        let message = program.run(args).failed(1);
+        assert!(message.contains("built without the feature \"hub\""), "{message}");
+    }
+    assert!(program.run(&["models", "list"]).done().stdout.contains("builtin"));
+}

@@ -5,7 +5,8 @@ mod hub_server;
 mod support;
 
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use hub_server::{COMMIT, REPO, Request, Server, TOKEN, sha256};
 use support::{Program, Run};
@@ -69,7 +70,7 @@ impl Stage {
         self.repo().join("snapshots").join(COMMIT)
     }
 
-    fn ask<'a>(model: &'a str) -> [&'a str; 8] {
+    fn ask(model: &str) -> [&str; 8] {
         ["ask", "hello", "--max-tokens", "4", "--model", model, "--set", "generation.temperature=0"]
     }
 }
@@ -191,7 +192,7 @@ fn a_console_fetches_its_model_and_a_revision_may_be_a_tag() {
     let stage = Stage::new();
     let model = format!("{REPO}@v1");
     let mut command = stage.command(&["--model", &model]);
-    command.stdin(std::process::Stdio::null());
+    command.stdin(Stdio::null());
     let run = Run::of(command.output().unwrap());
     assert_eq!(run.code, 0, "{run:?}");
     assert!(run.stdout.contains(&format!("model {model}, revision {COMMIT}")), "{run:?}");
@@ -366,6 +367,43 @@ fn a_file_that_another_process_is_fetching_is_left_to_it() {
     assert!(message.contains("another process is fetching model.safetensors"), "{message}");
     drop(part);
     stage.pull();
+}
+
+#[test]
+fn a_download_that_the_user_breaks_off_keeps_what_came() {
+    let stage = Stage::new();
+    stage.server.faults(|faults| faults.slow = true);
+    let mut command = stage.command(&["models", "pull", REPO]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let part = || {
+        let files = std::fs::read_dir(stage.repo().join("blobs")).into_iter().flatten().flatten();
+        let mut parts = files.filter(|file| file.file_name().to_str().unwrap().ends_with(".part"));
+        parts.any(|file| file.metadata().is_ok_and(|meta| meta.len() > 500_000))
+    };
+    while !part() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let message = Stage::refused(&Run::of(child.wait_with_output().unwrap()), 130);
+    assert!(message.contains("what was fetched is kept"), "{message}");
+    stage.server.faults(|faults| faults.slow = false);
+    stage.server.requests();
+    stage.pull();
+    let sent = sent(&stage.server.requests(), WEIGHTS);
+    assert!(sent.len() == 1 && sent[0].1 < stage.server.size(WEIGHTS) - 500_000, "{sent:?}");
+}
+
+#[test]
+fn a_pull_replaces_a_file_in_the_cache_that_is_damaged() {
+    let stage = Stage::new();
+    stage.pull();
+    let weights = stage.snapshot().join(WEIGHTS);
+    let good = fs_err::read(&weights).unwrap();
+    fs_err::write(fs_err::canonicalize(&weights).unwrap(), &good[..1000]).unwrap();
+    let run = stage.pull();
+    assert!(run.stderr.contains("model.safetensors in the cache is damaged"), "{}", run.stderr);
+    assert_eq!(sha256(&fs_err::read(&weights).unwrap()), sha256(&good));
 }
 
 /// The worker is another process: it gets the directory that was found.

@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 
 use super::output;
 use crate::hub::{Found, Hub, HubError, HubId, Notice};
-use crate::text::{bytes, printable_line};
+use crate::text::{bytes, printable_line, shortened};
 
 /// Characters of the bar.
-const BAR_WIDTH: u64 = 24;
+const BAR_WIDTH: u64 = 12;
+/// Characters of a file's name beside the bar: the line must not be wider than a terminal.
+const NAME_WIDTH: usize = 22;
 /// Clears the line of the bar.
 const CLEAR_LINE: &str = "\r\u{1b}[2K";
 /// Time between two bars.
@@ -24,9 +26,7 @@ const LINE_PERCENT: u64 = 10;
 /// As [`Hub::pull`]; [`HubError::Interrupted`] when `cancel` is set.
 pub fn pull(hub: &Hub, id: &HubId, quiet: bool, cancel: &AtomicBool) -> Result<Found, HubError> {
     let mut screen = Screen::new(quiet);
-    if !quiet {
-        output::complain(&format!("fetching {id} into {}", hub.cache().display()));
-    }
+    screen.title = Some(format!("fetching {id} into {}", hub.cache().display()));
     hub.pull(id, &mut |notice| {
         screen.show(notice);
         match cancel.load(Ordering::Relaxed) {
@@ -37,6 +37,8 @@ pub fn pull(hub: &Hub, id: &HubId, quiet: bool, cancel: &AtomicBool) -> Result<F
 }
 
 struct Screen {
+    /// What is said when the first file begins.
+    title: Option<String>,
     terminal: bool,
     quiet: bool,
     bar_is_open: bool,
@@ -76,12 +78,15 @@ impl Screen {
         let now = Instant::now();
         let file = File { name: String::new(), size: 0, done: 0, before: 0, began: now };
         let terminal = io::stderr().is_terminal();
-        Self { terminal, quiet, bar_is_open: false, file, drawn: now, said: 0 }
+        Self { title: None, terminal, quiet, bar_is_open: false, file, drawn: now, said: 0 }
     }
 
     fn show(&mut self, notice: Notice<'_>) {
         match notice {
             Notice::File { name, done, size } => {
+                if let Some(title) = self.title.take() {
+                    self.line(&title);
+                }
                 let began = Instant::now();
                 self.file = File { name: name.to_owned(), size, done, before: done, began };
                 self.said = self.file.percent() / LINE_PERCENT;
@@ -95,6 +100,11 @@ impl Screen {
                 self.file.before = self.file.before.min(done);
                 self.file.done = done;
                 self.progress();
+            }
+            Notice::Damaged(name) => {
+                self.line(&format!(
+                    "{name} in the cache is damaged: it is removed and fetched anew"
+                ));
             }
             Notice::Cut(problem) => {
                 self.line(&format!("{}: {problem}; trying again", self.file.name));
@@ -131,7 +141,11 @@ impl Screen {
         let file = &self.file;
         let filled = BAR_WIDTH * file.percent() / 100;
         let bar: String = (0..BAR_WIDTH).map(|i| if i < filled { '█' } else { '░' }).collect();
-        let text = format!("{} {bar} {}", file.name, file.line(file.began.elapsed()));
+        let text = format!(
+            "{} {bar} {}",
+            shortened(&file.name, NAME_WIDTH),
+            file.line(file.began.elapsed())
+        );
         let mut out = io::stderr().lock();
         // A stderr that cannot be written is no reason to stop.
         let _ = write!(out, "{CLEAR_LINE}{}", printable_line(&text)).and_then(|()| out.flush());

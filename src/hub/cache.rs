@@ -132,15 +132,11 @@ fn incomplete(snapshot: &Path) -> Option<String> {
     )
 }
 
-/// A snapshot with GGUF files is a model for each of them; any other is one model.
+/// A snapshot is a model, and so is each GGUF file in it; one of GGUF files alone is no other.
 fn parts(snapshot: CachedModel) -> Result<Vec<CachedModel>, HubError> {
     let files = files(&snapshot.path)?;
     let gguf: Vec<&(PathBuf, u64)> =
         files.iter().filter(|(path, _)| is_gguf(&path.to_string_lossy())).collect();
-    if gguf.is_empty() {
-        let bytes = files.iter().map(|(_, bytes)| bytes).sum();
-        return Ok(vec![CachedModel { bytes, ..snapshot }]);
-    }
     let part = |(path, bytes): &(PathBuf, u64)| CachedModel {
         id: format!("{}/{}", snapshot.id, path.display()),
         path: snapshot.path.join(path),
@@ -148,7 +144,13 @@ fn parts(snapshot: CachedModel) -> Result<Vec<CachedModel>, HubError> {
         incomplete: None,
         ..snapshot.clone()
     };
-    Ok(gguf.into_iter().map(part).collect())
+    let mut found: Vec<CachedModel> = gguf.into_iter().map(part).collect();
+    if found.is_empty() || snapshot.incomplete.is_none() {
+        let others = files.iter().filter(|(path, _)| !is_gguf(&path.to_string_lossy()));
+        let bytes = others.map(|(_, bytes)| bytes).sum();
+        found.push(CachedModel { bytes, ..snapshot });
+    }
+    Ok(found)
 }
 
 /// Lists the directories in one, none if it is not there.

@@ -60,7 +60,14 @@ impl Transfer<'_> {
     pub fn file(&mut self, name: &str) -> Result<PathBuf, HubError> {
         let link = self.places.pointer_path(&self.commit).join(name);
         if link.exists() {
-            return Ok(link);
+            let there = fs_err::canonicalize(&link)?;
+            if is_whole(&there)? {
+                return Ok(link);
+            }
+            if (self.tell)(Notice::Damaged(name)).is_break() {
+                return Err(HubError::Interrupted);
+            }
+            fs_err::remove_file(there)?;
         }
         let remote = self.ask(name)?;
         let blob = self.places.blob_path(&remote.etag);
@@ -283,6 +290,17 @@ impl Transfer<'_> {
     fn answer(&self, name: &str, problem: String) -> HubError {
         HubError::Answer { endpoint: self.hub.endpoint.clone(), file: name.to_owned(), problem }
     }
+}
+
+/// Whether a blob is what its name says, as far as that is a SHA-256.
+fn is_whole(blob: &Path) -> Result<bool, HubError> {
+    let name = blob.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    if name.len() != SHA256_DIGITS || !is_hash(name) {
+        return Ok(true);
+    }
+    let mut hash = Sha256::new();
+    io::copy(&mut File::open(blob)?, &mut hash)?;
+    Ok(hex(&hash.finalize()) == name)
 }
 
 /// Makes what sends the requests: it follows no redirect by itself and asks for files as they are.

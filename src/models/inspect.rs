@@ -103,8 +103,8 @@ pub fn inspect(source: &ModelSource, quantize: Option<Quantize>) -> Result<Model
 
 /// Whether the decoder takes a tensor: not the head that tied models carry, nor the frequencies of old files.
 fn is_used(name: &str, config: &ModelConfig) -> bool {
-    !name.ends_with(".rotary_emb.inv_freq")
-        && !(config.tie_word_embeddings && name == "lm_head.weight")
+    let spare_head = config.tie_word_embeddings && name == "lm_head.weight";
+    !spare_head && !name.ends_with(".rotary_emb.inv_freq")
 }
 
 fn numbers(tensor: &TensorInfo) -> u64 {

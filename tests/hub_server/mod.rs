@@ -8,6 +8,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
@@ -38,6 +39,8 @@ pub struct Faults {
     pub then_dead: bool,
     /// The store sends all bytes whatever the range.
     pub no_ranges: bool,
+    /// The store takes its time.
+    pub slow: bool,
     /// The store changes a byte.
     pub corrupt: bool,
     /// Only this token may read.
@@ -166,10 +169,16 @@ impl State {
             body.truncate(limit);
             faults.cut_once = None;
         }
+        let slow = faults.slow && request.at_store;
         drop(faults);
         (request.status, request.sent) = (status, body.len());
         let _ = stream.write_all(format!("{head}\r\n").as_bytes());
-        let _ = stream.write_all(&body);
+        for piece in body.chunks(64 << 10) {
+            if slow {
+                thread::sleep(Duration::from_millis(50));
+            }
+            let _ = stream.write_all(piece);
+        }
     }
 
     fn hub(&self, request: &Request) -> Answer {
