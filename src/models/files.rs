@@ -126,7 +126,7 @@ impl ModelSource {
             return Err(ModelError::invalid(
                 dir,
                 "no such model directory",
-                "give a directory with config.json and *.safetensors, or \"builtin\"",
+                "give a directory with config.json and *.safetensors, a model of the hub (ORG/NAME), or \"builtin\"",
             ));
         }
         let index = dir.join(INDEX);
@@ -165,7 +165,10 @@ struct Index {
 }
 
 /// Reads the distinct shard names of an index, sorted; each must be a plain file name.
-fn shards(path: &Path) -> Result<Vec<String>, ModelError> {
+///
+/// # Errors
+/// A file that is no index, or names a file outside its directory.
+pub fn shards(path: &Path) -> Result<Vec<String>, ModelError> {
     let index: Index = serde_json::from_slice(&fs_err::read(path)?).map_err(|e| {
         ModelError::invalid(path, format!("not an index of shards: {e}"), "download it again")
     })?;

@@ -14,7 +14,7 @@ use super::{Decoder, ModelConfig, ModelError, Quantize, Tokenizer, Weight, ops};
 /// A model in memory.
 #[derive(Clone)]
 pub struct LoadedModel {
-    /// `builtin`, or the directory's name.
+    /// `builtin`, the directory's name, or `ORG/NAME` in the hub's cache.
     pub name: String,
     /// Hex SHA-256 of config and weights; adapters and caches are pinned to it.
     pub base_hash: String,
@@ -109,7 +109,18 @@ pub fn load_as(
 
 fn name_of(dir: &Path) -> String {
     let full = fs_err::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
+    if let Some(name) = name_on_hub(&full) {
+        return name;
+    }
     full.file_name().unwrap_or(full.as_os_str()).to_string_lossy().into_owned()
+}
+
+/// Returns `ORG/NAME` of a directory `models--ORG--NAME/snapshots/COMMIT`, as the hub's cache has them.
+fn name_on_hub(dir: &Path) -> Option<String> {
+    let snapshots =
+        dir.parent().filter(|parent| parent.file_name() == Some("snapshots".as_ref()))?;
+    let repo = snapshots.parent()?.file_name()?.to_str()?.strip_prefix("models--")?;
+    Some(repo.replacen("--", "/", 1))
 }
 
 /// A model whose end no token marks would answer until its context is full.
@@ -164,10 +175,10 @@ fn read_tensors(
 
 /// Weight files below so many bytes are widened for the CPU when they are read: that costs little memory, and saves the
 /// widening at every use, which counts when a matrix is used for a few tokens at a time.
-const WIDENED_BYTES: u64 = 64 << 20;
+pub(super) const WIDENED_BYTES: u64 = 64 << 20;
 
 /// Returns the type in which a tensor is kept: matrices in that of their file unless they are `widened`, all else in f32.
-fn kept_type(dtype: DType, dimensions: usize, widened: bool) -> DType {
+pub(super) fn kept_type(dtype: DType, dimensions: usize, widened: bool) -> DType {
     match dtype {
         DType::BF16 | DType::F16 if dimensions == 2 && !widened => dtype,
         _ => DType::F32,
