@@ -20,6 +20,12 @@ fn decoding_and_prefill_count_what_was_asked_for() {
     assert!(figures_of["tokens_per_second"].as_f64().unwrap() > 0.0);
     let (median, p95) = (&figures_of["token_ms_median"], &figures_of["token_ms_p95"]);
     assert!(median.as_f64().unwrap() > 0.0 && p95.as_f64().unwrap() >= median.as_f64().unwrap());
+    assert!(figures_of.get("adapter").is_none());
+    let adapted = ["bench", "decode", "--prompt-tokens", "8", "--new-tokens", "5", "--json"];
+    let adapted = figures(&[&adapted[..], &["--adapter-rank", "4", "--runs", "2"]].concat());
+    assert_eq!(adapted["adapter"]["rank"], 4);
+    assert_eq!(adapted["adapter"]["runs"].as_array().unwrap().len(), 2);
+    assert!(adapted["adapter"]["tokens_per_second"].as_f64().unwrap() > 0.0);
     let prefill = figures(&["bench", "prefill", "--tokens", "32", "--runs", "2", "--json"]);
     assert_eq!(prefill["runs"].as_array().unwrap().len(), 2);
     assert_eq!((&prefill["dtype"], &prefill["device"]), (&"f32".into(), &"cpu".into()));

@@ -85,7 +85,7 @@ pub fn build(saved: Option<&HashMap<String, Tensor>>, seed: u64) -> Result<Train
         let var = Var::from_tensor(&value)?;
         let tensor = var.as_tensor().clone();
         vars.insert(name.to_owned(), var);
-        Ok(tensor)
+        Ok(tensor.into())
     })?;
     Ok(TrainedModel { decoder, vars })
 }

@@ -22,7 +22,7 @@ pub fn score(assets: &Path, all: bool) -> Result<()> {
     let weights = candle_core::safetensors::load(assets.join("model.safetensors"), &Device::Cpu)?;
     let decoder = Decoder::new(config, &Device::Cpu, &mut |name, _| {
         let weight = weights.get(name).ok_or_else(|| candle_core::Error::Msg(name.to_owned()))?;
-        Ok(weight.to_dtype(DType::F32)?)
+        Ok(weight.to_dtype(DType::F32)?.into())
     })?;
     let right = count(&decoder, &tokenizer, |item, answer, right| {
         if all || !right {

@@ -1,5 +1,7 @@
 //! `shammah bench`: how fast this machine decodes, prefills and trains, in numbers that can be compared with others'.
 
+mod decode;
+
 use std::path::Path;
 use std::time::Instant;
 
@@ -15,7 +17,7 @@ use crate::domain::TrainExample;
 use crate::lora::dataset::{self, Sequence};
 use crate::lora::trainer::{self, Batch, MemoryPlan, TrainingData};
 use crate::lora::{AdamW, AdamWConfig, TrainableLora};
-use crate::models::{Decoder, KvCache, LoadedModel, NoAdapter};
+use crate::models::{LoadedModel, NoAdapter};
 use crate::plan;
 
 /// Longest example that is trained on, as in a job.
@@ -37,17 +39,9 @@ struct Figures {
     /// Seconds of each run; of each step in training.
     runs: Vec<f64>,
     #[serde(flatten)]
-    decoding: Option<DecodingFigures>,
+    decoding: Option<decode::Figures>,
     #[serde(flatten)]
     training: Option<TrainingFigures>,
-}
-
-/// What decoding adds: the time between two tokens.
-#[derive(Debug, Serialize)]
-struct DecodingFigures {
-    token_ms_median: f64,
-    /// 95 of 100 tokens took less.
-    token_ms_p95: f64,
 }
 
 /// What training adds.
@@ -70,14 +64,9 @@ pub fn run(command: &BenchCommand, global: &GlobalArgs) -> Result<Exit> {
     let model = model::load(&session)?;
     let (figures, as_json) = match command {
         BenchCommand::Decode(args) => {
-            let (seconds, mut tokens) =
-                decode(&model, args.prompt_tokens, args.new_tokens, args.runs)?;
+            let (seconds, decoding) = decode::run(&session, &model, args)?;
             let mut figures = speed("decode", &model, args.new_tokens, seconds);
-            tokens.sort_by(f64::total_cmp);
-            figures.decoding = tokens.get(tokens.len() * 95 / 100).map(|p95| DecodingFigures {
-                token_ms_median: median(&tokens) * 1e3,
-                token_ms_p95: p95 * 1e3,
-            });
+            figures.decoding = Some(decoding);
             (figures, args.json.json)
         }
         BenchCommand::Prefill(args) => {
@@ -99,8 +88,12 @@ fn show(figures: &Figures, as_json: bool) -> Result<()> {
         |bytes| format!("peak memory {:.2} GiB", bytes as f64 / f64::from(1 << 30)),
     );
     let step = figures.seconds_per_step.map(|s| format!(", {s:.3} s a step")).unwrap_or_default();
+    let adapted = figures.decoding.as_ref().and_then(|decoding| decoding.adapter.as_ref());
+    let adapted = adapted
+        .map(|a| format!(", {:.1} with an adapter of rank {}", a.tokens_per_second, a.rank))
+        .unwrap_or_default();
     Ok(output::line(&format!(
-        "{} of {} on {} ({}, {} threads): {:.1} tokens/s{step} ({} measured); {memory}",
+        "{} of {} on {} ({}, {} threads): {:.1} tokens/s{adapted}{step} ({} measured); {memory}",
         figures.bench,
         figures.model,
         figures.device,
@@ -170,46 +163,7 @@ fn prefill(model: &LoadedModel, tokens: usize, runs: usize) -> Result<Vec<f64>> 
     let ids = Tensor::from_vec(ids, (1, tokens), decoder.device())?;
     timed(runs, || {
         let mut cache = decoder.new_cache(tokens)?;
-        advance(decoder, &ids, &mut cache)
-    })
-}
-
-/// Returns the seconds of each run, and those of each token of all runs.
-fn decode(
-    model: &LoadedModel,
-    prompt: usize,
-    new: usize,
-    runs: usize,
-) -> Result<(Vec<f64>, Vec<f64>)> {
-    let ids = some_ids(model, prompt + new)?;
-    let decoder = &model.decoder;
-    let mut cache = decoder.new_cache(prompt + new)?;
-    if prompt > 0 {
-        let prompt_ids = Tensor::new(&ids[..prompt], decoder.device())?.unsqueeze(0)?;
-        decoder.hidden(&prompt_ids, Some(&mut cache), &NoAdapter)?;
-    }
-    let mut tokens = Vec::new();
-    let seconds = timed(runs, || {
-        cache.truncate(prompt);
-        for &id in &ids[prompt..] {
-            let start = Instant::now();
-            advance(decoder, &Tensor::new(&[[id]], decoder.device())?, &mut cache)?;
-            tokens.push(start.elapsed().as_secs_f64());
-        }
-        Ok(())
-    })?;
-    // The first run warms up.
-    tokens.drain(..new.min(tokens.len()));
-    Ok((seconds, tokens))
-}
-
-/// What an answer computes for its next token, on a thread of the pool as there.
-fn advance(decoder: &Decoder, ids: &Tensor, cache: &mut KvCache) -> Result<()> {
-    rayon::scope(|_| {
-        let hidden = decoder.hidden(ids, Some(cache), &NoAdapter)?;
-        let last = hidden.narrow(1, hidden.dim(1)? - 1, 1)?;
-        decoder.logits(&last)?.flatten_all()?.to_vec1::<f32>()?;
-        Ok(())
+        decode::advance(decoder, &ids, &mut cache, &NoAdapter)
     })
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -59,7 +59,12 @@ pub fn read(store: &Store, names: &[String]) -> Result<Compared> {
             Ok(store.job_examples(row.id, role)?.into_iter().map(|example| example.id).collect())
         };
         jobs.push(Job {
-            report: row.gate.clone().and_then(|gate| serde_json::from_value(gate).ok()),
+            report: row
+                .gate
+                .clone()
+                .map(serde_json::from_value)
+                .transpose()
+                .with_context(|| format!("the stored report of job {} is not readable", row.id))?,
             learned: ids(ExampleRole::New)?,
             heldout: ids(ExampleRole::Heldout)?,
             parameters: parameters(&row),

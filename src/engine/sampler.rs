@@ -14,6 +14,7 @@ use rand::{Rng, SeedableRng};
 
 use super::error::EngineError;
 use super::sampling::Sampling;
+use crate::models::kernels::math::sum_exp;
 
 /// Tokens before the next one that the repetition penalty looks at: long enough to break loops of
 /// a sentence, short enough that a long answer may still use common words.
@@ -106,7 +107,7 @@ impl Sampler {
             }
             kept
         } else if self.top_p < 1.0 {
-            let mass: f64 = logits.iter().map(|&logit| weight(logit)).sum();
+            let mass = sum_exp(logits, max, (1.0 / self.temperature) as f32);
             let mut head = TOP_P_HEAD;
             loop {
                 let mut kept = weigh(likeliest(logits, head));

@@ -17,7 +17,7 @@ pub(super) struct OfWeights(OnceLock<(WeightId, Tensor)>);
 impl OfWeights {
     /// Returns what `compute` gives for `linear`; other weights than the first ones met are computed anew each time.
     pub fn get(&self, linear: &Linear, compute: impl Fn() -> Result<Tensor>) -> Result<Tensor> {
-        let weights = linear.id();
+        let weights = linear.weight().id();
         if let Some((of, known)) = self.0.get()
             && *of == weights
         {

@@ -73,6 +73,8 @@ pub enum JobEvent {
     },
     /// An optimiser step was done.
     Step(trainer::Progress),
+    /// A checkpoint is about to be written: what belongs to its steps becomes durable first.
+    Checkpointing,
     /// A checkpoint was written after so many steps.
     Checkpointed {
         /// Steps done.
@@ -91,6 +93,9 @@ pub struct TrainingRecord {
     pub base: String,
     /// Content hash of the base model.
     pub base_hash: String,
+    /// The format that the base's matrices were brought to, if any.
+    #[serde(default)]
+    pub quantize: Option<Quantize>,
     /// Ids of the new examples.
     pub examples: Vec<i64>,
     /// Ids of the replayed examples.
@@ -350,6 +355,7 @@ fn train(
         let stop = cancelled();
         let due = progress.step.is_multiple_of(params.checkpoint_every_steps.max(1));
         if stop || due || progress.step == progress.total_steps {
+            events(JobEvent::Checkpointing);
             checkpoint::save(checkpoint_dir, &lora, optimizer, loss, &watch, &fingerprint)?;
             events(JobEvent::Checkpointed { step: progress.step });
         }
@@ -413,6 +419,7 @@ fn write(
     let record = TrainingRecord {
         base: model.name.clone(),
         base_hash: model.base_hash.clone(),
+        quantize: input.quantize,
         examples: ids(&input.train),
         replay: ids(&input.replay),
         heldout: ids(&input.heldout),

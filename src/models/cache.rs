@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
-use super::ModelConfig;
+use super::{ModelConfig, with_elements};
 
 /// The attention cache of one sequence, in buffers that are appended to in place.
 ///
@@ -81,6 +81,22 @@ impl KvCache {
         keys.slice_set(&k.contiguous()?, 2, self.len)?;
         values.slice_set(&v.contiguous()?, 2, self.len)?;
         Ok((keys.narrow(2, 0, end)?, values.narrow(2, 0, end)?))
+    }
+
+    /// Writes one token's keys and values `[kv_heads · head_dim]` behind those held and calls `f` with all keys and values
+    /// of the layer, `[kv_heads, capacity, head_dim]`, and the number of tokens in them. On the CPU.
+    pub(super) fn with_token<R>(
+        &self,
+        layer: usize,
+        k: &[f32],
+        v: &[f32],
+        f: impl FnOnce(&[f32], &[f32], usize) -> R,
+    ) -> Result<R> {
+        let (keys, values) = &self.layers[layer];
+        let (_, heads, _, head_dim) = keys.dims4()?;
+        let of_token = |x| Tensor::from_slice(x, (1, heads, 1, head_dim), keys.device());
+        self.append(layer, &of_token(k)?, &of_token(v)?)?;
+        with_elements([keys, values], |[keys, values]| f(keys, values, self.len + 1))
     }
 
     /// Counts the tokens that every layer has appended.

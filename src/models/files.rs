@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::ModelError;
+use super::kernels::Mapping;
 
 /// The built-in model; made by `examples/pretrain/main.rs`, described in `assets/tiny/MODEL_CARD.md`.
 const BUILTIN: [(&str, &[u8]); 4] = [
@@ -87,17 +88,31 @@ impl ModelSource {
     /// A file that is missing or unreadable, by its path.
     pub(super) fn read(&self, file: &str) -> Result<Vec<u8>, ModelError> {
         match self {
-            Self::Builtin => BUILTIN
-                .iter()
-                .find(|(name, _)| *name == file)
-                .map(|(_, bytes)| bytes.to_vec())
-                .ok_or_else(|| missing(self.path(file))),
+            Self::Builtin => {
+                builtin(file).map(<[u8]>::to_vec).ok_or_else(|| missing(self.path(file)))
+            }
             _ => {
                 let path = self.path(file);
                 if !path.exists() {
                     return Err(missing(path));
                 }
                 Ok(fs_err::read(path)?)
+            }
+        }
+    }
+
+    /// Maps a file of the model.
+    ///
+    /// # Errors
+    /// A file that is missing or unreadable, by its path.
+    pub(super) fn map(&self, file: &str) -> Result<Mapping, ModelError> {
+        match self {
+            Self::Builtin => {
+                builtin(file).map(Mapping::Static).ok_or_else(|| missing(self.path(file)))
+            }
+            _ => {
+                let file = fs_err::File::open(self.path(file))?;
+                Ok(Mapping::of_file(file.file())?)
             }
         }
     }
@@ -125,7 +140,7 @@ impl ModelSource {
             return Err(ModelError::invalid(
                 dir,
                 "no such model directory",
-                "give a directory with config.json and *.safetensors, or \"builtin\"",
+                "give a directory with config.json and *.safetensors, a model of the hub (ORG/NAME), or \"builtin\"",
             ));
         }
         let index = dir.join(INDEX);
@@ -150,6 +165,10 @@ impl ModelSource {
     }
 }
 
+fn builtin(file: &str) -> Option<&'static [u8]> {
+    BUILTIN.iter().find(|(name, _)| *name == file).map(|(_, bytes)| *bytes)
+}
+
 fn missing(path: PathBuf) -> ModelError {
     ModelError::invalid(path, "no such file", "download the model again, all files of it")
 }
@@ -160,7 +179,10 @@ struct Index {
 }
 
 /// Reads the distinct shard names of an index, sorted; each must be a plain file name.
-fn shards(path: &Path) -> Result<Vec<String>, ModelError> {
+///
+/// # Errors
+/// A file that is no index, or names a file outside its directory.
+pub fn shards(path: &Path) -> Result<Vec<String>, ModelError> {
     let index: Index = serde_json::from_slice(&fs_err::read(path)?).map_err(|e| {
         ModelError::invalid(path, format!("not an index of shards: {e}"), "download it again")
     })?;

@@ -1,16 +1,18 @@
 //! The projection seam: a frozen or trained dense layer, and whatever is adapted on top of it.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, DType, Device, InplaceOp1, Layout, MetalStorage, Result,
-    Shape, Storage, Tensor, TensorId, bail,
+    CpuStorage, CudaStorage, CustomOp1, DType, InplaceOp1, Layout, MetalStorage, Result, Shape,
+    Tensor, bail,
 };
 
-use super::kernels::{Rows, product};
-use super::ops::{self, elements};
-use super::quantised::{QuantisedMatrix, Quantize};
+use super::elements::elements;
+use super::gated::Gated;
+use super::kernels::product;
+use super::ops;
+use super::weight::{Quantize, Weight};
 
 /// One of the seven projections of a decoder layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -92,20 +94,40 @@ pub trait Adapt: Send + Sync {
     /// A failed tensor operation.
     fn project(&self, site: Site, linear: &Linear, x: &Tensor) -> Result<Tensor>;
 
-    /// The same for the MLP's way down, whose input is `silu(gate) ∘ up`, both `[tokens, in]`: who trains can compute
-    /// that again instead of keeping it.
+    /// Tells what is added to the base's projection at `site`, where that can be said in factors: a token is then computed
+    /// without tensors.
+    fn added(&self, _site: Site) -> Added<'_> {
+        Added::Otherwise
+    }
+
+    /// Like [`Self::project`], for the MLP's way down, whose input is a product of two `[tokens, in]`: who trains can compute that
+    /// again instead of keeping it.
     ///
     /// # Errors
     /// A failed tensor operation.
-    fn project_gated(
-        &self,
-        site: Site,
-        linear: &Linear,
-        gate: &Tensor,
-        up: &Tensor,
-    ) -> Result<Tensor> {
-        self.project(site, linear, &ops::swiglu(gate, up)?)
+    fn project_gated(&self, site: Site, linear: &Linear, input: Gated<'_>) -> Result<Tensor> {
+        self.project(site, linear, &input.product()?)
     }
+}
+
+/// What an [`Adapt`] adds to a projection.
+#[derive(Debug)]
+pub enum Added<'a> {
+    /// Products of small matrices; none where the base acts alone.
+    LowRank(Vec<Term<'a>>),
+    /// Something else: [`Adapt::project`] computes it.
+    Otherwise,
+}
+
+/// `scale · B (A x)`.
+#[derive(Debug, Clone, Copy)]
+pub struct Term<'a> {
+    /// `[rank, in]`.
+    pub a: &'a Tensor,
+    /// `[out, rank]`.
+    pub b: &'a Tensor,
+    /// What it counts.
+    pub scale: f32,
 }
 
 /// The base model as it is.
@@ -116,25 +138,10 @@ impl Adapt for NoAdapter {
     fn project(&self, _site: Site, linear: &Linear, x: &Tensor) -> Result<Tensor> {
         linear.forward(x)
     }
-}
 
-/// The weights of a layer `[out, in]`.
-#[derive(Debug, Clone)]
-pub enum Weight {
-    /// f32, f16 or bf16, as in their file; a variable where they are trained.
-    Dense(Tensor),
-    /// In blocks of a few bits, on the CPU.
-    Quantised(Arc<QuantisedMatrix>),
-}
-
-/// Tells weights apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct WeightId(Identity);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Identity {
-    Tensor(TensorId),
-    Address(usize),
+    fn added(&self, _site: Site) -> Added<'_> {
+        Added::LowRank(Vec::new())
+    }
 }
 
 /// A linear layer: `y = x Wᵀ + b`.
@@ -148,8 +155,8 @@ pub struct Linear {
 
 impl Linear {
     /// Makes a layer of `weight` `[out, in]` and `bias` `[out]` (f32).
-    pub fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
-        Self { weight: Weight::Dense(weight), bias }
+    pub fn new(weight: impl Into<Weight>, bias: Option<Tensor>) -> Self {
+        Self { weight: weight.into(), bias }
     }
 
     /// Brings the weights to a format of a few bits.
@@ -157,11 +164,7 @@ impl Linear {
     /// # Errors
     /// Rows that do not divide into blocks.
     pub fn quantised(self, format: Quantize) -> Result<Self> {
-        let Weight::Dense(weight) = &self.weight else {
-            return Ok(self);
-        };
-        let matrix = Arc::new(QuantisedMatrix::new(weight, format)?);
-        Ok(Self { weight: Weight::Quantised(matrix), bias: self.bias })
+        Ok(Self { weight: self.weight.quantised(format)?, bias: self.bias })
     }
 
     /// Applies the layer to `x` `[tokens, in]`; returns `[tokens, out]`.
@@ -218,70 +221,22 @@ impl Linear {
         self.weight.dims()
     }
 
-    /// Tells whether the weights are variables.
-    pub fn is_trained(&self) -> bool {
-        matches!(&self.weight, Weight::Dense(weight) if weight.track_op())
-    }
-
-    /// Returns what tells these weights from others.
-    pub fn id(&self) -> WeightId {
-        WeightId(match &self.weight {
-            Weight::Dense(weight) => Identity::Tensor(weight.id()),
-            Weight::Quantised(matrix) => Identity::Address(Arc::as_ptr(matrix) as usize),
-        })
-    }
-
-    /// Returns the name of the format that the weights are kept in.
-    pub fn format(&self) -> &'static str {
-        match &self.weight {
-            Weight::Dense(weight) => weight.dtype().as_str(),
-            Weight::Quantised(matrix) => matrix.format(),
-        }
-    }
-
-    /// Returns the bytes that the weights take.
-    pub fn bytes(&self) -> u64 {
-        match &self.weight {
-            Weight::Dense(weight) => (weight.elem_count() * weight.dtype().size_in_bytes()) as u64,
-            Weight::Quantised(matrix) => matrix.bytes(),
-        }
-    }
-
-    /// Returns some rows of the weights in f32, `[rows, in]`.
+    /// Returns some rows of the weights in f32, `[rows, in]`, without a gradient.
     ///
     /// # Errors
     /// Rows beyond the last.
     pub fn wide_rows(&self, rows: Range<usize>) -> Result<Tensor> {
-        match &self.weight {
-            Weight::Dense(weight) => {
-                weight.detach().narrow(0, rows.start, rows.len())?.to_dtype(DType::F32)
-            }
-            Weight::Quantised(matrix) => {
-                let (_, cols) = matrix.dims();
-                let mut wide = vec![0f32; rows.len() * cols];
-                let shape = (rows.len(), cols);
-                product::widen(matrix.as_rows(), rows, cols, &mut wide);
-                Tensor::from_vec(wide, shape, &Device::Cpu)
-            }
-        }
+        self.weight.wide_rows(rows)
     }
 
-    pub(crate) fn weight(&self) -> &Weight {
+    /// Returns the weights.
+    pub fn weight(&self) -> &Weight {
         &self.weight
     }
 
     /// Returns the bias `[out]`.
     pub fn bias(&self) -> Option<&Tensor> {
         self.bias.as_ref()
-    }
-}
-
-impl Weight {
-    fn dims(&self) -> Result<(usize, usize)> {
-        match self {
-            Self::Dense(weight) => weight.dims2(),
-            Self::Quantised(matrix) => Ok(matrix.dims()),
-        }
     }
 }
 
@@ -324,28 +279,6 @@ fn composed_input_gradient(weight: &Tensor, grad: &Tensor) -> Result<Tensor> {
     in_type_of(&weight, grad.clone())?.matmul(&weight)?.to_dtype(grad.dtype())
 }
 
-/// Calls `f` with the weights `[rows, cols]` as they are kept.
-pub(crate) fn with_rows<R>(weight: &Weight, f: impl FnOnce(Rows<'_>) -> R) -> Result<R> {
-    let weight = match weight {
-        Weight::Dense(weight) => weight,
-        Weight::Quantised(matrix) => return Ok(f(matrix.as_rows())),
-    };
-    let (storage, layout) = weight.storage_and_layout();
-    let Some((start, end)) = layout.contiguous_offsets() else {
-        bail!("weights are not contiguous");
-    };
-    let Storage::Cpu(storage) = &*storage else {
-        bail!("weights are not on the CPU");
-    };
-    let rows = match storage {
-        CpuStorage::F32(data) => Rows::F32(&data[start..end]),
-        CpuStorage::BF16(data) => Rows::Bf16(&data[start..end]),
-        CpuStorage::F16(data) => Rows::F16(&data[start..end]),
-        _ => bail!("weights are neither f32 nor f16 nor bf16"),
-    };
-    Ok(f(rows))
-}
-
 /// `x Wᵀ` on the CPU, the weights widened tile by tile.
 struct FrozenProduct {
     weight: Weight,
@@ -361,7 +294,7 @@ impl CustomOp1 for FrozenProduct {
         let x = elements(x, layout)?;
         let tokens = x.len() / cols;
         let mut out = vec![0f32; tokens * rows];
-        with_rows(&self.weight, |w| product::times_transposed(x, w, rows, cols, &mut out))?;
+        self.weight.with_rows(|w| product::times_transposed(x, w, rows, cols, &mut out))?;
         Ok((CpuStorage::F32(out), Shape::from((tokens, rows))))
     }
 
@@ -388,7 +321,7 @@ impl CustomOp1 for FrozenProductGrad<'_> {
         let grad = elements(grad, layout)?;
         let tokens = grad.len() / rows;
         let mut out = vec![0f32; tokens * cols];
-        with_rows(self.weight, |w| product::times(grad, w, rows, cols, &mut out))?;
+        self.weight.with_rows(|w| product::times(grad, w, rows, cols, &mut out))?;
         Ok((CpuStorage::F32(out), Shape::from((tokens, cols))))
     }
 }

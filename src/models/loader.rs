@@ -4,17 +4,17 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
 use safetensors::Dtype;
 
 use super::files::{self, CONFIG, ModelSource, TOKENIZER, TOKENIZER_CONFIG};
 use super::weight_file::WeightFile;
-use super::{Decoder, ModelConfig, ModelError, Quantize, Tokenizer, gguf, ops};
+use super::{Decoder, ModelConfig, ModelError, Quantize, Tokenizer, Weight, gguf, ops};
 
 /// A model in memory.
 #[derive(Clone)]
 pub struct LoadedModel {
-    /// `builtin`, or the name of the directory or file.
+    /// `builtin`, the name of the directory or file, or `ORG/NAME` in the hub's cache.
     pub name: String,
     /// Hex SHA-256 of config and weights; adapters and caches are pinned to it.
     pub base_hash: String,
@@ -112,9 +112,8 @@ fn load_directory(
     let mut tensors = read_tensors(source, &weight_files, device)?;
     let mut parameters = 0;
     let decoder = Decoder::new(config, device, &mut |name, shape| {
-        let tensor = take(&mut tensors, name, shape, source)?;
-        parameters += tensor.elem_count();
-        Ok(tensor)
+        parameters += shape.iter().product::<usize>();
+        take(&mut tensors, name, shape, source)
     })?;
     refuse_unused(&tensors)?;
     Ok((decoder, tokenizer, parameters))
@@ -122,7 +121,18 @@ fn load_directory(
 
 fn name_of(dir: &Path) -> String {
     let full = fs_err::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
+    if let Some(name) = name_on_hub(&full) {
+        return name;
+    }
     full.file_name().unwrap_or(full.as_os_str()).to_string_lossy().into_owned()
+}
+
+/// Returns `ORG/NAME` of a directory `models--ORG--NAME/snapshots/COMMIT`, as the hub's cache has them.
+fn name_on_hub(dir: &Path) -> Option<String> {
+    let snapshots =
+        dir.parent().filter(|parent| parent.file_name() == Some("snapshots".as_ref()))?;
+    let repo = snapshots.parent()?.file_name()?.to_str()?.strip_prefix("models--")?;
+    Some(repo.replacen("--", "/", 1))
 }
 
 /// A model whose end no token marks would answer until its context is full.
@@ -141,12 +151,12 @@ fn read_tensors(
     source: &ModelSource,
     weight_files: &[String],
     device: &Device,
-) -> Result<HashMap<String, (PathBuf, Tensor)>, ModelError> {
+) -> Result<HashMap<String, (PathBuf, Weight)>, ModelError> {
     let files: Vec<WeightFile> =
         weight_files.iter().map(|file| WeightFile::open(source, file)).collect::<Result<_, _>>()?;
     let bytes: u64 = files.iter().map(WeightFile::data_bytes).sum();
     let mut tensors = HashMap::new();
-    for mut file in files {
+    for file in files {
         for (name, info) in file.tensors() {
             if !matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64) {
                 return Err(ModelError::invalid(
@@ -155,11 +165,21 @@ fn read_tensors(
                     "choose the model's full weights (bf16, f16 or f32)",
                 ));
             }
-            let tensor = file.read(&info)?;
-            let widened = ops::fused(device) && bytes < WIDENED_BYTES;
-            let kept = kept_type(tensor.dtype(), info.shape.len(), widened);
-            let tensor = tensor.to_dtype(kept)?.to_device(device)?;
-            tensors.insert(name, (file.path().to_owned(), tensor));
+            let widened = bytes < WIDENED_BYTES;
+            let mapped = match ops::fused(device) && !widened {
+                true => file.matrix(&info)?,
+                false => None,
+            };
+            let weight = match mapped {
+                Some(matrix) => matrix.into(),
+                None => {
+                    let tensor = file.read(&info)?;
+                    let widened = widened && ops::fused(device);
+                    let kept = kept_type(tensor.dtype(), info.shape.len(), widened);
+                    Weight::Dense(tensor.to_dtype(kept)?.to_device(device)?)
+                }
+            };
+            tensors.insert(name, (file.path().to_owned(), weight));
         }
     }
     Ok(tensors)
@@ -167,10 +187,10 @@ fn read_tensors(
 
 /// Weight files below so many bytes are widened for the CPU when they are read: that costs little memory, and saves the
 /// widening at every use, which counts when a matrix is used for a few tokens at a time.
-const WIDENED_BYTES: u64 = 64 << 20;
+pub(super) const WIDENED_BYTES: u64 = 64 << 20;
 
 /// Returns the type in which a tensor is kept: matrices in that of their file unless they are `widened`, all else in f32.
-fn kept_type(dtype: DType, dimensions: usize, widened: bool) -> DType {
+pub(super) fn kept_type(dtype: DType, dimensions: usize, widened: bool) -> DType {
     match dtype {
         DType::BF16 | DType::F16 if dimensions == 2 && !widened => dtype,
         _ => DType::F32,
@@ -179,7 +199,7 @@ fn kept_type(dtype: DType, dimensions: usize, widened: bool) -> DType {
 
 /// A weight of a layer that the decoder has no use for (a bias, a scale) would change what the model
 /// computes. Heads that tied models carry and frequencies that old files carry would not.
-fn refuse_unused(tensors: &HashMap<String, (PathBuf, Tensor)>) -> Result<(), ModelError> {
+fn refuse_unused(tensors: &HashMap<String, (PathBuf, Weight)>) -> Result<(), ModelError> {
     let unused = |name: &&String| {
         name.starts_with("model.layers.") && !name.ends_with(".rotary_emb.inv_freq")
     };
@@ -194,24 +214,25 @@ fn refuse_unused(tensors: &HashMap<String, (PathBuf, Tensor)>) -> Result<(), Mod
 }
 
 fn take(
-    tensors: &mut HashMap<String, (PathBuf, Tensor)>,
+    tensors: &mut HashMap<String, (PathBuf, Weight)>,
     name: &str,
     shape: &[usize],
     source: &ModelSource,
-) -> Result<Tensor, ModelError> {
-    let Some((path, tensor)) = tensors.remove(name) else {
+) -> Result<Weight, ModelError> {
+    let Some((path, weight)) = tensors.remove(name) else {
         return Err(ModelError::invalid(
             source.path("*.safetensors"),
             format!("tensor {name} is missing"),
             "download the model again, all shards of it",
         ));
     };
-    if tensor.dims() != shape {
+    let dims = weight.shape();
+    if dims != shape {
         return Err(ModelError::invalid(
             path,
-            format!("tensor {name} has shape {:?}, config.json says {shape:?}", tensor.dims()),
+            format!("tensor {name} has shape {dims:?}, config.json says {shape:?}"),
             "take config.json and weights of the same model",
         ));
     }
-    Ok(tensor)
+    Ok(weight)
 }

@@ -16,7 +16,8 @@ use crate::domain::{Message, Role};
 const BREAK_CANDIDATES: std::ops::RangeInclusive<char> = '\u{E000}'..='\u{E0FF}';
 
 /// The tokens that end an answer, in the families that are supported.
-const END_OF_TURN: [&str; 4] = ["<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|endoftext|>"];
+const END_OF_TURN: [&str; 6] =
+    ["<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|end_of_text|>", "<|endoftext|>"];
 
 /// A tokenizer with its chat template.
 #[derive(Debug)]

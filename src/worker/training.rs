@@ -29,14 +29,20 @@ impl Job for Training {
         let memory = meter::bounded(request.input.memory);
         let input = JobInput { memory, ..request.input.clone() };
         let unfinished = Unfinished::begin(&request.out_dir).map_err(failed)?;
-        let mut curve = Some(CurveFile::open(&request.checkpoint_dir).map_err(failed)?);
+        let mut curve = match CurveFile::open(&request.checkpoint_dir) {
+            Ok(file) => Some(file),
+            Err(error) => {
+                report(not_kept(&error));
+                None
+            }
+        };
         let trained = lora::run_job(
             &input,
             &request.checkpoint_dir,
             unfinished.directory(),
             &mut |event| {
                 if let Err(error) = note(&mut curve, &event) {
-                    report(Report::Note(format!("the loss curve is not kept: {error}")));
+                    report(not_kept(&error));
                     curve = None;
                 }
                 let known = meter.see(&event);
@@ -59,14 +65,18 @@ impl Job for Training {
     }
 }
 
-/// Notes a step; with a checkpoint, what was noted is made durable.
+fn not_kept(error: &io::Error) -> Report {
+    Report::Note(format!("the loss curve is not kept: {error}"))
+}
+
+/// Notes a step; before a checkpoint, what was noted is made durable.
 fn note(curve: &mut Option<CurveFile>, event: &JobEvent) -> io::Result<()> {
     match (curve, event) {
         (Some(file), JobEvent::Step(done)) => {
             let (step, loss, learning_rate) = (done.step, done.loss, done.learning_rate);
             file.add(&CurvePoint { step, loss, learning_rate })
         }
-        (Some(file), JobEvent::Checkpointed { .. }) => file.sync(),
+        (Some(file), JobEvent::Checkpointing) => file.sync(),
         _ => Ok(()),
     }
 }
@@ -90,5 +100,6 @@ fn told(event: JobEvent) -> Option<Report> {
         JobEvent::Note(text) => Report::Note(text),
         // The meter's.
         JobEvent::Planned { .. } | JobEvent::Ready { .. } => return None,
+        JobEvent::Checkpointing => return None,
     })
 }

@@ -8,9 +8,12 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use shammah::models::{Adapt, Decoder, ModelConfig, ModelError};
+use shammah::models::{Adapt, Decoder, ModelConfig, ModelError, Weight};
 
 pub const FAMILIES: [&str; 3] = ["llama", "qwen2", "qwen3"];
+/// Other families, and odd shapes of them.
+pub const SHAPES: [&str; 7] =
+    ["mistral", "gemma3", "phi3", "phi3_longrope", "llama3", "qwen2_yarn", "qwen3_mixed"];
 /// Largest relative error of logits.
 pub const LOGITS: f64 = 1e-4;
 
@@ -37,16 +40,21 @@ pub fn decoder_in(dir: &Path) -> Decoder {
 
 /// Builds a decoder of these weights.
 pub fn decoder_of(config: ModelConfig, weights: &HashMap<String, Tensor>) -> Decoder {
-    let mut take = |name: &str, shape: &[usize]| -> Result<Tensor, ModelError> {
+    let mut take = |name: &str, shape: &[usize]| -> Result<Weight, ModelError> {
         let tensor = weights.get(name).unwrap_or_else(|| panic!("{name} is missing"));
         assert_eq!(tensor.dims(), shape, "{name}");
-        Ok(tensor.clone())
+        Ok(tensor.clone().into())
     };
     Decoder::new(config, &Device::Cpu, &mut take).unwrap()
 }
 
 pub fn decoder(family: &str) -> Decoder {
     decoder_in(&fixture(family))
+}
+
+/// All models of the fixtures.
+pub fn all_models() -> impl Iterator<Item = &'static str> {
+    FAMILIES.into_iter().chain(SHAPES)
 }
 
 /// The ids of a family's reference, `[2, 23]`.

@@ -383,8 +383,14 @@ impl Runner {
     pub async fn tell_end(&self, row: &JobRow) {
         let (job, error) = (row.id, row.error.clone().unwrap_or_default());
         let (examples, final_loss) = (row.examples, row.loss.unwrap_or(f64::NAN));
-        let report = row.gate.clone().and_then(|gate| serde_json::from_value(gate).ok());
-        let report = report.map(|report: GateReport| report.to_string()).unwrap_or_default();
+        let report = match row.gate.clone().map(serde_json::from_value::<GateReport>) {
+            Some(Ok(report)) => report.to_string(),
+            Some(Err(error)) => {
+                tracing::warn!(job, %error, "the stored report of this job is not readable");
+                String::new()
+            }
+            None => String::new(),
+        };
         let notice = match row.state {
             JobState::Succeeded => {
                 let adapter = row.name.clone();

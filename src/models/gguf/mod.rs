@@ -13,7 +13,6 @@ use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
 pub use reader::{Header, Refusal, TensorInfo};
-pub use tensor_type::TensorType;
 pub use value::{Metadata, Value};
 pub(super) use weights::load;
 
@@ -108,6 +107,16 @@ impl GgufFile {
             bytes: self.bytes,
             chat_template: text("tokenizer.chat_template")?.is_some(),
         })
+    }
+
+    /// Returns the name of the architecture, as the file has it.
+    pub fn architecture(&self) -> Option<&str> {
+        self.header.metadata.text("general.architecture").ok().flatten()
+    }
+
+    /// Returns its tensors, ordered by name.
+    pub fn tensors(&self) -> impl Iterator<Item = &TensorInfo> {
+        self.header.tensors.values()
     }
 
     /// Returns the model's shape.

@@ -6,8 +6,9 @@
 use std::collections::{BTreeMap, HashSet};
 use std::io::Read;
 
-use super::tensor_type::TensorType;
+use super::tensor_type::{self, format_of};
 use super::value::{Metadata, Value};
+use crate::models::Format;
 
 /// `GGUF` in the order of the file's bytes.
 const MAGIC: [u8; 4] = *b"GGUF";
@@ -61,7 +62,7 @@ pub struct TensorInfo {
     /// The shape, rows first: `[out, in]` for a projection.
     pub shape: Vec<usize>,
     /// How its numbers are stored.
-    pub kind: TensorType,
+    pub kind: Format,
     /// Where it begins, in bytes from the beginning of the file.
     pub offset: u64,
     /// Its length in bytes.
@@ -343,16 +344,16 @@ fn read_tensor(input: &mut Input<impl Read>) -> Parsed<TensorInfo> {
     }
     shape.reverse();
     let id = input.u32()?;
-    let kind = TensorType::from_id(id).map_err(|unknown| {
+    let kind = format_of(id).map_err(|unknown| {
         let what = format!("tensor {name} of type {unknown}");
-        Refusal::Unsupported(what, TensorType::REMEDY)
+        Refusal::Unsupported(what, tensor_type::REMEDY)
     })?;
     let bytes = shape_bytes(&shape, kind).map_err(|e| format!("tensor {name} {e}"))?;
     Ok(TensorInfo { name, shape, kind, offset: input.u64()?, bytes })
 }
 
-fn shape_bytes(shape: &[usize], kind: TensorType) -> Result<u64, String> {
-    let (block, block_bytes) = kind.block();
+fn shape_bytes(shape: &[usize], kind: Format) -> Result<u64, String> {
+    let (block, block_bytes) = (kind.block() as u64, kind.block_bytes() as u64);
     let elements = shape.iter().try_fold(1u64, |all, &n| all.checked_mul(n as u64));
     let elements = elements.filter(|n| *n > 0).ok_or_else(|| format!("has the shape {shape:?}"))?;
     if !shape.last().is_some_and(|row| (*row as u64).is_multiple_of(block)) {

@@ -1,16 +1,15 @@
-//! The weights of a GGUF file, brought to where the decoder asks for them.
+//! The weights of a GGUF file, brought to where the decoder asks for them: mapped, as they lie in the file.
 
 use std::collections::BTreeSet;
-use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
+use std::sync::Arc;
 
-use candle_core::quantized::{GgmlDType, ggml_file};
-use candle_core::{DType, Device, Tensor};
+use candle_core::Device;
 
 use super::config::architecture;
 use super::names::{Place, place, unpaired_rows};
-use super::{GgufFile, TensorInfo, TensorType};
-use crate::models::{Decoder, ModelError, Tokenizer};
+use super::{GgufFile, TensorInfo};
+use crate::models::{Decoder, Mapping, Matrix, ModelError, Tokenizer, Weight, ops};
 
 /// Loads a file's model; returns the number of parameters as well.
 ///
@@ -25,7 +24,7 @@ pub fn load(path: &Path, device: &Device) -> Result<(Decoder, Tokenizer, usize),
         return Err(file.invalid(format!("{tokens} tokens, token_embd.weight has {rows} rows")));
     }
     let architecture = architecture(&file.header, path)?;
-    let mut data = fs_err::File::open(path)?;
+    let mapping = Arc::new(Mapping::of_file(fs_err::File::open(path)?.file())?);
     let mut unused: BTreeSet<&str> = file.header.tensors.keys().map(String::as_str).collect();
     let mut parameters = 0;
     let shape = config.clone();
@@ -35,7 +34,7 @@ pub fn load(path: &Path, device: &Device) -> Result<(Decoder, Tokenizer, usize),
         let info = file.tensor(&place, dims)?;
         unused.remove(info.name.as_str());
         parameters += info.elements() as usize;
-        read(&mut data, info, &place, dims, device)
+        Ok(weight(&mapping, info, &place, device)?)
     })?;
     match unused.first() {
         // A weight that the decoder has no use for would change what the model computes.
@@ -57,43 +56,33 @@ impl GgufFile {
     }
 }
 
-fn read(
-    data: &mut (impl Read + Seek),
+/// Takes a tensor; a matrix stays as it lies in the file, but for rows that are stored in pairs, and on other devices than
+/// the CPU.
+fn weight(
+    mapping: &Arc<Mapping>,
     info: &TensorInfo,
     place: &Place,
-    dims: &[usize],
     device: &Device,
-) -> Result<Tensor, ModelError> {
-    let mut bytes = vec![0; info.bytes as usize];
-    data.seek(SeekFrom::Start(info.offset))?;
-    data.read_exact(&mut bytes)?;
-    if let Some(heads) = place.paired_heads {
-        let row = bytes.len() / dims[0];
-        let rows = unpaired_rows(dims[0], heads);
-        bytes = rows.flat_map(|at| &bytes[at * row..(at + 1) * row]).copied().collect();
-    }
-    let dense = |dtype| Tensor::from_raw_buffer(&bytes, dtype, dims, device);
-    let tensor = match info.kind {
-        TensorType::F32 => dense(DType::F32)?,
-        TensorType::F16 => dense(DType::F16)?,
-        TensorType::Bf16 => dense(DType::BF16)?,
-        TensorType::Q8_0 => widened(&bytes, GgmlDType::Q8_0, dims, device)?,
-        TensorType::Q4_0 => widened(&bytes, GgmlDType::Q4_0, dims, device)?,
-        TensorType::Q5_0 => widened(&bytes, GgmlDType::Q5_0, dims, device)?,
-        TensorType::Q4K => widened(&bytes, GgmlDType::Q4K, dims, device)?,
-        TensorType::Q5K => widened(&bytes, GgmlDType::Q5K, dims, device)?,
-        TensorType::Q6K => widened(&bytes, GgmlDType::Q6K, dims, device)?,
+) -> candle_core::Result<Weight> {
+    let part = info.offset as usize..(info.offset + info.bytes) as usize;
+    let (rows, cols) = match *info.shape.as_slice() {
+        [rows, cols] => (rows, cols),
+        // A vector is a column: so are the biases of rows that are stored in pairs.
+        _ => (info.elements() as usize, 1),
     };
-    Ok(if dims.len() == 1 { tensor.to_dtype(DType::F32)? } else { tensor })
-}
-
-fn widened(
-    bytes: &[u8],
-    kind: GgmlDType,
-    dims: &[usize],
-    device: &Device,
-) -> candle_core::Result<Tensor> {
-    ggml_file::qtensor_from_ggml(kind, bytes, dims.to_vec(), &Device::Cpu)?
-        .dequantize(&Device::Cpu)?
-        .to_device(device)
+    let matrix = match place.paired_heads {
+        None => Matrix::mapped(info.kind, (rows, cols), Arc::clone(mapping), part)?,
+        Some(heads) => {
+            let bytes = mapping.bytes().get(part).unwrap_or_default();
+            let row = bytes.len() / rows.max(1);
+            let sorted = unpaired_rows(rows, heads).flat_map(|at| &bytes[at * row..][..row]);
+            Matrix::new(info.kind, (rows, cols), sorted.copied().collect())?
+        }
+    };
+    let weight = Weight::from(matrix);
+    if info.shape.len() == 2 && ops::fused(device) {
+        return Ok(weight);
+    }
+    let tensor = weight.into_tensor()?.reshape(info.shape.as_slice())?;
+    Ok(Weight::Dense(tensor.to_device(device)?))
 }

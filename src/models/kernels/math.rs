@@ -1,6 +1,5 @@
 //! Element-wise functions that compilers can turn into vector instructions.
 
-use half::bf16;
 use pulp::Arch;
 
 /// Runs `f` compiled for the best vector instructions that this machine has.
@@ -48,6 +47,18 @@ pub fn sigmoid(x: f32) -> f32 {
 /// Independent sums, so that they can be kept in vector registers.
 const LANES: usize = 32;
 
+/// The sum of all lanes, by halves: one after the other each addition would wait for the last.
+#[inline(always)]
+fn total(mut lanes: [f32; LANES]) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        let (low, high) = lanes.split_at_mut(width);
+        low.iter_mut().zip(&high[..width]).for_each(|(low, high)| *low += high);
+        width /= 2;
+    }
+    lanes[0]
+}
+
 /// Σ f(i) for `i` in `0..n`.
 #[inline(always)]
 pub fn sum_map(n: usize, f: impl Fn(usize) -> f32) -> f32 {
@@ -58,7 +69,7 @@ pub fn sum_map(n: usize, f: impl Fn(usize) -> f32) -> f32 {
             *sum += f(i + lane);
         }
     }
-    lanes.iter().sum::<f32>() + (whole..n).map(f).sum::<f32>()
+    total(lanes) + (whole..n).map(f).sum::<f32>()
 }
 
 /// Scalar product of two slices of one length.
@@ -72,22 +83,7 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
             *sum += a * b;
         }
     }
-    lanes.iter().sum::<f32>() + a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum::<f32>()
-}
-
-/// Scalar product with a slice of bf16 of the same length.
-#[inline(always)]
-pub fn dot_bf16(a: &[bf16], b: &[f32]) -> f32 {
-    let wide = |x: &bf16| f32::from_bits(u32::from(x.to_bits()) << 16);
-    let mut lanes = [0f32; LANES];
-    let (a_chunks, b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let (a_rest, b_rest) = (a_chunks.remainder(), b_chunks.remainder());
-    for (a, b) in a_chunks.zip(b_chunks) {
-        for (sum, (a, b)) in lanes.iter_mut().zip(a.iter().zip(b)) {
-            *sum += wide(a) * b;
-        }
-    }
-    lanes.iter().sum::<f32>() + a_rest.iter().zip(b_rest).map(|(a, b)| wide(a) * b).sum::<f32>()
+    total(lanes) + a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum::<f32>()
 }
 
 /// The largest element; −∞ of none.
@@ -106,12 +102,17 @@ pub fn max(row: &[f32]) -> f32 {
 
 /// log Σ exp of a row of logits. NaN if one of them is no number.
 pub fn log_sum_exp(row: &[f32]) -> f32 {
+    let most = vectorised(|| max(row));
+    most + sum_exp(row, most, 1.0).ln() as f32
+}
+
+/// Σ exp(scale · (x − most)) over a row of logits, none of which is above `most`.
+pub fn sum_exp(row: &[f32], most: f32, scale: f32) -> f64 {
+    // Blocks in f32, their sums in f64: a vocabulary of 150,000 terms would cost one f32 sum five digits.
     vectorised(|| {
-        let most = max(row);
-        // Blocks in f32, their sums in f64: a vocabulary of 150,000 terms would cost one f32 sum five digits.
-        let block = |block: &[f32]| f64::from(sum_map(block.len(), |i| exp(block[i] - most)));
-        let sum: f64 = row.chunks(1024).map(block).sum();
-        most + sum.ln() as f32
+        let block =
+            |block: &[f32]| f64::from(sum_map(block.len(), |i| exp(scale * (block[i] - most))));
+        row.chunks(1024).map(block).sum()
     })
 }
 

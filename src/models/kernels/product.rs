@@ -5,13 +5,16 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::dot::{self, Activations};
 use super::gemm::{View, ViewMut, product};
-use super::{Rows, math};
+use super::{Format, Rows, math};
 
 /// Elements of a widened tile: half a mebibyte, so that it stays in the second-level cache while it is used.
 const TILE_ELEMENTS: usize = 1 << 17;
 /// Up to so many rows of activations every weight is read once and used at once: decoding.
 const FEW: usize = 4;
+/// Bytes of weights of a task while decoding: long enough for a stream, short enough to share the work evenly.
+const TASK_BYTES: usize = 1 << 16;
 /// Columns of a task of [`times`]; wide enough that packing the activations again is cheap.
 const BLOCK_COLS: usize = 448;
 /// Products below this many multiplications are done by the calling thread.
@@ -64,7 +67,7 @@ pub fn times_transposed(x: &[f32], w: Rows<'_>, rows: usize, cols: usize, out: &
         return few(x, w, rows, cols, out);
     }
     let x = View::whole(x, cols);
-    if let Rows::F32(data) = w {
+    if let Some(data) = w.as_f32() {
         return dense(out, (n, rows), x, View::whole(data, cols).t(), 1.0, false);
     }
     let height = tile_rows(cols);
@@ -80,18 +83,93 @@ pub fn times_transposed(x: &[f32], w: Rows<'_>, rows: usize, cols: usize, out: &
 
 /// The same for a few rows of activations: bound by the reading of the weights.
 fn few(x: &[f32], w: Rows<'_>, rows: usize, cols: usize, out: &mut [f32]) {
-    let height = tile_rows(cols);
+    let x: Vec<_> = x.chunks(cols).map(|x| Activations::new(x, w.format())).collect();
+    let height = (TASK_BYTES / w.format().bytes(cols).max(1)).clamp(1, rows.max(1));
     let blocks = ViewMut::whole(out, rows).col_blocks(height);
     run(blocks, rows * cols, |(from, mut out)| {
-        with_tile(cols, |buffer| {
+        // The rows of a task stay in the cache for the next activations.
+        for (n, x) in x.iter().enumerate() {
+            dot::dots(w, from, x, out.row(n));
+        }
+    });
+}
+
+/// Something added to a product: `scale · B (A x)`.
+#[derive(Debug, Clone, Copy)]
+pub struct LowRank<'a> {
+    /// `[rank, cols]`.
+    pub a: &'a [f32],
+    /// `[rows, rank]`.
+    pub b: &'a [f32],
+    /// What it counts.
+    pub scale: f32,
+}
+
+/// One of the products of a token: `y = W x + bias + Σ scale · B (A x)`.
+#[derive(Debug)]
+pub struct Product<'a> {
+    /// `[rows, cols]`.
+    pub weight: Rows<'a>,
+    /// `[rows]`.
+    pub bias: Option<&'a [f32]>,
+    /// What is added.
+    pub low_rank: Vec<LowRank<'a>>,
+    /// `[rows]`.
+    pub y: &'a mut [f32],
+}
+
+/// Computes the products of one token's activations `x` `[cols]` together: the threads meet once for all of them.
+///
+/// # Panics
+/// If the lengths do not fit.
+pub fn token_products(x: &[f32], products: Vec<Product<'_>>) {
+    let cols = x.len();
+    let formats = products.iter().map(|product| product.weight.format());
+    let x = Activations::new(x, formats.max_by_key(|format| format.block()).unwrap_or(Format::F32));
+    let mut inner: Vec<Vec<Vec<f32>>> = products
+        .iter()
+        .map(|p| p.low_rank.iter().map(|term| vec![0f32; term.a.len() / cols.max(1)]).collect())
+        .collect();
+    let firsts = products.iter().zip(&mut inner).flat_map(|(product, inner)| {
+        let terms = product.low_rank.iter().zip(inner);
+        terms.map(|(term, u)| Product {
+            weight: Rows::from(term.a),
+            bias: None,
+            low_rank: Vec::new(),
+            y: u.as_mut_slice(),
+        })
+    });
+    let firsts: Vec<_> = firsts.collect();
+    if !firsts.is_empty() {
+        each_rows(&x, firsts, &[]);
+    }
+    each_rows(&x, products, &inner);
+}
+
+/// Computes products whose low ranks' inner products are `inner`.
+fn each_rows(x: &Activations<'_>, products: Vec<Product<'_>>, inner: &[Vec<Vec<f32>>]) {
+    let cols = x.wide.len();
+    let work = products.iter().map(|product| product.y.len() * cols).sum();
+    let mut tasks = Vec::new();
+    for (index, Product { weight, bias, low_rank, y }) in products.into_iter().enumerate() {
+        let height = (TASK_BYTES / weight.format().bytes(cols).max(1)).max(1);
+        for (task, y) in y.chunks_mut(height).enumerate() {
+            tasks.push((index, task * height, weight, bias, low_rank.clone(), y));
+        }
+    }
+    run(tasks, work, |(index, from, weight, bias, low_rank, y)| {
+        dot::dots(weight, from, x, y);
+        if let Some(bias) = bias {
+            y.iter_mut().zip(&bias[from..]).for_each(|(y, bias)| *y += bias);
+        }
+        for (term, u) in low_rank.iter().zip(inner.get(index).into_iter().flatten()) {
+            let rank = u.len();
             math::vectorised(|| {
-                for (n, x) in x.chunks(cols).enumerate() {
-                    for (r, y) in out.row(n).iter_mut().enumerate() {
-                        *y = w.dot(from + r, x, buffer);
-                    }
+                for (y, b) in y.iter_mut().zip(term.b[from * rank..].chunks_exact(rank.max(1))) {
+                    *y += term.scale * math::sum_map(rank, |i| b[i] * u[i]);
                 }
             });
-        });
+        }
     });
 }
 
@@ -103,10 +181,10 @@ pub fn times(g: &[f32], w: Rows<'_>, rows: usize, cols: usize, out: &mut [f32]) 
     let n = out.len() / cols.max(1);
     assert!(n * cols == out.len() && n * rows == g.len(), "gradients do not fit the weights");
     let g = View::whole(g, rows);
-    if let Rows::F32(data) = w {
+    if let Some(data) = w.as_f32() {
         return dense(out, (n, cols), g, View::whole(data, cols), 1.0, false);
     }
-    let width = BLOCK_COLS.min(cols.div_ceil(2)).next_multiple_of(w.block()).max(1);
+    let width = BLOCK_COLS.min(cols.div_ceil(2)).next_multiple_of(w.format().block()).max(1);
     let height = tile_rows(width);
     let blocks = ViewMut::whole(out, cols).col_blocks(width);
     run(blocks, n * rows * cols, |(from, mut out)| {
@@ -154,8 +232,8 @@ pub fn dense(
 
 #[cfg(test)]
 mod tests {
-    use candle_core::quantized::GgmlType;
-    use candle_core::quantized::k_quants::{BlockQ4_0, BlockQ4K, BlockQ8_0};
+    use candle_core::quantized::{GgmlDType, QTensor};
+    use candle_core::{Device, Tensor};
     use half::{bf16, f16};
     use rand::rngs::StdRng;
     use rand::{Rng, SeedableRng};
@@ -175,9 +253,16 @@ mod tests {
     }
 
     fn near(got: &[f32], expected: &[f32]) {
+        near_by(got, expected, 2e-6);
+    }
+
+    fn near_by(got: &[f32], expected: &[f32], relative: f32) {
         let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|x| x * x).sum::<f32>().sqrt();
         let error = norm(&mut got.iter().zip(expected).map(|(a, b)| a - b));
-        assert!(error <= 2e-6 * norm(&mut expected.iter().copied()).max(1.0), "error {error:e}");
+        assert!(
+            error <= relative * norm(&mut expected.iter().copied()).max(1.0),
+            "error {error:e}"
+        );
     }
 
     #[test]
@@ -191,7 +276,11 @@ mod tests {
                 b.iter().map(|v| v.to_f32()).collect(),
                 h.iter().map(|v| v.to_f32()).collect(),
             ];
-            for (kept, w) in [Rows::F32(&w), Rows::Bf16(&b), Rows::F16(&h)].into_iter().zip(wide) {
+            for (kept, w) in
+                [Rows::from(w.as_slice()), Rows::from(b.as_slice()), Rows::from(h.as_slice())]
+                    .into_iter()
+                    .zip(wide)
+            {
                 let mut out = vec![f32::NAN; n * rows];
                 times_transposed(&x, kept, rows, cols, &mut out);
                 near(&out, &plain(&x, &w, n, rows, cols));
@@ -206,19 +295,23 @@ mod tests {
         }
     }
 
-    fn blocks<B: GgmlType>(w: &[f32]) -> Vec<B> {
-        let mut blocks = vec![B::zeros(); w.len() / B::BLCK_SIZE];
-        B::from_float(w, &mut blocks);
-        blocks
-    }
-
     #[test]
     fn products_with_blocks_equal_those_with_what_the_blocks_hold() {
+        let formats = [
+            (Format::Q8_0, GgmlDType::Q8_0),
+            (Format::Q4_0, GgmlDType::Q4_0),
+            (Format::Q5_0, GgmlDType::Q5_0),
+            (Format::Q4K, GgmlDType::Q4K),
+            (Format::Q5K, GgmlDType::Q5K),
+            (Format::Q6K, GgmlDType::Q6K),
+        ];
         for (n, rows, cols) in [(1, 5, 256), (3, 40, 512), (19, 300, 768), (7, 33, 1280)] {
             let (x, w, g) = (values(n * cols, 1), values(rows * cols, 2), values(n * rows, 3));
-            let (q8, q4, q4k) =
-                (blocks::<BlockQ8_0>(&w), blocks::<BlockQ4_0>(&w), blocks::<BlockQ4K>(&w));
-            for kept in [Rows::Q8_0(&q8), Rows::Q4_0(&q4), Rows::Q4K(&q4k)] {
+            let tensor = Tensor::from_slice(&w, (rows, cols), &Device::Cpu).unwrap();
+            for (format, theirs) in formats {
+                let quantised = QTensor::quantize(&tensor, theirs).unwrap();
+                let data = quantised.data().unwrap();
+                let kept = Rows::new(format, &data);
                 let mut wide = vec![0.0; rows * cols];
                 widen(kept, 0..rows, cols, &mut wide);
                 let distance: f32 =
@@ -226,11 +319,12 @@ mod tests {
                 assert!(distance > 0.0 && distance < 0.2, "{distance}");
                 let (mut out, mut expected) = (vec![f32::NAN; n * rows], vec![0.0; n * rows]);
                 times_transposed(&x, kept, rows, cols, &mut out);
-                times_transposed(&x, Rows::F32(&wide), rows, cols, &mut expected);
-                near(&out, &expected);
+                times_transposed(&x, Rows::from(wide.as_slice()), rows, cols, &mut expected);
+                // Decoding rounds activations to 16 bits.
+                near_by(&out, &expected, if n <= FEW { 3e-5 } else { 2e-6 });
                 let (mut out, mut expected) = (vec![f32::NAN; n * cols], vec![0.0; n * cols]);
                 times(&g, kept, rows, cols, &mut out);
-                times(&g, Rows::F32(&wide), rows, cols, &mut expected);
+                times(&g, Rows::from(wide.as_slice()), rows, cols, &mut expected);
                 near(&out, &expected);
             }
         }
@@ -243,9 +337,9 @@ mod tests {
         let with = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let mut out = vec![0.0; n * rows];
-            pool.install(|| times_transposed(&x, Rows::F32(&w), rows, cols, &mut out));
+            pool.install(|| times_transposed(&x, Rows::from(w.as_slice()), rows, cols, &mut out));
             let mut back = vec![0.0; n * cols];
-            pool.install(|| times(&out, Rows::F32(&w), rows, cols, &mut back));
+            pool.install(|| times(&out, Rows::from(w.as_slice()), rows, cols, &mut back));
             (out, back)
         };
         assert_eq!(with(1), with(3));
