@@ -134,6 +134,9 @@ fn an_adapter_that_names_a_matrix_twice_or_in_a_model_without_it_is_refused() {
     };
     let error = refused(&phi3);
     assert!(error.contains("adapts q_proj a second time"), "{error}");
+    let fused: HashMap<_, _> =
+        twice.into_iter().filter(|(name, _)| name.contains("gate_up_proj")).collect();
+    write(folder.path(), &config(4, 10.0, &["gate_up_proj"]), &fused);
     let error = refused(&decoder("mistral"));
     assert!(error.contains("is unknown") && error.contains("gate_up_proj"), "{error}");
 }
