@@ -51,7 +51,7 @@ fn decoder_on(family: &str, dtype: DType, device: &Device) -> Decoder {
     let weights = tensors(&format!("{family}/model.safetensors"));
     let mut take = |name: &str, shape: &[usize]| {
         let kept = if shape.len() == 2 { dtype } else { DType::F32 };
-        Ok(weights[name].to_dtype(kept)?.to_device(device)?)
+        Ok(weights[name].to_dtype(kept)?.to_device(device)?.into())
     };
     Decoder::new(config, device, &mut take).unwrap()
 }
