@@ -19,6 +19,8 @@ const TASK_BYTES: usize = 1 << 16;
 const BLOCK_COLS: usize = 448;
 /// Products below this many multiplications are done by the calling thread.
 const PARALLEL_WORK: usize = 1 << 18;
+/// The same while decoding, where memory is read once for each multiplication.
+const PARALLEL_READ: usize = 1 << 15;
 
 thread_local! {
     static TILE: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
@@ -36,7 +38,12 @@ fn with_tile<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
 
 /// Runs `f` over `tasks`, in parallel if there is `work` enough.
 fn run<T: Send>(tasks: Vec<T>, work: usize, f: impl Fn(T) + Sync + Send) {
-    if work < PARALLEL_WORK || tasks.len() < 2 {
+    run_from(PARALLEL_WORK, tasks, work, f);
+}
+
+/// The same with the least work that is worth a thread.
+fn run_from<T: Send>(least: usize, tasks: Vec<T>, work: usize, f: impl Fn(T) + Sync + Send) {
+    if work < least || tasks.len() < 2 {
         tasks.into_iter().for_each(f);
     } else {
         tasks.into_par_iter().for_each(f);
@@ -150,25 +157,30 @@ pub fn token_products(x: &[f32], products: Vec<Product<'_>>) {
 fn each_rows(x: &Activations<'_>, products: Vec<Product<'_>>, inner: &[Vec<Vec<f32>>]) {
     let cols = x.wide.len();
     let work = products.iter().map(|product| product.y.len() * cols).sum();
+    let bytes = |w: &Rows<'_>| w.format().bytes(cols).max(1);
+    let all: usize = products.iter().map(|product| product.y.len() * bytes(&product.weight)).sum();
+    // Small matrices, as adapters are, are shared by the threads as well.
+    let task_bytes = TASK_BYTES.min(all.div_ceil(4));
     let mut tasks = Vec::new();
     for (index, Product { weight, bias, low_rank, y }) in products.into_iter().enumerate() {
-        let height = (TASK_BYTES / weight.format().bytes(cols).max(1)).max(1);
+        let height = (task_bytes / bytes(&weight)).max(1);
         for (task, y) in y.chunks_mut(height).enumerate() {
             tasks.push((index, task * height, weight, bias, low_rank.clone(), y));
         }
     }
-    run(tasks, work, |(index, from, weight, bias, low_rank, y)| {
+    run_from(PARALLEL_READ, tasks, work, |(index, from, weight, bias, low_rank, y)| {
         dot::dots(weight, from, x, y);
         if let Some(bias) = bias {
             y.iter_mut().zip(&bias[from..]).for_each(|(y, bias)| *y += bias);
         }
         for (term, u) in low_rank.iter().zip(inner.get(index).into_iter().flatten()) {
-            let rank = u.len();
-            math::vectorised(|| {
-                for (y, b) in y.iter_mut().zip(term.b[from * rank..].chunks_exact(rank.max(1))) {
-                    *y += term.scale * math::sum_map(rank, |i| b[i] * u[i]);
-                }
-            });
+            let u = Activations::new(u, Format::F32);
+            let mut delta = [0f32; 64];
+            for (part, y) in y.chunks_mut(delta.len()).enumerate() {
+                let delta = &mut delta[..y.len()];
+                dot::dots(Rows::from(term.b), from + part * 64, &u, delta);
+                y.iter_mut().zip(delta).for_each(|(y, delta)| *y += term.scale * *delta);
+            }
         }
     });
 }
