@@ -66,6 +66,9 @@ fn what_is_exported_can_be_imported() {
     let wrote = program.run(&["feedback", "export", path, "--json"]).done().json();
     assert_eq!(wrote["exported"], 2);
     assert_eq!(mode(&file), 0o600);
+    let message = program.run(&["feedback", "export", path]).failed(2);
+    assert!(message.contains("exists already") && message.contains("--force"), "{message}");
+    program.run(&["feedback", "export", path, "--force"]).done();
     let streamed = program.run(&["feedback", "export", "-"]).done();
     assert_eq!(streamed.stdout, fs_err::read_to_string(&file).unwrap());
     let keys: Vec<String> = streamed.json_lines()[0].as_object().unwrap().keys().cloned().collect();

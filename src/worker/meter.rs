@@ -73,6 +73,11 @@ pub fn bounded(budget: MemoryBudget) -> MemoryBudget {
     budget
 }
 
+/// Memory that the machine has available, in bytes; unknown where there is no `/proc`.
+pub fn available_memory() -> Option<u64> {
+    meminfo("MemAvailable:")
+}
+
 fn meminfo(key: &str) -> Option<u64> {
     figure(&fs_err::read_to_string("/proc/meminfo").ok()?, key)
 }

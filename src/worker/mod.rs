@@ -36,5 +36,6 @@ pub const ENVIRONMENT: [(&str, &str); 4] = [
 ];
 
 pub use exit::WorkerExit;
+pub use meter::available_memory;
 pub use parent::{WorkerConfig, WorkerEvent, WorkerHandle};
 pub use protocol::JobRequest;
