@@ -312,10 +312,16 @@ fn a_conversation_is_refused_where_it_must_not_slide_and_a_long_question_always(
 #[test]
 fn an_answer_that_reaches_the_end_of_the_context_is_cut() {
     let mut engine = engine("llama");
-    let question = [Message::user("a".repeat(100))];
-    let generated = try_ask(&mut engine, &question, 1000).expect("room for some");
-    assert_eq!(generated.finish_reason, FinishReason::Length);
-    assert_eq!(generated.prompt_tokens + generated.new_tokens, 128);
+    let mut cut = 0;
+    // The model is random: some of its answers end by themselves.
+    for letter in 'a'..='z' {
+        let question = [Message::user(letter.to_string().repeat(120))];
+        let generated = try_ask(&mut engine, &question, 1000).expect("room for some");
+        let tokens = generated.prompt_tokens + generated.new_tokens;
+        assert_eq!(generated.finish_reason == FinishReason::Length, tokens == 128, "{letter}");
+        cut += usize::from(tokens == 128);
+    }
+    assert!(cut > 0);
 }
 
 #[test]
@@ -363,7 +369,7 @@ fn weights_that_are_no_numbers_are_an_error_with_the_names_of_model_and_adapters
 
 #[test]
 fn a_token_beyond_the_embedding_is_an_error_and_no_panic() {
-    let far = tokenizer_json().replace("\"Q\":52", "\"Q\":5000");
+    let far = tokenizer_json().replace("\"Q\":50", "\"Q\":5000");
     assert!(far.contains("5000"));
     let mut engine = Engine::new(model("qwen2", &far, TEMPLATE, &|_| ()), LIMITS);
     let error =

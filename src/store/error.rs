@@ -228,7 +228,7 @@ pub enum StoreError {
     AdapterQuarantined(AdapterId),
     /// The adapter was made for another base model.
     #[error(
-        "adapter \"{adapter}\" was trained on another base model ({trained_on}, loaded: {loaded}): load that model with --model first"
+        "adapter \"{adapter}\" was trained on another base model ({trained_on}, loaded: {loaded}): load that model first (--model, or /model in the console)"
     )]
     OtherBase {
         /// The adapter.

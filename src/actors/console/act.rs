@@ -45,6 +45,10 @@ impl ConsoleActor {
         let streaming = stream(port, question, pieces, outputs);
         ctx.spawn(streaming.into_actor(self).map(move |result, this, ctx| {
             this.answer_ended(result, max_tokens);
+            if this.intake.text_is_next() {
+                // Its question was typed above: nothing else would part the answers.
+                this.say("");
+            }
             drop(ticket);
             this.go_on(ctx);
         }));

@@ -89,6 +89,12 @@ impl Intake {
         }
     }
 
+    /// Whether the next input that is no free command is a text for the model.
+    pub fn text_is_next(&self) -> bool {
+        let mut kinds = self.waiting.iter().map(|(work, _)| work.kind());
+        kinds.find(|kind| *kind != Kind::Free) == Some(Kind::Text)
+    }
+
     /// Returns how many inputs wait.
     pub fn waiting(&self) -> usize {
         self.waiting.len()
