@@ -14,6 +14,7 @@ pub mod device;
 pub mod domain;
 pub mod engine;
 pub mod eval;
+pub mod hub;
 pub mod logging;
 pub mod lora;
 pub mod messages;

@@ -41,18 +41,6 @@ pub enum PlanError {
         /// What does not fit.
         source: serde_json::Error,
     },
-    /// It was enqueued for another model, of which too little is known here.
-    #[error(
-        "job {job} trains model \"{model}\", which is not in use here: train again while it is (shammah --model {source_name} train --wait, or /model in the console)"
-    )]
-    OtherBase {
-        /// The job.
-        job: i64,
-        /// The model's name.
-        model: String,
-        /// How `--model` calls it.
-        source_name: String,
-    },
     /// The store refused.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -177,20 +165,19 @@ struct JobModel {
     name: String,
     source: ModelSource,
     quantize: Option<Quantize>,
-    /// Unknown where the job was enqueued without loading the model.
-    parameters: Option<usize>,
+    parameters: usize,
 }
 
 impl TrainedBase {
     /// Returns what a job that trains this model stores of it.
     pub fn of_job(&self) -> Option<JobBase> {
-        job_base(&self.name, &self.source, &self.base_hash, self.quantize, Some(self.parameters))
+        job_base(&self.name, &self.source, &self.base_hash, self.quantize, self.parameters)
     }
 
     /// Returns the model that a job trains: its own, or this one where it has none.
     ///
     /// # Errors
-    /// When it was enqueued by another version, or for another model than this one without loading that.
+    /// When it was enqueued by another version.
     pub fn for_job(&self, job: &JobRow) -> Result<Self, PlanError> {
         let Some(base) = job.base.as_ref().filter(|base| base.hash != self.base_hash) else {
             return Ok(self.clone());
@@ -198,13 +185,6 @@ impl TrainedBase {
         let model: JobModel = serde_json::from_value(base.model.clone())
             .map_err(|source| PlanError::Parameters { job: job.id, source })?;
         let JobModel { name, source, quantize, parameters } = model;
-        let Some(parameters) = parameters else {
-            return Err(PlanError::OtherBase {
-                job: job.id,
-                model: name,
-                source_name: source.to_string(),
-            });
-        };
         let base_hash = base.hash.clone();
         let (hash_cache, device) = (self.hash_cache.clone(), self.device);
         Ok(Self { name, source, base_hash, hash_cache, parameters, quantize, device })
@@ -217,7 +197,7 @@ pub fn job_base(
     source: &ModelSource,
     base_hash: &str,
     quantize: Option<Quantize>,
-    parameters: Option<usize>,
+    parameters: usize,
 ) -> Option<JobBase> {
     let (name, source) = (name.to_owned(), source.clone());
     let model = serde_json::to_value(JobModel { name, source, quantize, parameters }).ok()?;

@@ -58,6 +58,25 @@ pub fn need(ms: u64, bytes: u64) -> String {
     format!("{time}, {memory}")
 }
 
+/// Says a number of bytes in a few characters: `512 B`, `12 KiB`, `5.4 MiB`, `1.3 GiB`.
+pub fn bytes(count: u64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    /// Of one unit in the next smaller one.
+    const STEP: f64 = 1024.0;
+    if count < STEP as u64 {
+        return format!("{count} B");
+    }
+    let (mut value, mut unit) = (count as f64 / STEP, 0);
+    while value >= STEP && unit + 1 < UNITS.len() {
+        (value, unit) = (value / STEP, unit + 1);
+    }
+    if value < 9.95 {
+        format!("{value:.1} {}", UNITS[unit])
+    } else {
+        format!("{value:.0} {}", UNITS[unit])
+    }
+}
+
 fn is_printable(c: char) -> bool {
     if matches!(c, '\n' | '\t') {
         return true;

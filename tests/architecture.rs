@@ -6,11 +6,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// What the modules of a layer may use, besides themselves. Nothing above a layer is in its list.
-const LAYERS: [(&str, &[&str]); 19] = [
+const LAYERS: [(&str, &[&str]); 20] = [
     ("domain", &[]),
     ("text", &[]),
     ("plot", &["domain", "text"]),
     ("models", &["domain"]),
+    ("hub", &["models"]),
     ("device", &["domain"]),
     ("config", &["domain"]),
     ("logging", &["config", "text"]),
@@ -29,8 +30,8 @@ const LAYERS: [(&str, &[&str]); 19] = [
 ];
 /// Stands for the layers that everything from the actors upwards may use.
 const CORE: &str = "core";
-const CORE_LAYERS: [&str; 8] =
-    ["domain", "text", "config", "models", "lora", "eval", "engine", "store"];
+const CORE_LAYERS: [&str; 9] =
+    ["domain", "text", "config", "models", "hub", "lora", "eval", "engine", "store"];
 
 /// No file of the project is longer.
 const MAX_LINES: usize = 500;

@@ -82,7 +82,6 @@ fn a_wrong_command_line_exits_2_and_help_exits_0() {
         &["no-such-command"][..],
         &["jobs"],
         &["jobs", "show"],
-        &["jobs", "show", "x"],
         &["adapters", "show", "../x"],
         &["feedback", "add", "--prompt", "q", "--response", "a", "--mark", "great"],
         &["config", "show", "-v", "-q"],

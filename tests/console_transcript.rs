@@ -145,7 +145,7 @@ fn the_model_is_shown_and_changed_and_the_conversation_goes_on() {
          model       parrot\nfrom        builtin\nfamily      llama\nparameters  3.4 M\nformat      f32\n\
          context     1024 tokens\ndevice      cpu\nadapter     none is live\n\
          Loading other: until it is ready, the old model answers.\n\
-         other (3.4 M parameters, f32) answers from now on; the conversation goes on. Marks and jobs are its own.\n\
+         other (3.4 M parameters, f32) answers from now on, and the conversation goes on. New marks and jobs belong to it.\n\
          No adapter: the model answers as it came.\n\
          other\n\
          Marked good (weight 1)\n\

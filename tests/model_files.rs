@@ -185,11 +185,29 @@ fn weights_that_config_json_does_not_describe_are_refused_by_name() {
 #[test]
 fn configs_that_cannot_be_computed_are_refused_by_key() {
     for (key, value, part) in [
-        ("model_type", json!("mistral"), "model_type \"mistral\" is not supported"),
+        ("model_type", json!("mixtral"), "model_type \"mixtral\" is not supported"),
         ("hidden_act", json!("gelu"), "hidden_act \"gelu\" is not supported"),
-        ("use_sliding_window", json!(true), "use_sliding_window = true is not supported"),
-        ("rope_scaling", json!({"rope_type": "yarn", "factor": 4.0}), "rope scaling \"yarn\""),
-        ("rope_scaling", json!({"type": "linear", "factor": 4.0}), "rope scaling \"linear\""),
+        ("model_type", json!("gemma3"), "whose model_type is gemma3_text"),
+        ("rope_scaling", json!({"rope_type": "proportional"}), "rope scaling \"proportional\""),
+        ("rope_scaling", json!({"type": "linear"}), "its rope scaling has no factor"),
+        ("rope_scaling", json!({"type": "linear", "factor": "many"}), "its rope scaling: "),
+        (
+            "rope_scaling",
+            json!({"type": "longrope", "short_factor": [1.0]}),
+            "short_factor holds 1",
+        ),
+        ("partial_rotary_factor", json!(0.5), "partial_rotary_factor 0.5 in this family"),
+        (
+            "rope_parameters",
+            json!({"full_attention": {"rope_theta": 1e4}}),
+            "rope_parameters by layer type",
+        ),
+        ("layer_types", json!(["full_attention"]), "layer_types names 1 layers, not 3"),
+        ("layer_types", json!(vec!["linear_attention"; 3]), "layer type \"linear_attention\""),
+        ("layer_types", json!(vec!["sliding_attention"; 3]), "and sliding_window is none"),
+        ("attn_logit_softcapping", json!(50.0), "attn_logit_softcapping = 50"),
+        ("final_logit_softcapping", json!(30.0), "final_logit_softcapping = 30"),
+        ("use_bidirectional_attention", json!(true), "use_bidirectional_attention = true"),
         (
             "quantization_config",
             json!({"quant_method": "fp8"}),
@@ -198,7 +216,11 @@ fn configs_that_cannot_be_computed_are_refused_by_key() {
         ("hidden_size", json!(0), "hidden_size is 0"),
         ("num_hidden_layers", json!(1u64 << 40), "num_hidden_layers is 1099511627776"),
         ("num_key_value_heads", json!(3), "4 attention heads cannot share 3"),
-        ("head_dim", json!(17), "head_dim 17 is odd"),
+        (
+            "head_dim",
+            json!(17),
+            "17 of 17 numbers of a head are rotated, rotary embedding needs pairs",
+        ),
         ("rms_norm_eps", json!(-1.0), "rms_norm_eps is -1"),
         ("rope_theta", json!(0.0), "rope_theta is 0"),
         ("vocab_size", json!("many"), "not a model's config"),
@@ -226,7 +248,7 @@ fn rope_theta_is_found_where_either_version_of_transformers_writes_it() {
     let mut config = json("qwen3/config.json");
     config.as_object_mut().unwrap().remove("rope_theta");
     config["rope_parameters"] = json!({"rope_type": "default", "rope_theta": 5e6});
-    assert_eq!(ModelConfig::parse(&config.to_string(), &path).unwrap().rope_theta, 5e6);
+    assert_eq!(ModelConfig::parse(&config.to_string(), &path).unwrap().rope.theta, 5e6);
 }
 
 /// What the cache says of a file, or nothing.

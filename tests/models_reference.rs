@@ -9,6 +9,8 @@
 
 mod reference;
 
+use std::path::Path;
+
 use candle_core::{D, Device, IndexOp, Tensor};
 use reference::*;
 use shammah::models::{self, Decoder, ModelConfig, ModelSource, NoAdapter};
@@ -29,7 +31,7 @@ fn cached(decoder: &Decoder, ids: &Tensor, pieces: &[usize]) -> Tensor {
 
 #[test]
 fn logits_equal_those_of_transformers() {
-    for family in FAMILIES {
+    for family in all_models() {
         let reference = &tensors(&format!("{family}/reference.safetensors"))["logits"];
         let logits = logits(&decoder(family), &reference_ids(family), &NoAdapter);
         assert_near(family, &logits, reference, LOGITS);
@@ -38,7 +40,7 @@ fn logits_equal_those_of_transformers() {
 
 #[test]
 fn a_batch_equals_its_rows_alone() {
-    for family in FAMILIES {
+    for family in all_models() {
         let (decoder, ids) = (decoder(family), reference_ids(family));
         let batch = logits(&decoder, &ids, &NoAdapter);
         for row in 0..2 {
@@ -71,7 +73,7 @@ fn padding_on_the_right_changes_nothing_before_it() {
 
 #[test]
 fn cached_equals_uncached_token_by_token_and_in_chunks() {
-    for family in FAMILIES {
+    for family in all_models() {
         let (decoder, ids) = (decoder(family), reference_ids(family).narrow(0, 1, 1).unwrap());
         let whole = logits(&decoder, &ids, &NoAdapter);
         for pieces in [vec![1; 23], vec![23], vec![7, 1, 1, 9, 5], vec![22, 1]] {
@@ -113,12 +115,67 @@ fn a_forward_that_fails_leaves_the_cache_as_it_was() {
     assert_near("after the failures", &rest, &whole.narrow(1, 6, 4).unwrap(), 1e-5);
 }
 
+/// The rows of an embedding are often padded beyond the tokenizer's ids; beyond the rows there is nothing.
+#[test]
+fn token_ids_beyond_the_embedding_are_refused_with_and_without_a_cache() {
+    let decoder = decoder("llama");
+    let forward = |id: u32, cached: bool| {
+        let ids = Tensor::new(&[[3u32, id]], &Device::Cpu).unwrap();
+        let mut cache = decoder.new_cache(2).unwrap();
+        decoder.hidden(&ids, cached.then_some(&mut cache), &NoAdapter).map_err(|e| e.to_string())
+    };
+    for cached in [false, true] {
+        forward(96, cached).unwrap();
+        for id in [97, u32::MAX] {
+            let error = forward(id, cached).unwrap_err();
+            let problem = format!("token id {id} is beyond the 97 rows of the embedding");
+            assert!(error.contains(&problem) && error.contains("own tokenizer"), "{error}");
+        }
+    }
+}
+
+/// Beyond the context before stretching LongRoPE has other frequencies for all positions.
+#[test]
+fn the_context_of_longrope_ends_where_its_frequencies_would_change() {
+    assert_eq!(decoder("phi3_longrope").config().max_position_embeddings, 24);
+    assert_eq!(decoder("qwen2_yarn").config().max_position_embeddings, 128);
+}
+
 #[test]
 fn positions_beyond_the_context_are_refused() {
     let decoder = decoder("llama");
     let ids = Tensor::zeros((1, 129), candle_core::DType::U32, &Device::Cpu).unwrap();
     let error = decoder.hidden(&ids, None, &NoAdapter).unwrap_err().to_string();
     assert!(error.contains("beyond the context of 128 tokens"), "{error}");
+}
+
+#[test]
+fn configs_of_transformers_4_and_5_describe_the_same_model() {
+    for model in all_models() {
+        let parsed = |file: &str| {
+            let path = fixture(&format!("{model}/{file}"));
+            ModelConfig::parse(&fs_err::read_to_string(&path).unwrap(), &path).unwrap()
+        };
+        assert_eq!(parsed("config.json"), parsed("config_v5.json"), "{model}");
+    }
+}
+
+/// The keys that the files of a family leave to transformers.
+#[test]
+fn keys_that_a_config_leaves_out_are_those_of_transformers() {
+    let text = r#"{"model_type": "gemma3_text", "hidden_size": 1152, "intermediate_size": 6912,
+        "num_hidden_layers": 26, "sliding_window": 512}"#;
+    let gemma = ModelConfig::parse(text, Path::new("config.json")).unwrap();
+    assert_eq!((gemma.num_attention_heads, gemma.num_key_value_heads, gemma.head_dim), (8, 4, 256));
+    assert!(gemma.tie_word_embeddings && gemma.eos_token_ids == [1]);
+    let full: Vec<usize> = (0..26).filter(|layer| gemma.window(*layer).is_none()).collect();
+    assert_eq!(full, [5, 11, 17, 23]);
+    let thetas = (gemma.rope.theta, gemma.sliding_rope.unwrap().theta);
+    assert_eq!((thetas, gemma.attention_scale), ((1e6, 1e4), 1.0 / 16.0));
+    let text = r#"{"model_type": "mistral", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "rms_norm_eps": 1e-5, "max_position_embeddings": 32768}"#;
+    let mistral = ModelConfig::parse(text, Path::new("config.json")).unwrap();
+    assert_eq!((mistral.num_key_value_heads, mistral.window(0)), (8, Some(4096)));
 }
 
 /// Qwen2 has its biases whatever the config says, as in transformers.

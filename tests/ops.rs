@@ -13,7 +13,7 @@ use rand::{Rng, SeedableRng};
 use reference::values;
 use shammah::lora::loss::{HeadLoss, cross_entropy, head_cross_entropy, head_kl};
 use shammah::models::attention::{self, Heads};
-use shammah::models::{Linear, Packing, Span, ops};
+use shammah::models::{Activation, Gated, Linear, Packing, Span, ops};
 
 /// Largest relative error of a tensor; both sides are f32.
 const RELATIVE: f32 = 5e-6;
@@ -87,12 +87,22 @@ fn rms_norm_equals_its_composition() {
 }
 
 #[test]
-fn swiglu_equals_its_composition() {
+fn gated_activations_equal_their_composition() {
     let mut draw = Draw::new();
+    let root = (2.0 / std::f64::consts::PI).sqrt();
     for shape in SHAPES {
         let (gate, up) = (draw.var(shape), draw.var(shape));
-        let plain = || gate.silu()? * up.as_tensor();
-        compare(&format!("swiglu {shape:?}"), &[&gate, &up], || ops::swiglu(&gate, &up), plain);
+        for activation in [Activation::Silu, Activation::GeluTanh] {
+            let plain = || match activation {
+                Activation::Silu => gate.silu()? * up.as_tensor(),
+                Activation::GeluTanh => {
+                    let inner = ((&*gate + (gate.powf(3.0)? * 0.044715)?)? * root)?;
+                    ((inner.tanh()? + 1.0)? * 0.5)? * gate.as_tensor() * up.as_tensor()
+                }
+            };
+            let ours = || Gated { gate: &gate, up: &up, activation }.product();
+            compare(&format!("{activation:?} {shape:?}"), &[&gate, &up], ours, plain);
+        }
     }
 }
 
@@ -115,33 +125,48 @@ fn rope_equals_its_composition() {
         let strided = || ops::rope(&y.narrow(2, 1, width)?, &cos, &sin);
         let dense = || ops::rope(&y.narrow(2, 1, width)?.contiguous()?, &cos, &sin);
         compare("rope, strided", &[&y], strided, dense);
+        // Of a wider head the first numbers are turned.
+        let first = || {
+            let turned = ops::rope(&y.narrow(2, 0, width)?, &cos, &sin)?;
+            Tensor::cat(&[turned, y.narrow(2, width, width)?], 2)
+        };
+        compare("rope, a part", &[&y], || ops::rope(&y, &cos, &sin), first);
     }
 }
 
 #[test]
 fn causal_softmax_equals_its_composition() {
     let mut draw = Draw::new();
-    for (batch, heads, groups, seq, past) in
-        [(1, 1, 1, 1, 0), (1, 2, 3, 1, 6), (2, 2, 3, 5, 0), (1, 2, 2, 4, 9), (2, 2, 3, 31, 82)]
-    {
+    for (batch, heads, groups, seq, past, window) in [
+        (1, 1, 1, 1, 0, None),
+        (1, 2, 3, 1, 6, None),
+        (2, 2, 3, 5, 0, Some(2)),
+        (1, 2, 2, 4, 9, Some(1)),
+        (1, 2, 2, 4, 9, Some(100)),
+        (2, 2, 3, 31, 82, None),
+        (2, 2, 3, 31, 82, Some(17)),
+    ] {
         let (rows, keys) = (groups * seq, seq + past);
         let scores = draw.tensor(&[batch, heads, rows, keys]);
-        let hidden = |row: usize, key: usize| key > past + row % seq;
+        let hidden = |row: usize, key: usize| {
+            let own = past + row % seq;
+            key > own || window.is_some_and(|window| key + window <= own)
+        };
         let mask: Vec<f32> = (0..rows * keys)
             .map(|i| if hidden(i / keys, i % keys) { f32::NEG_INFINITY } else { 0.0 })
             .collect();
         let mask = Tensor::from_vec(mask, (rows, keys), &Device::Cpu).unwrap();
         let plain = || softmax(&(&scores * 0.37)?.broadcast_add(&mask)?, D::Minus1);
-        let what = format!("causal_softmax of {seq} after {past}");
-        compare(&what, &[], || ops::causal_softmax(&scores, 0.37, seq), plain);
-        let probs = values(&ops::causal_softmax(&scores, 0.37, seq).unwrap());
-        for (i, p) in probs.iter().enumerate() {
+        let what = format!("causal_softmax of {seq} after {past} in {window:?}");
+        let ours = || ops::causal_softmax(&scores, 0.37, seq, window);
+        compare(&what, &[], ours, plain);
+        for (i, p) in values(&ours().unwrap()).iter().enumerate() {
             assert_eq!(*p == 0.0, hidden(i / keys % rows, i % keys), "{what}: {i}");
         }
     }
     // Training goes another way; whoever would differentiate this one is told.
     let scores = draw.var(&[1, 1, 2, 2]);
-    let sum = ops::causal_softmax(&scores, 1.0, 2).unwrap().sum_all().unwrap();
+    let sum = ops::causal_softmax(&scores, 1.0, 2, None).unwrap().sum_all().unwrap();
     assert!(sum.backward().is_err());
 }
 
@@ -153,7 +178,7 @@ fn plain_attention(
     heads: Heads,
     packing: &Packing,
 ) -> Result<Tensor> {
-    let Heads { queries, keys, dim } = heads;
+    let Heads { queries, keys, dim, scale, window } = heads;
     let mut parts = Vec::new();
     for Span { rows, prefix } in packing.spans() {
         let own = |t: &Tensor| t.narrow(0, rows.start, rows.len());
@@ -161,7 +186,11 @@ fn plain_attention(
         let (q, k, v) = (own(q)?, seen(k)?, seen(v)?);
         let mask: Vec<f32> = (0..rows.len() * (prefix + rows.len()))
             .map(|i| (i / (prefix + rows.len()), i % (prefix + rows.len())))
-            .map(|(row, key)| if key > prefix + row { f32::NEG_INFINITY } else { 0.0 })
+            .map(|(row, key)| {
+                let own = prefix + row;
+                let hidden = key > own || window.is_some_and(|window| key + window <= own);
+                if hidden { f32::NEG_INFINITY } else { 0.0 }
+            })
             .collect();
         let mask = Tensor::from_vec(mask, (rows.len(), prefix + rows.len()), &Device::Cpu)?;
         let mut outs = Vec::new();
@@ -169,8 +198,7 @@ fn plain_attention(
             let kv = head / (queries / keys);
             let q = q.narrow(1, head * dim, dim)?;
             let (k, v) = (k.narrow(1, kv * dim, dim)?, v.narrow(1, kv * dim, dim)?);
-            let scores =
-                (q.matmul(&k.t()?)? * (1.0 / (dim as f64).sqrt()))?.broadcast_add(&mask)?;
+            let scores = (q.matmul(&k.t()?)? * f64::from(scale))?.broadcast_add(&mask)?;
             outs.push(softmax(&scores, D::Minus1)?.matmul(&v)?);
         }
         parts.push(Tensor::cat(&outs, 1)?);
@@ -190,8 +218,12 @@ fn packed_attention_equals_that_of_each_sequence_alone() {
         &[&[3, 4], &[5]],
     ];
     for (queries, keys, dim) in [(1, 1, 2), (4, 2, 6), (6, 2, 18), (3, 3, 8)] {
-        let heads = Heads { queries, keys, dim };
-        for (set, share) in sets.iter().flat_map(|set| [(set, false), (set, true)]) {
+        let full = Heads::full(queries, keys, dim);
+        let narrow = |window| Heads { window: Some(window), scale: 0.3, ..full };
+        // Windows within a block of queries, across blocks and prefixes, and beyond all keys.
+        let all = [full, narrow(1), narrow(2), narrow(40), narrow(100), narrow(1000)];
+        let cases = sets.iter().flat_map(|set| all.map(|heads| (set, heads)));
+        for ((set, heads), share) in cases.flat_map(|case| [(case, false), (case, true)]) {
             let packing = Arc::new(Packing::new(set, share).unwrap());
             let rows = packing.len();
             let q = draw.var(&[rows, queries * dim]);
@@ -209,7 +241,7 @@ fn packed_attention_equals_that_of_each_sequence_alone() {
 #[test]
 fn large_scores_do_not_overflow() {
     let scores = Tensor::new(&[[[[3e4f32, 2e4, 1e4]]]], &Device::Cpu).unwrap();
-    assert_eq!(values(&ops::causal_softmax(&scores, 1.0, 1).unwrap()), [1.0, 0.0, 0.0]);
+    assert_eq!(values(&ops::causal_softmax(&scores, 1.0, 1, None).unwrap()), [1.0, 0.0, 0.0]);
     let logits = Tensor::new(&[[3e4f32, -3e4]], &Device::Cpu).unwrap();
     let loss = cross_entropy(&logits, &[1], &[1.0]).unwrap().to_scalar::<f32>().unwrap();
     assert_eq!(loss, 6e4);
@@ -300,15 +332,18 @@ fn losses_through_the_head_equal_their_composition() {
 #[test]
 fn shapes_that_do_not_fit_are_errors() {
     let mut draw = Draw::new();
-    let x = draw.tensor(&[2, 3, 4, 6]);
+    let (x, other) = (draw.tensor(&[2, 3, 4, 6]), draw.tensor(&[2, 3, 4, 5]));
     let wrong = [
         ops::rms_norm(&x, &draw.tensor(&[5]), 1e-6),
-        ops::swiglu(&x, &draw.tensor(&[2, 3, 4, 5])),
-        ops::rope(&draw.tensor(&[4, 1, 6]), &draw.tensor(&[4, 2]), &draw.tensor(&[4, 2])),
-        ops::rope(&draw.tensor(&[4, 1, 5]), &draw.tensor(&[4, 2]), &draw.tensor(&[4, 2])),
-        ops::causal_softmax(&x, 1.0, 3),
-        ops::causal_softmax(&x, 1.0, 8),
-        ops::causal_softmax(&x, 1.0, 0),
+        Gated { gate: &x, up: &other, activation: Activation::Silu }.product(),
+        ops::rope(&draw.tensor(&[4, 1, 6]), &draw.tensor(&[4, 4]), &draw.tensor(&[4, 4])),
+        ops::rope(&draw.tensor(&[4, 1, 5]), &draw.tensor(&[4, 3]), &draw.tensor(&[4, 3])),
+        ops::rope(&draw.tensor(&[4, 1, 6]), &draw.tensor(&[3, 2]), &draw.tensor(&[3, 2])),
+        ops::rope(&draw.tensor(&[4, 1, 6]), &draw.tensor(&[4, 3]), &draw.tensor(&[4, 2])),
+        ops::causal_softmax(&x, 1.0, 3, None),
+        ops::causal_softmax(&x, 1.0, 8, None),
+        ops::causal_softmax(&x, 1.0, 0, None),
+        ops::causal_softmax(&x, 1.0, 2, Some(0)),
         cross_entropy(&draw.tensor(&[2, 5]), &[0], &[1.0]),
         cross_entropy(&draw.tensor(&[1, 5]), &[5], &[1.0]),
         Linear::new(draw.tensor(&[3, 4]), None).forward(&draw.tensor(&[2, 5])),

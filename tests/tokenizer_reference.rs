@@ -89,12 +89,32 @@ fn ids_equal_those_of_transformers_and_are_safe() {
     }
 }
 
-/// llama.cpp's vectors: texts between marks, ids a line.
+#[test]
+fn plain_texts_encode_as_in_transformers_and_decode_to_themselves() {
+    let Some(shared) = shared() else { return };
+    let fixture = json("tokenizer_ids.json");
+    let texts = fixture["texts"].as_array().unwrap();
+    for name in ["qwen2.5", "qwen3", "smollm2"] {
+        let tokenizer = real(&shared, name);
+        let expected = fixture[name].as_array().unwrap();
+        assert_eq!(expected.len(), texts.len(), "{name}");
+        for (text, expected) in texts.iter().zip(expected) {
+            let text = text.as_str().unwrap();
+            let ids = tokenizer.encode_text(text).unwrap();
+            assert_eq!(ids, numbers(expected), "{name} {text:?}");
+            let back = tokenizer.decode(&ids).unwrap();
+            // Qwen brings text into NFC.
+            assert!(back == text || name != "smollm2", "{name} {text:?} became {back:?}");
+        }
+    }
+}
+
+/// llama.cpp's vectors: texts between marks, ids a line. Qwen3 has the same vocabulary.
 #[test]
 fn texts_encode_as_in_the_vectors_of_llama_cpp() {
     let Some(shared) = shared() else { return };
     let folder = shared.join("tokenizers/qwen2.5");
-    let tokenizer = real(&shared, "qwen2.5");
+    let tokenizers = ["qwen2.5", "qwen3"].map(|name| real(&shared, name));
     let input = fs_err::read_to_string(folder.join("qwen2.inp")).unwrap();
     let output = fs_err::read_to_string(folder.join("qwen2.out")).unwrap();
     let texts: Vec<&str> = input.split("\n__ggml_vocab_test__\n").collect();
@@ -103,7 +123,9 @@ fn texts_encode_as_in_the_vectors_of_llama_cpp() {
     assert!(cases.len() >= 40, "{} vectors", cases.len());
     for (text, line) in cases {
         let expected: Vec<u32> = line.split_whitespace().map(|id| id.parse().unwrap()).collect();
-        assert_eq!(tokenizer.encode_text(text).unwrap(), expected, "{text:?}");
+        for tokenizer in &tokenizers {
+            assert_eq!(tokenizer.encode_text(text).unwrap(), expected, "{text:?}");
+        }
     }
 }
 

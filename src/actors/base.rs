@@ -17,8 +17,8 @@ pub type LoaderFactory = Arc<dyn Fn() -> ModelLoader + Send + Sync>;
 /// Reads an adapter from its directory and checks it against the model, smoke forward included.
 pub type AdapterLoader = Arc<dyn Fn(&Path) -> Result<AdapterSet, String> + Send + Sync>;
 
-/// Loads the model that a user names; refuses the one in use, whose hash it gets. One line for the user on failure.
-pub type ModelOpener = Arc<dyn Fn(&str, &str) -> Result<Base, String> + Send + Sync>;
+/// Loads the model that a user names; `None` is the one in use, whose hash it gets. One line for the user on failure.
+pub type ModelOpener = Arc<dyn Fn(&str, &str) -> Result<Option<Base>, String> + Send + Sync>;
 
 /// A model that can answer, train and judge adapters.
 pub struct Base {

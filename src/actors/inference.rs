@@ -136,7 +136,8 @@ async fn open(open: ModelOpener, source: String, in_use: String) -> Result<Base,
     let started = std::thread::Builder::new().name("model-loader".to_owned()).spawn(load);
     started.map_err(|error| ActorError::ModelUnavailable(format!("no thread for it: {error}")))?;
     let result = opened.await.unwrap_or_else(|_| Err("its thread died".to_owned()));
-    result.map_err(ActorError::ModelUnavailable)
+    let base = result.map_err(ActorError::ModelUnavailable)?;
+    base.ok_or_else(|| ActorError::Refused("this model is in use already".to_owned()))
 }
 
 impl Drop for InferenceActor {

@@ -95,10 +95,11 @@ fn stage() -> Stage {
         match name {
             "slow" => drop(inside.lock().unwrap().recv()),
             "broken" => return Err("/models/broken/config.json: no such file".to_owned()),
+            "same" => return Ok(None),
             "hostile" => panic!("a bug in the loader"),
             _ => {}
         }
-        Ok(base(name, "c", make.clone(), Arc::clone(&no_adapter)))
+        Ok(Some(base(name, "c", make.clone(), Arc::clone(&no_adapter))))
     });
     let adopting = current.clone();
     let (adopt, _) = probe(move |_: &AdoptBase| {
@@ -334,9 +335,11 @@ async fn an_answer_in_flight_ends_on_the_old_model() {
 #[actix::test]
 async fn a_model_that_cannot_be_loaded_leaves_the_old_one() {
     let stage = stage();
-    for (name, words) in
-        [("broken", "config.json: no such file"), ("hostile", "a bug in the loader")]
-    {
+    for (name, words) in [
+        ("broken", "config.json: no such file"),
+        ("hostile", "a bug in the loader"),
+        ("same", "in use already"),
+    ] {
         let error = stage.switch(name).await.unwrap_err().to_string();
         assert!(error.contains(words), "{error}");
         assert_eq!(stage.answer("hi").await.unwrap().base, "b".repeat(64));

@@ -39,8 +39,8 @@ pub struct GlobalArgs {
     /// Configuration file, read after the data directory's config.toml
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Model: "builtin", or a directory in Hugging Face layout
-    #[arg(long, global = true, value_name = "builtin|DIR")]
+    /// Model: "builtin", a directory in Hugging Face layout, or a model of the hub
+    #[arg(long, global = true, value_name = "builtin|DIR|ORG/NAME[@REVISION]")]
     pub model: Option<String>,
     /// Where to compute: auto, cpu, cuda, cuda:N or metal
     #[arg(long, global = true, value_name = "DEVICE")]
@@ -74,6 +74,9 @@ pub enum Command {
     /// List, add, import, export and count marks
     #[command(subcommand)]
     Feedback(FeedbackCommand),
+    /// List, fetch and describe models
+    #[command(subcommand)]
+    Models(ModelsCommand),
     /// Show, check and start the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -335,6 +338,50 @@ pub struct FeedbackAddArgs {
     /// How to print.
     #[command(flatten)]
     pub json: JsonArg,
+}
+
+/// What `models` can do.
+#[derive(Debug, Subcommand)]
+pub enum ModelsCommand {
+    /// List the built-in model and those in the cache of the hub
+    List(JsonArg),
+    /// Fetch a model of the hub into the cache; goes on where it was cut
+    Pull {
+        /// The model, or one GGUF file of it
+        #[arg(value_name = "ORG/NAME[/FILE.gguf][@REVISION]")]
+        id: String,
+        /// How to print.
+        #[command(flatten)]
+        json: JsonArg,
+    },
+    /// Say what a model is and what memory it needs, without loading it
+    Inspect {
+        /// "builtin", a directory, or a model of the hub that is in the cache
+        #[arg(value_name = "MODEL")]
+        name: String,
+        /// How to print.
+        #[command(flatten)]
+        json: JsonArg,
+    },
+    /// Write a model's logits of a token sequence, to compare with other implementations
+    Logits(LogitsArgs),
+}
+
+/// Arguments of `models logits`.
+#[derive(Debug, Args)]
+pub struct LogitsArgs {
+    /// "builtin", a directory, or a model of the hub that is in the cache
+    #[arg(value_name = "MODEL")]
+    pub name: String,
+    /// Token ids, separated by commas
+    #[arg(long, value_name = "1,2,3", value_delimiter = ',', required = true)]
+    pub ids: Vec<u32>,
+    /// Compute with the adapter in this directory
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// Where they go: `logits`, [tokens, vocabulary], f32
+    #[arg(long, value_name = "FILE.safetensors")]
+    pub out: PathBuf,
 }
 
 /// What `bench` can measure.

@@ -48,6 +48,7 @@ pub fn run(args: &AskArgs, global: &GlobalArgs) -> Result<Exit> {
     let cancel = Arc::new(AtomicBool::new(false));
     interrupt::sets(&cancel)?;
     let session = Session::open(global, flags(args))?;
+    model::fetch(&session, global.quiet, &cancel)?;
     let model = model::load(&session)?;
     let used = choose_adapters(&session, args, &model)?;
     let adapters = load_adapters(&session, &used, &model)?;

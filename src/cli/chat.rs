@@ -1,6 +1,7 @@
 //! `shammah chat`: the console.
 
 use std::process::ExitCode;
+use std::sync::atomic::AtomicBool;
 
 use anyhow::Result;
 
@@ -16,5 +17,6 @@ use crate::app;
 /// configuration refuses to go on without it.
 pub fn run(global: &GlobalArgs) -> Result<ExitCode> {
     let session = Session::open_for(global, Vec::new(), Audience::Console)?;
+    model::fetch(&session, global.quiet, &AtomicBool::new(false))?;
     Ok(app::run_console(model::setup(session)?)?.into())
 }

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use crate::app::AppError;
 use crate::config::ConfigError;
 use crate::device::DeviceError;
+use crate::hub::HubError;
 use crate::text::printable_line;
 
 /// How the program ends.
@@ -58,6 +59,9 @@ pub fn exit_of(error: &anyhow::Error) -> Exit {
         }
         if matches!(cause.downcast_ref(), Some(AppError::QueueHeld { .. })) {
             return Exit::QueueHeld;
+        }
+        if matches!(cause.downcast_ref(), Some(HubError::Interrupted)) {
+            return Exit::Interrupted;
         }
         if cause.downcast_ref::<io::Error>().is_some_and(reader_left) {
             // `shammah jobs list | head -1`: the reader has all it wanted.

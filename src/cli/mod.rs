@@ -11,12 +11,15 @@ mod compare;
 mod config_command;
 mod context;
 mod curves;
+mod download;
 mod exit;
 mod feedback;
 mod feedback_file;
 mod interrupt;
 mod jobs;
+mod logits;
 mod model;
+mod models;
 mod output;
 mod progress;
 mod runs;
@@ -53,6 +56,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         Some(Command::Jobs(command)) => jobs::run(command, global),
         Some(Command::Adapters(command)) => adapters::run(command, global),
         Some(Command::Feedback(command)) => feedback::run(command, global),
+        Some(Command::Models(command)) => models::run(command, global),
         Some(Command::Bench(command)) => bench::run(command, global),
         Some(Command::Config(command)) => config_command::run(command, global),
     }?;

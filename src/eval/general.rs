@@ -33,7 +33,7 @@ impl GeneralSet {
                 anchors: include_str!("../../assets/general/builtin_anchors.jsonl"),
                 gate: include_str!("../../assets/general/builtin_gate.jsonl"),
             },
-            ModelSource::Dir(_) => Self {
+            ModelSource::Dir(_) | ModelSource::Gguf(_) => Self {
                 anchors: include_str!("../../assets/general/anchors.jsonl"),
                 gate: include_str!("../../assets/general/gate.jsonl"),
             },

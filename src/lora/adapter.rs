@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use super::LoraError;
 use super::dora::{self, OfWeights};
 use super::peft::{self, AdapterConfig};
-use crate::models::{Adapt, Added, Linear, ModelConfig, Module, Site, Term, hex};
+use crate::models::{Adapt, Added, Fused, Linear, ModelConfig, Module, Site, Term, hex};
 
 /// The adapter's weights, as PEFT names the file.
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
@@ -106,7 +106,7 @@ impl LoraAdapter {
         let mut modules: Vec<Module> = sites.keys().map(|site| site.module).collect();
         modules.sort_unstable();
         modules.dedup();
-        read.check_targets(&modules, &config_path)?;
+        read.check_targets(&modules, model, &config_path)?;
         let mut config = read.lora;
         config.target_modules = modules.into_iter().map(|m| m.name().to_owned()).collect();
         let mut hasher = Sha256::new();
@@ -308,20 +308,61 @@ impl Part {
     }
 }
 
-/// Splits a PEFT tensor name into its site and which of the site's tensors it is.
-fn parse_name(name: &str) -> Option<(Site, Part)> {
-    let (layer, rest) = name.strip_prefix(PREFIX)?.split_once('.')?;
-    let (path, _) = rest.rsplit_once(".lora_")?;
-    let module = Module::ALL.into_iter().find(|m| m.path() == path)?;
-    let site = Site { layer: layer.parse().ok()?, module };
-    // Compared as a whole: "+1" and "01" would name layer 1 a second time.
-    let part = Part::ALL.into_iter().find(|part| tensor_name(site, *part) == name)?;
-    Some((site, part))
+/// What PEFT adapts as one matrix: a projection, or several whose rows lie behind each other in the base's files.
+struct Matrix {
+    layer: usize,
+    path: &'static str,
+    modules: &'static [Module],
+}
+
+impl Matrix {
+    /// Splits a PEFT tensor name into its matrix and which of the matrix' tensors it is.
+    fn parse(name: &str, model: &ModelConfig) -> Option<(Self, Part)> {
+        let (layer, rest) = name.strip_prefix(PREFIX)?.split_once('.')?;
+        let (path, _) = rest.rsplit_once(".lora_")?;
+        let all: &'static [Module] = &Module::ALL;
+        let single = all.iter().position(|m| m.path() == path);
+        let single = single.map(|at| (all[at].path(), &all[at..=at]));
+        let fused = Fused::all(model).find(|fused| fused.path == path);
+        let (path, modules) = single.or(fused.map(|fused| (fused.path, fused.parts)))?;
+        let matrix = Self { layer: layer.parse().ok()?, path, modules };
+        // Compared as a whole: "+1" and "01" would name layer 1 a second time.
+        let part = Part::ALL.into_iter().find(|p| tensor_name(matrix.layer, path, *p) == name)?;
+        Some((matrix, part))
+    }
+
+    /// Returns the input and output width.
+    fn dims(&self, model: &ModelConfig) -> (usize, usize) {
+        let dims = self.modules.iter().map(|m| model.projection(*m));
+        dims.fold((0, 0), |(_, sum), (input, output)| (input, sum + output))
+    }
+
+    /// Returns the tensor that each projection has of one of the whole: A is everyone's, the others have a row for each
+    /// row of the weights.
+    fn split(
+        &self,
+        part: Part,
+        tensor: &Tensor,
+        model: &ModelConfig,
+    ) -> TensorResult<Vec<(Module, Tensor)>> {
+        let mut from = 0;
+        let own = |module: &Module| {
+            let (_, rows) = model.projection(*module);
+            from += rows;
+            let tensor = match part {
+                Part::A => tensor.clone(),
+                _ if self.modules.len() == 1 => tensor.clone(),
+                _ => tensor.narrow(0, from - rows, rows)?.copy()?,
+            };
+            Ok((*module, tensor))
+        };
+        self.modules.iter().map(own).collect()
+    }
 }
 
 /// Returns PEFT's name of a tensor.
-fn tensor_name(site: Site, part: Part) -> String {
-    format!("{PREFIX}{}.{}.{}", site.layer, site.module.path(), part.suffix())
+fn tensor_name(layer: usize, path: &str, part: Part) -> String {
+    format!("{PREFIX}{layer}.{path}.{}", part.suffix())
 }
 
 /// The tensors of a site as they are found.
@@ -330,6 +371,17 @@ struct Found {
     a: Option<Tensor>,
     b: Option<Tensor>,
     magnitude: Option<Tensor>,
+    alpha: f64,
+}
+
+impl Found {
+    fn slot(&mut self, part: Part) -> &mut Option<Tensor> {
+        match part {
+            Part::A => &mut self.a,
+            Part::B => &mut self.b,
+            Part::Magnitude => &mut self.magnitude,
+        }
+    }
 }
 
 fn parse_weights(
@@ -347,18 +399,20 @@ fn parse_weights(
     let mut views: Vec<_> = parsed.iter().collect();
     views.sort_unstable_by_key(|(name, _)| *name);
     for (name, view) in views {
-        let known = parse_name(name).filter(|(_, p)| *p != Part::Magnitude || config.lora.dora);
-        let Some((site, part)) = known else {
+        let known = Matrix::parse(name, model);
+        let known = known.filter(|(_, p)| *p != Part::Magnitude || config.lora.dora);
+        let Some((matrix, part)) = known else {
             let problem = format!("tensor {name} is unknown");
             return Err(invalid(path, problem, "use a LoRA adapter of this model"));
         };
-        let tensor =
-            check_tensor(name, &view, path, model, config, (site, part))?.to_device(device)?;
-        let found = sites.entry(site).or_default();
-        match part {
-            Part::A => found.a = Some(tensor),
-            Part::B => found.b = Some(tensor),
-            Part::Magnitude => found.magnitude = Some(tensor),
+        let tensor = check_tensor(name, &view, path, model, config, (&matrix, part))?;
+        for (module, tensor) in matrix.split(part, &tensor.to_device(device)?, model)? {
+            let found = sites.entry(Site { layer: matrix.layer, module }).or_default();
+            found.alpha = config.alpha(matrix.layer, matrix.path);
+            if found.slot(part).replace(tensor).is_some() {
+                let problem = format!("tensor {name} adapts {} a second time", module.name());
+                return Err(invalid(path, problem, "use an adapter that names each matrix once"));
+            }
         }
     }
     if sites.is_empty() {
@@ -371,8 +425,8 @@ fn parse_weights(
         };
         match found {
             Found { magnitude: None, .. } if config.lora.dora => lacking("no magnitude vector"),
-            Found { a: Some(a), b: Some(b), magnitude } => {
-                Ok((site, Factors { a, b, magnitude, alpha: config.alpha(site) }))
+            Found { a: Some(a), b: Some(b), magnitude, alpha } => {
+                Ok((site, Factors { a, b, magnitude, alpha }))
             }
             _ => lacking("only one factor"),
         }
@@ -387,15 +441,15 @@ fn check_tensor(
     path: &Path,
     model: &ModelConfig,
     config: &AdapterConfig,
-    (site, part): (Site, Part),
+    (matrix, part): (&Matrix, Part),
 ) -> Result<Tensor, LoraError> {
-    if site.layer >= model.num_hidden_layers {
+    if matrix.layer >= model.num_hidden_layers {
         let problem =
             format!("tensor {name} is beyond the model's {} layers", model.num_hidden_layers);
         return Err(invalid(path, problem, "load the adapter's own base model"));
     }
-    let (input, output) = model.projection(site.module);
-    let rank = config.rank(site);
+    let (input, output) = matrix.dims(model);
+    let rank = config.rank(matrix.layer, matrix.path);
     let expected = match part {
         Part::A => vec![rank, input],
         Part::B => vec![output, rank],
@@ -431,10 +485,11 @@ pub fn save(
 ) -> Result<(), LoraError> {
     let mut tensors: BTreeMap<String, &Tensor> = BTreeMap::new();
     for (site, factors) in sites {
-        tensors.insert(tensor_name(*site, Part::A), &factors.a);
-        tensors.insert(tensor_name(*site, Part::B), &factors.b);
+        let name = |part| tensor_name(site.layer, site.module.path(), part);
+        tensors.insert(name(Part::A), &factors.a);
+        tensors.insert(name(Part::B), &factors.b);
         if let Some(magnitude) = &factors.magnitude {
-            tensors.insert(tensor_name(*site, Part::Magnitude), magnitude);
+            tensors.insert(name(Part::Magnitude), magnitude);
         }
     }
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);

@@ -132,8 +132,8 @@ mod tests {
 
     fn job() -> Workload {
         let text = r#"{"model_type": "qwen3", "vocab_size": 2048, "hidden_size": 192, "intermediate_size": 512,
-            "num_hidden_layers": 6, "num_attention_heads": 6, "num_key_value_heads": 2, "rms_norm_eps": 1e-6,
-            "max_position_embeddings": 1024}"#;
+            "num_hidden_layers": 6, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 32,
+            "rms_norm_eps": 1e-6, "max_position_embeddings": 1024}"#;
         let load = Load { tokens: 900, answers: 100 };
         Workload {
             model: ModelConfig::parse(text, std::path::Path::new("config.json")).unwrap(),

@@ -131,8 +131,8 @@ impl Workload {
         let c = &self.model;
         let (_, queries) = c.projection(Module::QProj);
         let (_, keys) = c.projection(Module::KProj);
-        // The input as a variable, the norm of it, the sum with attention, its norm.
-        let residual = 4 * c.hidden_size;
+        // The input as a variable, the norm of it, the sum with attention, its norm; and what norms of outputs get.
+        let residual = (4 + 2 * usize::from(c.output_norms)) * c.hidden_size;
         // Rotated queries, what attention gives to o_proj; and queries before their norm.
         let heads = (2 + usize::from(c.qk_norm)) * queries;
         // Rotated keys, values; and keys before their norm.

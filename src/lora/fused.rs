@@ -11,7 +11,9 @@ use rayon::prelude::*;
 use super::adapter::{Factors, add_delta};
 use crate::models::kernels::gemm::View;
 use crate::models::kernels::{math, product};
-use crate::models::{Linear, elements, ops, swiglu_grads, swiglu_of, with_elements};
+use crate::models::{
+    Activation, Gated, Linear, elements, gated_grads, gated_of, ops, with_elements,
+};
 
 /// Elements of dropout that one task computes.
 const DROPOUT_TASK: usize = 1 << 15;
@@ -109,8 +111,8 @@ pub fn project(
     add_delta(factors, scale, &dropout.of(x)?, &y)
 }
 
-/// Returns the adapted projection of `silu(gate) ∘ up`, both `[tokens, in]`, without keeping that product; gradients go
-/// to `gate`, `up`, A and B.
+/// Returns the adapted projection of a gated activation `[tokens, in]` without keeping that product; gradients go to
+/// gate, up, A and B.
 ///
 /// # Errors
 /// Shapes that do not fit.
@@ -119,15 +121,15 @@ pub fn project_gated(
     factors: &Factors,
     scale: f64,
     dropout: Dropout,
-    gate: &Tensor,
-    up: &Tensor,
+    input: Gated<'_>,
 ) -> Result<Tensor> {
+    let Gated { gate, up, activation } = input;
     if !ops::fused(gate.device()) || linear.weight().is_trained() || gate.dims() != up.dims() {
-        return project(linear, factors, scale, dropout, &ops::swiglu(gate, up)?);
+        return project(linear, factors, scale, dropout, &input.product()?);
     }
     // An operation has three operands at most.
     let both = Tensor::cat(&[factors.a.flatten_all()?, factors.b.flatten_all()?], 0)?;
-    let op = Gated(Adapted::new(linear, factors, scale, dropout)?);
+    let op = AdaptedGated(Adapted::new(linear, factors, scale, dropout)?, activation);
     gate.contiguous()?.apply_op3(&up.contiguous()?, &both, op)
 }
 
@@ -275,10 +277,10 @@ impl CustomOp3 for Adapted {
     }
 }
 
-/// The same with `silu(gate) ∘ up` as input; the third operand is A and B behind each other.
-struct Gated(Adapted);
+/// The same with `activation(gate) ∘ up` as input; the third operand is A and B behind each other.
+struct AdaptedGated(Adapted, Activation);
 
-impl CustomOp3 for Gated {
+impl CustomOp3 for AdaptedGated {
     fn name(&self) -> &'static str {
         "adapted-gated-projection"
     }
@@ -294,7 +296,7 @@ impl CustomOp3 for Gated {
     ) -> Result<(CpuStorage, Shape)> {
         let (gate, up) = (elements(gate, gate_layout)?, elements(up, up_layout)?);
         let (a, b) = elements(both, both_layout)?.split_at(self.0.rank * self.0.input);
-        Ok(self.0.shaped(self.0.forward(&swiglu_of(gate, up), a, b)?))
+        Ok(self.0.shaped(self.0.forward(&gated_of(self.1, gate, up), a, b)?))
     }
 
     fn bwd(
@@ -309,9 +311,10 @@ impl CustomOp3 for Gated {
         let wanted = gate.track_op() || up.track_op();
         let (dx, factors) = with_elements([gate, up, both, &grad], |[gate, up, both, grad]| {
             let (a, b) = both.split_at(self.0.rank * self.0.input);
-            let (dx, mut da, db) = self.0.backward(&swiglu_of(gate, up), a, b, grad, wanted)?;
+            let x = gated_of(self.1, gate, up);
+            let (dx, mut da, db) = self.0.backward(&x, a, b, grad, wanted)?;
             da.extend(db);
-            Ok::<_, candle_core::Error>((dx.map(|dx| swiglu_grads(gate, up, dx)), da))
+            Ok::<_, candle_core::Error>((dx.map(|dx| gated_grads(self.1, gate, up, dx)), da))
         })??;
         let tensor = |data, like: &Tensor| Tensor::from_vec(data, like.shape(), like.device());
         let (dgate, dup) = dx.unzip();

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::LoraError;
 use super::adapter::{Factors, LoraConfig, invalid};
-use crate::models::{Module, Site};
+use crate::models::{Fused, ModelConfig, Module, Site};
 
 /// The keys that change what an adapter computes.
 #[derive(Deserialize)]
@@ -110,30 +110,41 @@ impl AdapterConfig {
         })
     }
 
-    /// Returns the rank at a site.
-    pub fn rank(&self, site: Site) -> usize {
-        self.ranks.of(site).unwrap_or(self.lora.rank)
+    /// Returns the rank of the matrix at a path inside a layer.
+    pub fn rank(&self, layer: usize, path: &str) -> usize {
+        self.ranks.of(&module_name(layer, path)).unwrap_or(self.lora.rank)
     }
 
-    /// Returns alpha at a site.
-    pub fn alpha(&self, site: Site) -> f64 {
-        self.alphas.of(site).unwrap_or(self.lora.alpha)
+    /// Returns alpha of the matrix at a path inside a layer.
+    pub fn alpha(&self, layer: usize, path: &str) -> f64 {
+        self.alphas.of(&module_name(layer, path)).unwrap_or(self.lora.alpha)
     }
 
     /// Checks that the config names the modules that the weights adapt, and no others.
-    pub fn check_targets(&self, modules: &[Module], path: &Path) -> Result<(), LoraError> {
+    pub fn check_targets(
+        &self,
+        modules: &[Module],
+        model: &ModelConfig,
+        path: &Path,
+    ) -> Result<(), LoraError> {
         let Targets::Names(names) = &self.targets else {
             return Ok(());
         };
-        // A name may be a whole path; its end is the module.
-        let named = |name: &str| name.rsplit('.').next().and_then(Module::from_name);
+        // A name may be a whole path; its end is the module, or the matrix of several.
+        let named = |name: &str| -> Vec<Module> {
+            let end = name.rsplit('.').next().unwrap_or(name);
+            match Fused::all(model).find(|fused| fused.name() == end) {
+                Some(fused) => fused.parts.to_vec(),
+                None => Module::from_name(end).into_iter().collect(),
+            }
+        };
+        let held = |name: &str| named(name).iter().any(|m| modules.contains(m));
         let problem = modules
             .iter()
-            .find(|m| !names.iter().any(|n| named(n) == Some(**m)))
+            .find(|m| !names.iter().any(|n| named(n).contains(m)))
             .map(|m| format!("the weights adapt {}, target_modules does not name it", m.name()))
             .or_else(|| {
-                let lacking =
-                    names.iter().find(|n| !named(n).is_some_and(|m| modules.contains(&m)));
+                let lacking = names.iter().find(|n| !held(n));
                 lacking
                     .map(|n| format!("target_modules names \"{n}\", the weights hold none of it"))
             });
@@ -175,9 +186,8 @@ fn refuse_unsupported(peft: &PeftConfig, path: &Path) -> Result<(), LoraError> {
 struct Patterns<T>(Vec<(Regex, T)>);
 
 impl<T: Copy> Patterns<T> {
-    fn of(&self, site: Site) -> Option<T> {
-        let name = module_name(site);
-        self.0.iter().find(|(pattern, _)| pattern.is_match(&name)).map(|(_, value)| *value)
+    fn of(&self, name: &str) -> Option<T> {
+        self.0.iter().find(|(pattern, _)| pattern.is_match(name)).map(|(_, value)| *value)
     }
 }
 
@@ -216,9 +226,9 @@ impl PatternReader<'_> {
     }
 }
 
-/// Returns a module's name in the base model.
-fn module_name(site: Site) -> String {
-    format!("model.layers.{}.{}", site.layer, site.module.path())
+/// Returns a matrix' name in the base model.
+fn module_name(layer: usize, path: &str) -> String {
+    format!("model.layers.{layer}.{path}")
 }
 
 /// Returns the text of `adapter_config.json`; `base_name` is for people.
@@ -231,11 +241,12 @@ pub(super) fn to_json(
     // By whole names, so that each pattern matches one module whatever the order.
     let (mut ranks, mut alphas) = (Map::new(), Map::new());
     for (site, factors) in sites {
+        let name = module_name(site.layer, site.module.path());
         if factors.rank() != config.rank {
-            ranks.insert(module_name(*site), factors.rank().into());
+            ranks.insert(name.clone(), factors.rank().into());
         }
         if factors.alpha != config.alpha {
-            alphas.insert(module_name(*site), factors.alpha.into());
+            alphas.insert(name, factors.alpha.into());
         }
     }
     let json = json!({

@@ -11,7 +11,7 @@ use super::adapter::{Factors, LoraAdapter, LoraConfig};
 use super::dora::{self, OfWeights};
 use super::fused::{self, Dropout};
 use super::{JobError, TrainingParams};
-use crate::models::{Adapt, Decoder, Linear, Module, Site, ops};
+use crate::models::{Adapt, Decoder, Gated, Linear, Module, Site};
 
 /// Factors as variables, with dropout on the adapter's input.
 pub struct TrainableLora {
@@ -220,15 +220,15 @@ impl TrainableLora {
         &self,
         site: Site,
         linear: &Linear,
-        (gate, up): (&Tensor, &Tensor),
+        input: Gated<'_>,
         tracked: bool,
     ) -> TensorResult<Tensor> {
         match self.at(site, tracked)? {
             Some(Acting { factors, dropout, scale, .. }) if factors.magnitude.is_none() => {
-                fused::project_gated(linear, &factors, scale, dropout, gate, up)
+                fused::project_gated(linear, &factors, scale, dropout, input)
             }
-            Some(acting) => acting.project(linear, &ops::swiglu(gate, up)?),
-            None => linear.forward(&ops::swiglu(gate, up)?),
+            Some(acting) => acting.project(linear, &input.product()?),
+            None => linear.forward(&input.product()?),
         }
     }
 
@@ -268,14 +268,8 @@ impl Adapt for Detached<'_> {
         self.0.project_with(site, linear, x, false)
     }
 
-    fn project_gated(
-        &self,
-        site: Site,
-        linear: &Linear,
-        gate: &Tensor,
-        up: &Tensor,
-    ) -> TensorResult<Tensor> {
-        self.0.project_gated_with(site, linear, (gate, up), false)
+    fn project_gated(&self, site: Site, linear: &Linear, input: Gated<'_>) -> TensorResult<Tensor> {
+        self.0.project_gated_with(site, linear, input, false)
     }
 }
 
@@ -284,13 +278,7 @@ impl Adapt for TrainableLora {
         self.project_with(site, linear, x, true)
     }
 
-    fn project_gated(
-        &self,
-        site: Site,
-        linear: &Linear,
-        gate: &Tensor,
-        up: &Tensor,
-    ) -> TensorResult<Tensor> {
-        self.project_gated_with(site, linear, (gate, up), true)
+    fn project_gated(&self, site: Site, linear: &Linear, input: Gated<'_>) -> TensorResult<Tensor> {
+        self.project_gated_with(site, linear, input, true)
     }
 }

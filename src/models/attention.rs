@@ -1,6 +1,8 @@
 //! Causal attention over packed sequences, with a backward that computes the probabilities again: no
 //! `[heads, tokens, tokens]` is kept, only a number per query and head (Dao et al. 2022).
 
+mod token;
+
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
@@ -13,11 +15,13 @@ use super::kernels::math;
 use super::ops;
 use super::packing::{Packing, Span};
 
+pub(super) use token::token;
+
 /// Queries whose scores are held at a time.
 const BLOCK: usize = 64;
 
-/// How the heads lie in a row of queries, keys or values.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How the heads lie in a row of queries, keys or values, and what a query sees.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Heads {
     /// Heads of the queries.
     pub queries: usize,
@@ -25,15 +29,25 @@ pub struct Heads {
     pub keys: usize,
     /// Width of a head.
     pub dim: usize,
+    /// Factor on the scores.
+    pub scale: f32,
+    /// The most keys that a query sees, its own included; `None` is all before it.
+    pub window: Option<usize>,
 }
 
 impl Heads {
+    /// Heads that see all keys before them, with the scale 1 / √dim.
+    pub fn full(queries: usize, keys: usize, dim: usize) -> Self {
+        Self { queries, keys, dim, scale: 1.0 / (dim as f32).sqrt(), window: None }
+    }
+
     fn groups(&self) -> usize {
         self.queries / self.keys
     }
 
-    fn scale(&self) -> f32 {
-        1.0 / (self.dim as f32).sqrt()
+    /// Returns the first position that the query at `position` sees.
+    fn first_seen(&self, position: usize) -> usize {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
     }
 }
 
@@ -52,7 +66,9 @@ pub fn packed(
 ) -> Result<Tensor> {
     let tokens = packing.len();
     let (wide, narrow) = ([tokens, heads.queries * heads.dim], [tokens, heads.keys * heads.dim]);
-    let divides = heads.keys > 0 && heads.queries.is_multiple_of(heads.keys);
+    let divides = heads.keys > 0
+        && heads.queries.is_multiple_of(heads.keys)
+        && heads.window.is_none_or(|window| window > 0);
     if !divides || q.dims() != wide || k.dims() != narrow || v.dims() != narrow {
         bail!(
             "attention: {:?}, {:?}, {:?} are not {tokens} rows of {heads:?}",
@@ -94,72 +110,20 @@ fn composed(q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads, span: &Span) -> Re
 /// Shapes that do not fit.
 pub fn cached(q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads) -> Result<Tensor> {
     let (seq, width) = q.dims2()?;
+    // Keys that no query sees any more.
+    let past = heads.first_seen(k.dim(2)?.saturating_sub(seq));
+    let seen = |t: &Tensor| t.narrow(2, past, t.dim(2)? - past);
+    let (k, v) = (seen(k)?, seen(v)?);
     let q = q.reshape((1, seq, heads.queries, heads.dim))?.transpose(1, 2)?.contiguous()?;
     // The query heads of a group lie behind each other as rows, so no key is repeated.
     let q = q.reshape((1, heads.keys, heads.groups() * seq, heads.dim))?;
     let scores = q.matmul(&k.transpose(2, 3)?)?;
-    let probs = ops::causal_softmax(&scores, f64::from(heads.scale()), seq)?;
+    let probs = ops::causal_softmax(&scores, f64::from(heads.scale), seq, heads.window)?;
     probs
-        .matmul(v)?
+        .matmul(&v)?
         .reshape((1, heads.queries, seq, heads.dim))?
         .transpose(1, 2)?
         .reshape((seq, width))
-}
-
-/// Attention of one token over the keys and values of a cache, `[keys, capacity, dim]`, of which `seen` are filled.
-///
-/// `q` is `[queries · dim]`, rotated already; returns what `q` is.
-pub(super) fn token(
-    q: &[f32],
-    keys: &[f32],
-    values: &[f32],
-    seen: usize,
-    heads: Heads,
-) -> Vec<f32> {
-    let Heads { dim, .. } = heads;
-    let group = heads.groups() * dim;
-    let capacity = keys.len() / (heads.keys * dim).max(1);
-    let mut y = vec![0f32; q.len()];
-    let one = |(head, y): (usize, &mut [f32])| {
-        let part = head * capacity * dim..(head * capacity + seen) * dim;
-        let (keys, values) = (&keys[part.clone()], &values[part]);
-        let q = &q[head * group..][..group];
-        math::vectorised(|| group_of_token(q, keys, values, dim, heads.scale(), y));
-    };
-    let parts = y.chunks_mut(group).enumerate();
-    if q.len() * seen < PARALLEL_TOKEN {
-        parts.for_each(one);
-    } else {
-        parts.par_bridge().for_each(one);
-    }
-    y
-}
-
-/// Multiplications of a token's attention below which threads cost more than they bring.
-const PARALLEL_TOKEN: usize = 1 << 16;
-
-/// The heads of queries that share a head of keys and values.
-#[inline(always)]
-fn group_of_token(q: &[f32], keys: &[f32], values: &[f32], dim: usize, scale: f32, y: &mut [f32]) {
-    let seen = keys.len() / dim;
-    let mut scores = vec![0f32; q.len() / dim * seen];
-    for (at, key) in keys.chunks_exact(dim).enumerate() {
-        for (q, scores) in q.chunks_exact(dim).zip(scores.chunks_exact_mut(seen)) {
-            scores[at] = scale * math::dot(q, key);
-        }
-    }
-    for scores in scores.chunks_exact_mut(seen) {
-        let most = math::max(scores);
-        scores.iter_mut().for_each(|score| *score = math::exp(*score - most));
-        let sum = 1.0 / math::sum_map(seen, |at| scores[at]);
-        scores.iter_mut().for_each(|score| *score *= sum);
-    }
-    for (at, value) in values.chunks_exact(dim).enumerate() {
-        for (y, probs) in y.chunks_exact_mut(dim).zip(scores.chunks_exact(seen)) {
-            let prob = probs[at];
-            y.iter_mut().zip(value).for_each(|(y, v)| *y += prob * v);
-        }
-    }
 }
 
 struct Attention {
@@ -177,7 +141,20 @@ struct Part<'a> {
     k_prefix: View<'a>,
     v_prefix: View<'a>,
     prefix: usize,
-    scale: f32,
+    heads: Heads,
+}
+
+/// What a block of queries sees: some rows of the prefix, then some of the sequence's own.
+struct Seen {
+    prefix: Range<usize>,
+    own: Range<usize>,
+}
+
+impl Seen {
+    /// Returns how many keys that are.
+    fn width(&self) -> usize {
+        self.prefix.len() + self.own.len()
+    }
 }
 
 /// The operands as they lie in memory.
@@ -211,20 +188,35 @@ impl<'a> Operands<'a> {
             k_prefix: self.keys(self.k, 0..span.prefix, kv),
             v_prefix: self.keys(self.v, 0..span.prefix, kv),
             prefix: span.prefix,
-            scale: self.heads.scale(),
+            heads: self.heads,
         }
     }
 }
 
 impl Part<'_> {
-    /// Writes the scores of a block of queries against the prefix and the sequence's tokens up to the block's last:
-    /// `[block, prefix + end]`.
-    fn scores(&self, block: &Range<usize>, out: &mut [f32]) {
-        let width = self.prefix + block.end;
-        let q = self.q.rows(block.clone());
-        let mut parts = ViewMut::whole(out, width).split_cols(self.prefix);
-        product(&mut parts.0, q, self.k_prefix.t(), self.scale, false);
-        product(&mut parts.1, q, self.k.rows(0..block.end).t(), self.scale, false);
+    /// Returns what a block of queries sees: prefix and the sequence's tokens up to the block's last, from the first
+    /// that is within the window of any.
+    fn seen(&self, block: &Range<usize>) -> Seen {
+        let first = self.heads.first_seen(self.prefix + block.start);
+        Seen {
+            prefix: first.min(self.prefix)..self.prefix,
+            own: first.saturating_sub(self.prefix)..block.end,
+        }
+    }
+
+    /// Returns which of the block's keys the query in a row sees.
+    fn visible(&self, row: usize, seen: &Seen) -> Range<usize> {
+        let position = self.prefix + row;
+        let first = seen.prefix.start + seen.own.start;
+        self.heads.first_seen(position) - first..position + 1 - first
+    }
+
+    /// Writes the scores of a block of queries against the keys that it sees, `[block, seen]`.
+    fn scores(&self, block: &Range<usize>, seen: &Seen, out: &mut [f32]) {
+        let (q, scale) = (self.q.rows(block.clone()), self.heads.scale);
+        let mut parts = ViewMut::whole(out, seen.width()).split_cols(seen.prefix.len());
+        product(&mut parts.0, q, self.k_prefix.rows(seen.prefix.clone()).t(), scale, false);
+        product(&mut parts.1, q, self.k.rows(seen.own.clone()).t(), scale, false);
     }
 }
 
@@ -232,10 +224,11 @@ fn blocks(rows: usize) -> impl DoubleEndedIterator<Item = Range<usize>> {
     (0..rows).step_by(BLOCK).map(move |from| from..(from + BLOCK).min(rows))
 }
 
-/// Turns the scores of a query that sees the first `visible` keys into probabilities; returns log Σ exp.
+/// Turns the scores of a query that sees the `visible` keys into probabilities; returns log Σ exp.
 #[inline(always)]
-fn softmax(row: &mut [f32], visible: usize) -> f32 {
-    let (seen, hidden) = row.split_at_mut(visible);
+fn softmax(row: &mut [f32], visible: Range<usize>) -> f32 {
+    hide(row, &visible);
+    let seen = &mut row[visible];
     let most = math::max(seen);
     for s in seen.iter_mut() {
         *s = math::exp(*s - most);
@@ -243,8 +236,14 @@ fn softmax(row: &mut [f32], visible: usize) -> f32 {
     let sum = math::sum_map(seen.len(), |i| seen[i]);
     let inverse = 1.0 / sum;
     seen.iter_mut().for_each(|s| *s *= inverse);
-    hidden.fill(0.0);
     most + sum.ln()
+}
+
+/// Zeroes what is not visible.
+#[inline(always)]
+fn hide(row: &mut [f32], visible: &Range<usize>) {
+    row[..visible.start].fill(0.0);
+    row[visible.end..].fill(0.0);
 }
 
 impl Attention {
@@ -277,20 +276,22 @@ impl Attention {
             for (group, (_, mut out)) in out.col_blocks(dim).into_iter().enumerate() {
                 let part = operands.part(span, kv * self.heads.groups() + group);
                 for block in blocks(span.rows.len()) {
-                    let width = part.prefix + block.end;
+                    let seen = part.seen(&block);
+                    let width = seen.width();
                     scores.resize(block.len() * width, 0.0);
-                    part.scores(&block, &mut scores);
+                    part.scores(&block, &seen, &mut scores);
                     math::vectorised(|| {
                         for (row, scores) in block.clone().zip(scores.chunks_mut(width)) {
-                            sums.row(row)[group] = softmax(scores, part.prefix + row + 1);
+                            sums.row(row)[group] = softmax(scores, part.visible(row, &seen));
                         }
                     });
                     let probs = View::whole(&scores, width);
                     let mut out = out.rows(block.clone());
-                    let own = part.prefix..width;
-                    product(&mut out, probs.cols(own), part.v.rows(0..block.end), 1.0, false);
-                    if part.prefix > 0 {
-                        product(&mut out, probs.cols(0..part.prefix), part.v_prefix, 1.0, true);
+                    let before = seen.prefix.len();
+                    product(&mut out, probs.cols(before..width), part.v.rows(seen.own), 1.0, false);
+                    if before > 0 {
+                        let v = part.v_prefix.rows(seen.prefix);
+                        product(&mut out, probs.cols(0..before), v, 1.0, true);
                     }
                 }
             }
@@ -303,7 +304,7 @@ impl Attention {
         let Some(log_sums) = self.log_sums.get() else {
             bail!("attention: backward before forward");
         };
-        let Heads { queries, keys, dim } = self.heads;
+        let Heads { queries, keys, dim, .. } = self.heads;
         let mut dq = vec![0f32; operands.q.len()];
         let (mut dk, mut dv) = (vec![0f32; operands.k.len()], vec![0f32; operands.v.len()]);
         let grids = self.grid(&mut dq, queries, dim).into_iter().zip(self.grid(&mut dk, keys, dim));
@@ -374,49 +375,49 @@ impl HeadGrad<'_> {
         dv: &mut ViewMut<'_>,
         shared: &mut PrefixGrad,
     ) {
-        let Part { q, k, v, k_prefix, v_prefix, prefix, scale } = self.part;
+        let Part { q, k, v, k_prefix, v_prefix, heads: Heads { scale, .. }, .. } = self.part;
         let dim = shared.dim;
         let (mut probs, mut grads) = (Vec::new(), Vec::new());
         for block in blocks(self.grad.height()) {
-            let width = prefix + block.end;
+            let seen = self.part.seen(&block);
+            let width = seen.width();
+            let (before, own) = (seen.prefix.clone(), seen.own.clone());
             probs.resize(block.len() * width, 0.0);
             grads.resize(block.len() * width, 0.0);
-            self.part.scores(&block, &mut probs);
+            self.part.scores(&block, &seen, &mut probs);
             let grad = self.grad.rows(block.clone());
-            let mut parts = ViewMut::whole(&mut grads, width).split_cols(prefix);
-            product(&mut parts.0, grad, v_prefix.t(), 1.0, false);
-            product(&mut parts.1, grad, v.rows(0..block.end).t(), 1.0, false);
+            let mut parts = ViewMut::whole(&mut grads, width).split_cols(before.len());
+            product(&mut parts.0, grad, v_prefix.rows(before.clone()).t(), 1.0, false);
+            product(&mut parts.1, grad, v.rows(own.clone()).t(), 1.0, false);
             math::vectorised(|| {
                 let rows = block.clone().zip(probs.chunks_mut(width).zip(grads.chunks_mut(width)));
                 for (row, (probs, grads)) in rows {
-                    let seen = prefix + row + 1;
+                    let visible = self.part.visible(row, &seen);
+                    hide(probs, &visible);
+                    hide(grads, &visible);
+                    let (probs, grads) = (&mut probs[visible.clone()], &mut grads[visible]);
                     let log_sum = self.log_sums.at(row, 0);
-                    probs[..seen].iter_mut().for_each(|p| *p = math::exp(*p - log_sum));
-                    let d = math::sum_map(seen, |j| probs[j] * grads[j]);
-                    for (p, g) in probs[..seen].iter().zip(&mut grads[..seen]) {
+                    probs.iter_mut().for_each(|p| *p = math::exp(*p - log_sum));
+                    let d = math::sum_map(probs.len(), |j| probs[j] * grads[j]);
+                    for (p, g) in probs.iter().zip(grads) {
                         *g = scale * *p * (*g - d);
                     }
-                    probs[seen..].fill(0.0);
-                    grads[seen..].fill(0.0);
                 }
             });
             let (p, ds) = (View::whole(&probs, width), View::whole(&grads, width));
-            let own = prefix..width;
-            product(&mut dv.rows(0..block.end), p.cols(own.clone()).t(), grad, 1.0, true);
-            product(
-                &mut dk.rows(0..block.end),
-                ds.cols(own.clone()).t(),
-                q.rows(block.clone()),
-                1.0,
-                true,
-            );
-            let mut dq = dq.rows(block.clone());
-            product(&mut dq, ds.cols(own), k.rows(0..block.end), 1.0, false);
-            if prefix > 0 {
-                let (p, ds) = (p.cols(0..prefix), ds.cols(0..prefix));
-                product(&mut dq, ds, k_prefix, 1.0, true);
-                product(&mut ViewMut::whole(&mut shared.v, dim), p.t(), grad, 1.0, true);
-                product(&mut ViewMut::whole(&mut shared.k, dim), ds.t(), q.rows(block), 1.0, true);
+            let (p_own, ds_own) = (p.cols(before.len()..width), ds.cols(before.len()..width));
+            let q = q.rows(block.clone());
+            product(&mut dv.rows(own.clone()), p_own.t(), grad, 1.0, true);
+            product(&mut dk.rows(own.clone()), ds_own.t(), q, 1.0, true);
+            let mut dq = dq.rows(block);
+            product(&mut dq, ds_own, k.rows(own), 1.0, false);
+            if !before.is_empty() {
+                let (p, ds) = (p.cols(0..before.len()), ds.cols(0..before.len()));
+                product(&mut dq, ds, k_prefix.rows(before.clone()), 1.0, true);
+                let dv = &mut ViewMut::whole(&mut shared.v, dim);
+                product(&mut dv.rows(before.clone()), p.t(), grad, 1.0, true);
+                let dk = &mut ViewMut::whole(&mut shared.k, dim);
+                product(&mut dk.rows(before), ds.t(), q, 1.0, true);
             }
         }
     }

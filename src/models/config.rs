@@ -1,21 +1,32 @@
 //! `config.json` of a Hugging Face model, read into what the decoder needs.
 
+mod raw;
+mod rope;
+
 use std::path::Path;
 
-use serde::Deserialize;
+use serde_json::{Map, Value};
 
+use self::raw::RawConfig;
+pub use self::rope::{Rope, RopeScaling};
 use super::attention::Heads;
-use super::{ModelError, Module};
+use super::{Activation, ModelError, Module};
 
 /// Which decoder family a model belongs to; the differences are stated by [`ModelConfig`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
     /// Llama: no projection biases unless the config says so.
     Llama,
+    /// Mistral: a window over all layers, where there is one.
+    Mistral,
     /// Qwen2 and 2.5: biases on q, k and v.
     Qwen2,
     /// Qwen3: RMS norms on the heads of q and k.
     Qwen3,
+    /// Gemma 3, text: a window over most layers, norms on both ends of attention and MLP, GELU.
+    Gemma3,
+    /// Phi-3, 3.5 and 4 mini: q, k and v in one matrix, gate and up in another.
+    Phi3,
 }
 
 /// The shape of a decoder-only transformer.
@@ -39,9 +50,16 @@ pub struct ModelConfig {
     pub head_dim: usize,
     /// Epsilon of every RMS norm.
     pub rms_norm_eps: f64,
-    /// Base of the rotary frequencies.
-    pub rope_theta: f64,
-    /// Context length in tokens.
+    /// Rotary embedding.
+    pub rope: Rope,
+    /// That of layers with a window, where it is another one.
+    pub sliding_rope: Option<Rope>,
+    /// Per layer the most keys that a query sees, its own included; `None` is all before it.
+    pub layer_windows: Vec<Option<usize>>,
+    /// Factor on the attention's scores; 1 / √`head_dim` in most families.
+    pub attention_scale: f64,
+    /// Context length in tokens. With LongRoPE it is the one before stretching: beyond it other frequencies hold for all
+    /// positions, and a cache of rotated keys cannot change them.
     pub max_position_embeddings: usize,
     /// Whether the head shares the embedding's weights.
     pub tie_word_embeddings: bool,
@@ -53,46 +71,24 @@ pub struct ModelConfig {
     pub mlp_bias: bool,
     /// RMS norms on the heads of q and k.
     pub qk_norm: bool,
+    /// RMS norms on what attention and MLP give, before it is added.
+    pub output_norms: bool,
+    /// The weights of norms are stored less 1, as the files of Gemma have them.
+    pub norm_offset: bool,
+    /// Embeddings count √`hidden_size` times.
+    pub scaled_embedding: bool,
+    /// q, k and v are stored as one matrix (`qkv_proj`), and so are gate and up (`gate_up_proj`).
+    pub fused_projections: bool,
+    /// The function on the MLP's gate.
+    pub activation: Activation,
     /// Ids that end a sequence, as far as the config names them.
     pub eos_token_ids: Vec<u32>,
 }
 
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum OneOrMany {
-    One(u32),
-    Many(Vec<u32>),
-}
-
-/// The keys of `config.json` that matter here; files hold many more.
-#[derive(Deserialize)]
-struct RawConfig {
-    model_type: String,
-    vocab_size: usize,
-    hidden_size: usize,
-    intermediate_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    num_key_value_heads: Option<usize>,
-    head_dim: Option<usize>,
-    rms_norm_eps: f64,
-    rope_theta: Option<f64>,
-    rope_scaling: Option<serde_json::Value>,
-    rope_parameters: Option<serde_json::Value>,
-    max_position_embeddings: usize,
-    #[serde(default)]
-    tie_word_embeddings: bool,
-    attention_bias: Option<bool>,
-    mlp_bias: Option<bool>,
-    #[serde(default)]
-    use_sliding_window: bool,
-    hidden_act: Option<String>,
-    quantization_config: Option<serde_json::Value>,
-    eos_token_id: Option<OneOrMany>,
-}
-
 /// No model that this program can hold is larger in any dimension; keeps products from overflowing.
 const MAX_DIMENSION: usize = 1 << 24;
+/// No model has more layers.
+const MAX_LAYERS: usize = 1 << 16;
 
 impl ModelConfig {
     /// Parses the text of a `config.json`; `path` is for messages only.
@@ -100,16 +96,12 @@ impl ModelConfig {
     /// # Errors
     /// Malformed JSON, an unknown `model_type`, impossible shapes and unsupported options, each by name.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ModelError> {
-        let model_type = serde_json::from_str::<serde_json::Value>(text)
-            .ok()
-            .and_then(|v| v.get("model_type").and_then(|m| m.as_str().map(str::to_owned)));
-        if let Some(name) = &model_type {
-            family(name, path)?;
-        }
-        let raw: RawConfig = serde_json::from_str(text).map_err(|e| {
+        let bad = |e: serde_json::Error| {
             ModelError::invalid(path, format!("not a model's config: {e}"), "download it again")
-        })?;
-        let config = Self::from_raw(raw, path)?;
+        };
+        let keys: Map<String, Value> = serde_json::from_str(text).map_err(bad)?;
+        let family = family(keys.get("model_type"), path)?;
+        let config = RawConfig::new(keys, family).map_err(bad)?.model(family, path)?;
         config.check(path)?;
         Ok(config)
     }
@@ -127,76 +119,20 @@ impl ModelConfig {
         }
     }
 
-    /// Returns how heads lie in a row.
-    pub fn heads(&self) -> Heads {
+    /// Returns how a layer's heads lie in a row, and what a query sees.
+    pub fn heads(&self, layer: usize) -> Heads {
         Heads {
             queries: self.num_attention_heads,
             keys: self.num_key_value_heads,
             dim: self.head_dim,
+            scale: self.attention_scale as f32,
+            window: self.window(layer),
         }
     }
 
-    fn from_raw(raw: RawConfig, path: &Path) -> Result<Self, ModelError> {
-        let family = family(&raw.model_type, path)?;
-        let unsupported = |what: String, remedy: &str| ModelError::Unsupported {
-            path: path.to_owned(),
-            what,
-            remedy: remedy.to_owned(),
-        };
-        if raw.use_sliding_window {
-            return Err(unsupported(
-                "use_sliding_window = true".into(),
-                "choose a model with full attention",
-            ));
-        }
-        if let Some(act) = raw.hidden_act.as_deref().filter(|a| *a != "silu") {
-            return Err(unsupported(
-                format!("hidden_act \"{act}\""),
-                "choose a model that uses silu",
-            ));
-        }
-        if let Some(quantization) = &raw.quantization_config {
-            let method = quantization["quant_method"].as_str().unwrap_or("unknown");
-            return Err(unsupported(
-                format!("quantization_config of method \"{method}\""),
-                "choose the model's full weights (bf16, f16 or f32)",
-            ));
-        }
-        for scaling in [&raw.rope_scaling, &raw.rope_parameters].into_iter().flatten() {
-            let kind = scaling.get("rope_type").or_else(|| scaling.get("type"));
-            if let Some(kind) = kind.and_then(|k| k.as_str()).filter(|k| *k != "default") {
-                return Err(unsupported(
-                    format!("rope scaling \"{kind}\""),
-                    "choose a model without rope scaling",
-                ));
-            }
-        }
-        let nested_theta = raw.rope_parameters.as_ref().and_then(|p| p.get("rope_theta")?.as_f64());
-        let heads = raw.num_attention_heads;
-        Ok(Self {
-            family,
-            vocab_size: raw.vocab_size,
-            hidden_size: raw.hidden_size,
-            intermediate_size: raw.intermediate_size,
-            num_hidden_layers: raw.num_hidden_layers,
-            num_attention_heads: heads,
-            num_key_value_heads: raw.num_key_value_heads.unwrap_or(heads),
-            head_dim: raw.head_dim.unwrap_or_else(|| raw.hidden_size / heads.max(1)),
-            rms_norm_eps: raw.rms_norm_eps,
-            rope_theta: raw.rope_theta.or(nested_theta).unwrap_or(10_000.0),
-            max_position_embeddings: raw.max_position_embeddings,
-            tie_word_embeddings: raw.tie_word_embeddings,
-            // Qwen2 has these biases whatever its config says, and no key for them.
-            qkv_bias: family == Family::Qwen2 || raw.attention_bias.unwrap_or(false),
-            o_bias: raw.attention_bias.unwrap_or(false) && family != Family::Qwen2,
-            mlp_bias: raw.mlp_bias.unwrap_or(false),
-            qk_norm: family == Family::Qwen3,
-            eos_token_ids: match raw.eos_token_id {
-                Some(OneOrMany::One(id)) => vec![id],
-                Some(OneOrMany::Many(ids)) => ids,
-                None => Vec::new(),
-            },
-        })
+    /// Returns the most keys that a query of a layer sees; `None` is all before it.
+    pub fn window(&self, layer: usize) -> Option<usize> {
+        self.layer_windows.get(layer).copied().flatten()
     }
 
     fn check(&self, path: &Path) -> Result<(), ModelError> {
@@ -217,8 +153,11 @@ impl ModelConfig {
                 return invalid(format!("{name} is {value}, out of 1..={MAX_DIMENSION}"));
             }
         }
-        for (name, value) in [("rms_norm_eps", self.rms_norm_eps), ("rope_theta", self.rope_theta)]
-        {
+        if self.layer_windows.len() != self.num_hidden_layers {
+            return invalid(format!("num_hidden_layers is above {MAX_LAYERS}"));
+        }
+        let scale = self.attention_scale;
+        for (name, value) in [("rms_norm_eps", self.rms_norm_eps), ("attention scale", scale)] {
             if !(value.is_finite() && value > 0.0) {
                 return invalid(format!("{name} is {value}, not a positive number"));
             }
@@ -229,25 +168,28 @@ impl ModelConfig {
                 self.num_attention_heads, self.num_key_value_heads
             ));
         }
-        if !self.head_dim.is_multiple_of(2) {
-            return invalid(format!(
-                "head_dim {} is odd, rotary embedding needs pairs",
-                self.head_dim
-            ));
-        }
         Ok(())
     }
 }
 
-fn family(model_type: &str, path: &Path) -> Result<Family, ModelError> {
-    match model_type {
-        "llama" => Ok(Family::Llama),
-        "qwen2" => Ok(Family::Qwen2),
-        "qwen3" => Ok(Family::Qwen3),
-        other => Err(ModelError::Unsupported {
-            path: path.to_owned(),
-            what: format!("model_type \"{other}\""),
-            remedy: "choose a model of the families llama, qwen2 or qwen3".into(),
-        }),
-    }
+fn unsupported(path: &Path, what: String, remedy: &str) -> ModelError {
+    ModelError::Unsupported { path: path.to_owned(), what, remedy: remedy.to_owned() }
+}
+
+fn family(model_type: Option<&Value>, path: &Path) -> Result<Family, ModelError> {
+    let problem = "not a model's config: it has no model_type";
+    let Some(name) = model_type.and_then(Value::as_str) else {
+        return Err(ModelError::invalid(path, problem, "download it again"));
+    };
+    let remedy = match name {
+        "llama" => return Ok(Family::Llama),
+        "mistral" => return Ok(Family::Mistral),
+        "qwen2" => return Ok(Family::Qwen2),
+        "qwen3" => return Ok(Family::Qwen3),
+        "gemma3_text" => return Ok(Family::Gemma3),
+        "phi3" => return Ok(Family::Phi3),
+        "gemma3" => "choose a Gemma 3 model without images, whose model_type is gemma3_text",
+        _ => "choose a model of the families llama, mistral, qwen2, qwen3, gemma3_text or phi3",
+    };
+    Err(unsupported(path, format!("model_type \"{name}\""), remedy))
 }

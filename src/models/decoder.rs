@@ -1,4 +1,4 @@
-//! The decoder of Llama, Qwen2 and Qwen3: attention, MLP, block, model.
+//! The decoder of all families: attention, MLP, block, model. [`ModelConfig`] states where they differ.
 //!
 //! One forward serves inference and training; all that training uses of it has a backward.
 
@@ -7,8 +7,11 @@ use std::sync::Arc;
 use candle_core::{Device, Result as TensorResult, Tensor, bail};
 
 use super::attention;
+use super::gated::{Activation, Gated};
 use super::linear::{Adapt, Linear, Module, Site};
 use super::packing::Packing;
+use super::rotation::Rotation;
+use super::unfused::Unfused;
 use super::weight::{Quantize, Weight};
 use super::{KvCache, ModelConfig, ModelError, ops};
 
@@ -17,17 +20,12 @@ use super::{KvCache, ModelConfig, ModelError, ops};
 /// Loading reads them from files; pretraining makes them.
 pub type Weights<'a> = dyn FnMut(&str, &[usize]) -> Result<Weight, ModelError> + 'a;
 
-/// Takes a weight of one dimension.
-fn vector(weights: &mut Weights<'_>, name: &str, width: usize) -> Result<Tensor, ModelError> {
-    Ok(weights(name, &[width])?.into_tensor()?)
-}
-
 pub(super) struct Attention {
     pub(super) q_proj: Linear,
     pub(super) k_proj: Linear,
     pub(super) v_proj: Linear,
     pub(super) o_proj: Linear,
-    /// Norms of the heads of q and k (Qwen3).
+    /// Norms of the heads of q and k (Qwen3, Gemma 3).
     pub(super) qk_norm: Option<(Tensor, Tensor)>,
 }
 
@@ -35,13 +33,16 @@ pub(super) struct Mlp {
     pub(super) gate_proj: Linear,
     pub(super) up_proj: Linear,
     pub(super) down_proj: Linear,
+    pub(super) activation: Activation,
 }
 
 pub(super) struct Layer {
     pub(super) input_norm: Tensor,
     pub(super) attention: Attention,
-    pub(super) post_attention_norm: Tensor,
+    pub(super) mlp_norm: Tensor,
     pub(super) mlp: Mlp,
+    /// Norms of what attention and MLP give (Gemma 3).
+    pub(super) output_norms: Option<(Tensor, Tensor)>,
 }
 
 /// A decoder-only transformer with its weights.
@@ -57,9 +58,9 @@ pub struct Decoder {
 /// What all layers share in one forward.
 pub struct Pass<'a> {
     config: &'a ModelConfig,
-    /// `[tokens, head_dim / 2]` each.
-    cos: Tensor,
-    sin: Tensor,
+    rotation: Rotation,
+    /// That of layers with a window, where it is another one.
+    sliding_rotation: Option<Rotation>,
     seen: Seen<'a>,
     /// The rows whose hidden states are asked for; all if none are named.
     wanted: Option<Tensor>,
@@ -74,6 +75,12 @@ enum Seen<'a> {
 }
 
 impl Pass<'_> {
+    pub(super) fn rotation(&self, layer: usize) -> &Rotation {
+        let sliding =
+            self.sliding_rotation.as_ref().filter(|_| self.config.window(layer).is_some());
+        sliding.unwrap_or(&self.rotation)
+    }
+
     /// Returns the rows that are asked for: behind the last layer's attention no row needs another.
     fn wanted_of(&self, layer: usize, x: Tensor) -> TensorResult<Tensor> {
         match &self.wanted {
@@ -93,7 +100,7 @@ impl Attention {
     ) -> TensorResult<Tensor> {
         let tokens = x.dim(0)?;
         let c = pass.config;
-        let heads = c.heads();
+        let heads = c.heads(layer);
         let project = |linear: &Linear, module, heads| -> TensorResult<Tensor> {
             adapt.project(Site { layer, module }, linear, x)?.reshape((tokens, heads, c.head_dim))
         };
@@ -104,8 +111,9 @@ impl Attention {
             q = ops::rms_norm(&q, q_norm, c.rms_norm_eps)?;
             k = ops::rms_norm(&k, k_norm, c.rms_norm_eps)?;
         }
+        let Rotation { cos, sin } = pass.rotation(layer);
         let rotated = |t: Tensor| -> TensorResult<Tensor> {
-            let turned = ops::rope(&t, &pass.cos, &pass.sin)?;
+            let turned = ops::rope(&t, cos, sin)?;
             // Rotating back needs the angles alone.
             ops::forget(&t)?;
             Ok(turned)
@@ -132,7 +140,8 @@ impl Mlp {
         let site = |module| Site { layer, module };
         let gate = adapt.project(site(Module::GateProj), &self.gate_proj, x)?;
         let up = adapt.project(site(Module::UpProj), &self.up_proj, x)?;
-        adapt.project_gated(site(Module::DownProj), &self.down_proj, &gate, &up)
+        let input = Gated { gate: &gate, up: &up, activation: self.activation };
+        adapt.project_gated(site(Module::DownProj), &self.down_proj, input)
     }
 }
 
@@ -144,14 +153,17 @@ fn added(x: &Tensor, y: Tensor) -> TensorResult<Tensor> {
 }
 
 impl Layer {
-    fn load(c: &ModelConfig, index: usize, weights: &mut Weights<'_>) -> Result<Self, ModelError> {
+    fn load(
+        c: &ModelConfig,
+        index: usize,
+        weights: &mut Unfused<'_, '_>,
+    ) -> Result<Self, ModelError> {
         let prefix = format!("model.layers.{index}.");
         let mut linear = |module: Module, bias: bool| {
-            let (input, output) = c.projection(module);
-            let name = format!("{prefix}{}", module.path());
-            let weight = weights(&format!("{name}.weight"), &[output, input])?;
-            let bias =
-                bias.then(|| vector(weights, &format!("{name}.bias"), output)).transpose()?;
+            let (_, output) = c.projection(module);
+            let weight = weights.projection(&prefix, module)?;
+            let name = format!("{prefix}{}.bias", module.path());
+            let bias = bias.then(|| weights.vector(&name, output)).transpose()?;
             Ok::<_, ModelError>(Linear::new(weight, bias))
         };
         let q_proj = linear(Module::QProj, c.qkv_bias)?;
@@ -162,17 +174,26 @@ impl Layer {
             gate_proj: linear(Module::GateProj, c.mlp_bias)?,
             up_proj: linear(Module::UpProj, c.mlp_bias)?,
             down_proj: linear(Module::DownProj, c.mlp_bias)?,
+            activation: c.activation,
         };
-        let mut norm =
-            |name: &str, width| vector(weights, &format!("{prefix}{name}.weight"), width);
-        let qk_norm = if c.qk_norm {
-            Some((norm("self_attn.q_norm", c.head_dim)?, norm("self_attn.k_norm", c.head_dim)?))
-        } else {
-            None
+        let mut norm = |name: &str, width| weights.norm(&format!("{prefix}{name}"), width);
+        let mut pair = |wanted: bool, [one, other]: [&str; 2], width| {
+            let both = || Ok::<_, ModelError>((norm(one, width)?, norm(other, width)?));
+            wanted.then(both).transpose()
+        };
+        let on_heads = ["self_attn.q_norm", "self_attn.k_norm"];
+        let qk_norm = pair(c.qk_norm, on_heads, c.head_dim)?;
+        let on_outputs = ["post_attention_layernorm", "post_feedforward_layernorm"];
+        let output_norms = pair(c.output_norms, on_outputs, c.hidden_size)?;
+        // The name means what comes behind attention: its output, or the MLP's input.
+        let of_mlp = match c.output_norms {
+            true => "pre_feedforward_layernorm",
+            false => "post_attention_layernorm",
         };
         Ok(Self {
             input_norm: norm("input_layernorm", c.hidden_size)?,
-            post_attention_norm: norm("post_attention_layernorm", c.hidden_size)?,
+            mlp_norm: norm(of_mlp, c.hidden_size)?,
+            output_norms,
             attention: Attention { q_proj, k_proj, v_proj, o_proj, qk_norm },
             mlp,
         })
@@ -186,11 +207,16 @@ impl Layer {
         adapt: &dyn Adapt,
     ) -> TensorResult<Tensor> {
         let eps = pass.config.rms_norm_eps;
+        let (of_attention, of_mlp) = self.output_norms.as_ref().map(|(a, m)| (a, m)).unzip();
+        let output = |y: Tensor, norm: Option<&Tensor>| match norm {
+            Some(norm) => ops::rms_norm(&y, norm, eps),
+            None => Ok(y),
+        };
         let normed = ops::rms_norm(x, &self.input_norm, eps)?;
         let attended = self.attention.forward(&normed, layer, pass, adapt)?;
-        let x = added(&pass.wanted_of(layer, x.clone())?, attended)?;
-        let normed = ops::rms_norm(&x, &self.post_attention_norm, eps)?;
-        added(&x, self.mlp.forward(&normed, layer, adapt)?)
+        let x = added(&pass.wanted_of(layer, x.clone())?, output(attended, of_attention)?)?;
+        let normed = ops::rms_norm(&x, &self.mlp_norm, eps)?;
+        added(&x, output(self.mlp.forward(&normed, layer, adapt)?, of_mlp)?)
     }
 }
 
@@ -206,15 +232,16 @@ impl Decoder {
         weights: &mut Weights<'_>,
     ) -> Result<Self, ModelError> {
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-        let embedding = weights("model.embed_tokens.weight", &[vocab, hidden])?;
+        let mut weights = Unfused::new(&config, weights);
+        let embedding = weights.get("model.embed_tokens.weight", &[vocab, hidden])?;
         let layers = (0..config.num_hidden_layers)
-            .map(|index| Layer::load(&config, index, weights))
+            .map(|index| Layer::load(&config, index, &mut weights))
             .collect::<Result<_, _>>()?;
-        let norm = vector(weights, "model.norm.weight", hidden)?;
+        let norm = weights.norm("model.norm", hidden)?;
         let head = if config.tie_word_embeddings {
             embedding.clone()
         } else {
-            weights("lm_head.weight", &[vocab, hidden])?
+            weights.get("lm_head.weight", &[vocab, hidden])?
         };
         let head = Linear::new(head, None);
         Ok(Self { config, device: device.clone(), embedding, layers, norm, head })
@@ -253,15 +280,16 @@ impl Decoder {
         if batch != 1 {
             Err(candle_core::Error::Msg(format!("a cache serves one sequence, not {batch}")))?;
         }
-        if let (1, true) = (seq, ops::fused(&self.device)) {
-            let id = ids.flatten_all()?.to_vec1::<u32>()?[0];
-            return Ok(Tensor::from_vec(self.step(id, cache, adapt)?, hidden, &self.device)?);
-        }
         let start = cache.len() as u32;
         let positions: Vec<u32> = (start..start + seq as u32).collect();
-        let (cos, sin) = self.rotations(&positions)?;
-        let pass = Pass { config: &self.config, cos, sin, seen: Seen::Cached(cache), wanted: None };
-        let mut x = self.embed(&ids.flatten_all()?)?;
+        let pass = self.pass(&positions, Seen::Cached(cache), None)?;
+        if let (1, true) = (seq, ops::fused(&self.device)) {
+            let id = ids.flatten_all()?.to_vec1::<u32>()?[0];
+            let x = self.step(id, &pass, cache, adapt)?;
+            cache.advance(1);
+            return Ok(Tensor::from_vec(x, hidden, &self.device)?);
+        }
+        let mut x = self.embed(&ids.flatten_all()?.to_vec1()?)?;
         for layer in 0..self.layers.len() {
             x = self.layer(layer, &x, &pass, adapt)?;
         }
@@ -298,12 +326,27 @@ impl Decoder {
         packing: &Arc<Packing>,
         wanted: Option<&[u32]>,
     ) -> Result<(Pass<'_>, Tensor), ModelError> {
-        let (cos, sin) = self.rotations(packing.positions())?;
         let wanted = wanted.map(|rows| Tensor::new(rows, &self.device)).transpose()?;
-        let seen = Seen::Packed(Arc::clone(packing));
-        let pass = Pass { config: &self.config, cos, sin, seen, wanted };
-        let x = self.embed(&Tensor::new(packing.ids(), &self.device)?)?;
-        Ok((pass, x))
+        let pass = self.pass(packing.positions(), Seen::Packed(Arc::clone(packing)), wanted)?;
+        Ok((pass, self.embed(packing.ids())?))
+    }
+
+    fn pass<'a>(
+        &'a self,
+        positions: &[u32],
+        seen: Seen<'a>,
+        wanted: Option<Tensor>,
+    ) -> TensorResult<Pass<'a>> {
+        let config = &self.config;
+        let end = positions.iter().max().map_or(0, |&last| last as usize + 1);
+        if end > config.max_position_embeddings {
+            let context = config.max_position_embeddings;
+            bail!("position {end} is beyond the context of {context} tokens");
+        }
+        let of = |rope| Rotation::new(rope, positions, &self.device);
+        let rotation = of(&config.rope)?;
+        let sliding_rotation = config.sliding_rope.as_ref().map(of).transpose()?;
+        Ok(Pass { config, rotation, sliding_rotation, seen, wanted })
     }
 
     /// Computes the output `[tokens, hidden]` of one layer.
@@ -328,8 +371,27 @@ impl Decoder {
         Ok(ops::rms_norm(x, &self.norm, self.config.rms_norm_eps)?)
     }
 
-    pub(super) fn embed(&self, ids: &Tensor) -> TensorResult<Tensor> {
-        self.embedding.select(ids)
+    pub(super) fn embed(&self, ids: &[u32]) -> TensorResult<Tensor> {
+        let rows = self.config.vocab_size;
+        // Accelerators would read whatever lies there.
+        if let Some(id) = ids.iter().find(|id| **id as usize >= rows) {
+            bail!(
+                "token id {id} is beyond the {rows} rows of the embedding: take the model's own tokenizer"
+            );
+        }
+        let ids = Tensor::new(ids, &self.device)?;
+        let x = self.embedding.select(&ids)?;
+        if self.config.scaled_embedding { x * self.embedding_scale() } else { Ok(x) }
+    }
+
+    /// √hidden, in the type of the embedding's weights: so the model was trained.
+    fn embedding_scale(&self) -> f64 {
+        let scale = (self.config.hidden_size as f64).sqrt();
+        match self.embedding.format() {
+            "bf16" => half::bf16::from_f64(scale).to_f64(),
+            "f16" => half::f16::from_f64(scale).to_f64(),
+            _ => scale,
+        }
     }
 
     /// Computes logits `[.., vocab]` (f32) of hidden states `[.., hidden]`.
@@ -368,7 +430,7 @@ impl Decoder {
     pub fn quantised(mut self, format: Quantize) -> Result<Self, ModelError> {
         for layer in &mut self.layers {
             let Attention { q_proj, k_proj, v_proj, o_proj, .. } = &mut layer.attention;
-            let Mlp { gate_proj, up_proj, down_proj } = &mut layer.mlp;
+            let Mlp { gate_proj, up_proj, down_proj, .. } = &mut layer.mlp;
             for linear in [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj] {
                 *linear = linear.clone().quantised(format)?;
             }
@@ -424,27 +486,5 @@ impl Decoder {
     /// Returns where the weights are.
     pub fn device(&self) -> &Device {
         &self.device
-    }
-
-    /// Cosines and sines `[tokens, head_dim / 2]` of the given positions.
-    pub(super) fn rotations(&self, positions: &[u32]) -> TensorResult<(Tensor, Tensor)> {
-        let half = self.config.head_dim / 2;
-        let end = positions.iter().max().map_or(0, |&last| last as usize + 1);
-        if end > self.config.max_position_embeddings {
-            bail!(
-                "position {end} is beyond the context of {} tokens",
-                self.config.max_position_embeddings
-            );
-        }
-        // In f32, as transformers computes them.
-        let frequency: Vec<f32> = (0..half)
-            .map(|i| 1.0 / (self.config.rope_theta as f32).powf(i as f32 / half as f32))
-            .collect();
-        let angles: Vec<f32> = positions
-            .iter()
-            .flat_map(|&position| frequency.iter().map(move |f| position as f32 * f))
-            .collect();
-        let angles = Tensor::from_vec(angles, (positions.len(), half), &self.device)?;
-        Ok((angles.cos()?, angles.sin()?))
     }
 }

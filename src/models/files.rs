@@ -22,6 +22,8 @@ pub(super) const CONFIG: &str = "config.json";
 pub(super) const TOKENIZER: &str = "tokenizer.json";
 pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const WEIGHTS: &str = "model.safetensors";
+/// Stands for a GGUF file, whatever it is called.
+const GGUF: &str = "model.gguf";
 const INDEX: &str = "model.safetensors.index.json";
 
 /// Where a model comes from.
@@ -31,13 +33,21 @@ pub enum ModelSource {
     Builtin,
     /// A directory in Hugging Face layout.
     Dir(PathBuf),
+    /// A GGUF file.
+    Gguf(PathBuf),
 }
 
 impl std::str::FromStr for ModelSource {
     type Err = std::convert::Infallible;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(if text == "builtin" { Self::Builtin } else { Self::Dir(PathBuf::from(text)) })
+        let path = PathBuf::from(text);
+        let is_gguf = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
+        Ok(match text {
+            "builtin" => Self::Builtin,
+            _ if is_gguf => Self::Gguf(path),
+            _ => Self::Dir(path),
+        })
     }
 }
 
@@ -45,7 +55,7 @@ impl std::fmt::Display for ModelSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Builtin => f.write_str("builtin"),
-            Self::Dir(path) => path.display().fmt(f),
+            Self::Dir(path) | Self::Gguf(path) => path.display().fmt(f),
         }
     }
 }
@@ -56,6 +66,7 @@ impl ModelSource {
         match self {
             Self::Builtin => Path::new("builtin").join(file),
             Self::Dir(dir) => dir.join(file),
+            Self::Gguf(path) => path.clone(),
         }
     }
 
@@ -66,7 +77,7 @@ impl ModelSource {
     pub fn weight_bytes(&self) -> Result<u64, ModelError> {
         let size = |file: String| match self {
             Self::Builtin => Ok(self.read(&file)?.len() as u64),
-            Self::Dir(dir) => Ok(fs_err::metadata(dir.join(file))?.len()),
+            _ => Ok(fs_err::metadata(self.path(&file))?.len()),
         };
         self.weight_files()?.into_iter().map(size).sum()
     }
@@ -80,8 +91,8 @@ impl ModelSource {
             Self::Builtin => {
                 builtin(file).map(<[u8]>::to_vec).ok_or_else(|| missing(self.path(file)))
             }
-            Self::Dir(dir) => {
-                let path = dir.join(file);
+            _ => {
+                let path = self.path(file);
                 if !path.exists() {
                     return Err(missing(path));
                 }
@@ -99,8 +110,8 @@ impl ModelSource {
             Self::Builtin => {
                 builtin(file).map(Mapping::Static).ok_or_else(|| missing(self.path(file)))
             }
-            Self::Dir(dir) => {
-                let file = fs_err::File::open(dir.join(file))?;
+            _ => {
+                let file = fs_err::File::open(self.path(file))?;
                 Ok(Mapping::of_file(file.file())?)
             }
         }
@@ -119,14 +130,17 @@ impl ModelSource {
     /// # Errors
     /// A directory without weights, an index that is malformed or names a shard that is not there.
     pub(super) fn weight_files(&self) -> Result<Vec<String>, ModelError> {
-        let Self::Dir(dir) = self else {
-            return Ok(vec![WEIGHTS.to_owned()]);
+        let dir = match self {
+            Self::Builtin => return Ok(vec![WEIGHTS.to_owned()]),
+            Self::Gguf(path) if path.exists() => return Ok(vec![GGUF.to_owned()]),
+            Self::Gguf(path) => return Err(missing(path.clone())),
+            Self::Dir(dir) => dir,
         };
         if !dir.is_dir() {
             return Err(ModelError::invalid(
                 dir,
                 "no such model directory",
-                "give a directory with config.json and *.safetensors, or \"builtin\"",
+                "give a directory with config.json and *.safetensors, a model of the hub (ORG/NAME), or \"builtin\"",
             ));
         }
         let index = dir.join(INDEX);
@@ -165,7 +179,10 @@ struct Index {
 }
 
 /// Reads the distinct shard names of an index, sorted; each must be a plain file name.
-fn shards(path: &Path) -> Result<Vec<String>, ModelError> {
+///
+/// # Errors
+/// A file that is no index, or names a file outside its directory.
+pub fn shards(path: &Path) -> Result<Vec<String>, ModelError> {
     let index: Index = serde_json::from_slice(&fs_err::read(path)?).map_err(|e| {
         ModelError::invalid(path, format!("not an index of shards: {e}"), "download it again")
     })?;
@@ -204,7 +221,10 @@ struct HashCache(BTreeMap<PathBuf, HashEntry>);
 /// # Errors
 /// Missing or unreadable files.
 pub fn base_hash(source: &ModelSource, cache: Option<&Path>) -> Result<String, ModelError> {
-    let mut names = vec![CONFIG.to_owned()];
+    let mut names = match source {
+        ModelSource::Gguf(_) => Vec::new(),
+        _ => vec![CONFIG.to_owned()],
+    };
     names.extend(source.weight_files()?);
     let mut known: HashCache = cache
         .and_then(|path| fs_err::read(path).ok())
@@ -215,7 +235,7 @@ pub fn base_hash(source: &ModelSource, cache: Option<&Path>) -> Result<String, M
     for name in names {
         let file_hash = match source {
             ModelSource::Builtin => hex(&Sha256::digest(source.read(&name)?)),
-            ModelSource::Dir(dir) => known.hash(&dir.join(&name), &mut changed)?,
+            _ => known.hash(&source.path(&name), &mut changed)?,
         };
         whole.update(format!("{name} {file_hash}\n"));
     }

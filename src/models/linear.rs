@@ -9,6 +9,7 @@ use candle_core::{
 };
 
 use super::elements::elements;
+use super::gated::Gated;
 use super::kernels::product;
 use super::ops;
 use super::weight::{Quantize, Weight};
@@ -99,19 +100,13 @@ pub trait Adapt: Send + Sync {
         Added::Otherwise
     }
 
-    /// Like [`Self::project`], for the MLP's way down, whose input is `silu(gate) ∘ up`, both `[tokens, in]`: who trains can compute
-    /// that again instead of keeping it.
+    /// Like [`Self::project`], for the MLP's way down, whose input is a product of two `[tokens, in]`: who trains can compute that
+    /// again instead of keeping it.
     ///
     /// # Errors
     /// A failed tensor operation.
-    fn project_gated(
-        &self,
-        site: Site,
-        linear: &Linear,
-        gate: &Tensor,
-        up: &Tensor,
-    ) -> Result<Tensor> {
-        self.project(site, linear, &ops::swiglu(gate, up)?)
+    fn project_gated(&self, site: Site, linear: &Linear, input: Gated<'_>) -> Result<Tensor> {
+        self.project(site, linear, &input.product()?)
     }
 }
 

@@ -9,12 +9,12 @@ use safetensors::Dtype;
 
 use super::files::{self, CONFIG, ModelSource, TOKENIZER, TOKENIZER_CONFIG};
 use super::weight_file::WeightFile;
-use super::{Decoder, ModelConfig, ModelError, Quantize, Tokenizer, Weight, ops};
+use super::{Decoder, ModelConfig, ModelError, Quantize, Tokenizer, Weight, gguf, ops};
 
 /// A model in memory.
 #[derive(Clone)]
 pub struct LoadedModel {
-    /// `builtin`, or the directory's name.
+    /// `builtin`, the name of the directory or file, or `ORG/NAME` in the hub's cache.
     pub name: String,
     /// Hex SHA-256 of config and weights; adapters and caches are pinned to it.
     pub base_hash: String,
@@ -69,6 +69,31 @@ pub fn load_as(
             remedy: "set model.device = \"cpu\", or model.quantize = \"none\"".into(),
         });
     }
+    let (decoder, tokenizer, parameters) = match source {
+        ModelSource::Gguf(path) => gguf::load(path, device)?,
+        _ => load_directory(source, device)?,
+    };
+    let decoder = match quantize {
+        Some(format) => decoder.quantised(format)?,
+        None => decoder,
+    };
+    let context_length = decoder.config().max_position_embeddings;
+    Ok(LoadedModel {
+        name: name_of(source),
+        base_hash: files::base_hash(source, hash_cache)?,
+        decoder: Arc::new(decoder),
+        tokenizer: Arc::new(tokenizer),
+        parameters,
+        context_length,
+        quantize,
+    })
+}
+
+/// Loads a directory in Hugging Face layout; returns the number of parameters as well.
+fn load_directory(
+    source: &ModelSource,
+    device: &Device,
+) -> Result<(Decoder, Tokenizer, usize), ModelError> {
     let weight_files = source.weight_files()?;
     let config_path = source.path(CONFIG);
     let config_text = String::from_utf8(source.read(CONFIG)?)
@@ -88,28 +113,31 @@ pub fn load_as(
         take(&mut tensors, name, shape, source)
     })?;
     refuse_unused(&tensors)?;
-    let decoder = match quantize {
-        Some(format) => decoder.quantised(format)?,
-        None => decoder,
-    };
-    let context_length = decoder.config().max_position_embeddings;
-    Ok(LoadedModel {
-        name: match source {
-            ModelSource::Builtin => "builtin".to_owned(),
-            ModelSource::Dir(dir) => name_of(dir),
-        },
-        base_hash: files::base_hash(source, hash_cache)?,
-        decoder: Arc::new(decoder),
-        tokenizer: Arc::new(tokenizer),
-        parameters,
-        context_length,
-        quantize,
-    })
+    Ok((decoder, tokenizer, parameters))
 }
 
-fn name_of(dir: &Path) -> String {
+/// Returns the name of a model, for people: `builtin`, `ORG/NAME` of the hub, or that of its directory or file.
+pub fn name_of(source: &ModelSource) -> String {
+    match source {
+        ModelSource::Builtin => "builtin".to_owned(),
+        ModelSource::Dir(path) | ModelSource::Gguf(path) => name_of_path(path),
+    }
+}
+
+fn name_of_path(dir: &Path) -> String {
     let full = fs_err::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
+    if let Some(name) = name_on_hub(&full) {
+        return name;
+    }
     full.file_name().unwrap_or(full.as_os_str()).to_string_lossy().into_owned()
+}
+
+/// Returns `ORG/NAME` of a directory `models--ORG--NAME/snapshots/COMMIT`, as the hub's cache has them.
+fn name_on_hub(dir: &Path) -> Option<String> {
+    let snapshots =
+        dir.parent().filter(|parent| parent.file_name() == Some("snapshots".as_ref()))?;
+    let repo = snapshots.parent()?.file_name()?.to_str()?.strip_prefix("models--")?;
+    Some(repo.replacen("--", "/", 1))
 }
 
 /// A model whose end no token marks would answer until its context is full.
@@ -164,10 +192,10 @@ fn read_tensors(
 
 /// Weight files below so many bytes are widened for the CPU when they are read: that costs little memory, and saves the
 /// widening at every use, which counts when a matrix is used for a few tokens at a time.
-const WIDENED_BYTES: u64 = 64 << 20;
+pub(super) const WIDENED_BYTES: u64 = 64 << 20;
 
 /// Returns the type in which a tensor is kept: matrices in that of their file unless they are `widened`, all else in f32.
-fn kept_type(dtype: DType, dimensions: usize, widened: bool) -> DType {
+pub(super) fn kept_type(dtype: DType, dimensions: usize, widened: bool) -> DType {
     match dtype {
         DType::BF16 | DType::F16 if dimensions == 2 && !widened => dtype,
         _ => DType::F32,

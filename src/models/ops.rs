@@ -4,17 +4,19 @@
 //! there without an error. These have one. On other devices the same value is composed of plain
 //! tensor operations, which candle differentiates by itself.
 
+use std::ops::Range;
+
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, CustomOp3, D, Device, InplaceOp1, Layout, Result, Shape,
     Tensor, bail,
 };
 use rayon::prelude::*;
 
-use super::elements::{elements, with_elements};
+use super::elements::elements;
 use super::kernels::math;
 
 /// Below this many elements threads cost more than they bring.
-const PARALLEL_ELEMENTS: usize = 1 << 15;
+pub(super) const PARALLEL_ELEMENTS: usize = 1 << 15;
 
 /// Tells whether a device has the fused operations; elsewhere they are composed of plain tensor operations.
 pub(crate) fn fused(device: &Device) -> bool {
@@ -53,7 +55,7 @@ impl InplaceOp1 for Forget {
 }
 
 /// Runs `f(row index, output row)` over the rows of `out`, in parallel where that pays.
-fn for_rows(out: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
+pub(super) fn for_rows(out: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
     if out.len() < PARALLEL_ELEMENTS {
         math::vectorised(|| out.chunks_mut(width).enumerate().for_each(|(i, row)| f(i, row)));
     } else {
@@ -244,14 +246,15 @@ impl CustomOp3 for Rope {
         sin_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (_, heads, head_dim) = x_layout.shape().dims3()?;
-        let half = head_dim / 2;
+        let half = last_dim(cos_layout)?;
         let x = elements(x, x_layout)?;
         let (cos, sin) = (elements(cos, cos_layout)?, elements(sin, sin_layout)?);
         let mut out = vec![0f32; x.len()];
         for_rows(&mut out, head_dim, |i, row| {
             let x = &x[i * head_dim..][..head_dim];
             let at = i / heads * half;
-            let (low, high) = row.split_at_mut(half);
+            row[2 * half..].copy_from_slice(&x[2 * half..]);
+            let (low, high) = row[..2 * half].split_at_mut(half);
             for j in 0..half {
                 let (c, s) = (cos[at + j], sin[at + j] * self.direction);
                 low[j] = x[j] * c - x[j + half] * s;
@@ -277,106 +280,27 @@ impl CustomOp3 for Rope {
 
 /// Rotary position embedding (Su et al. 2021) in the half-split form of Hugging Face.
 ///
-/// `x` is `[tokens, heads, head_dim]`, `cos` and `sin` are `[tokens, head_dim / 2]`.
+/// `x` is `[tokens, heads, head_dim]`, `cos` and `sin` are `[tokens, rotated / 2]`: the first `rotated` numbers of each
+/// head are turned, the others pass.
 ///
 /// # Errors
 /// Shapes that do not fit.
 pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     let (tokens, _, head_dim) = x.dims3()?;
-    let angles = [tokens, head_dim / 2];
-    if head_dim == 0 || head_dim % 2 != 0 || cos.dims() != angles || sin.dims() != angles {
+    let (rows, half) = cos.dims2()?;
+    if half == 0 || 2 * half > head_dim || rows != tokens || sin.dims() != cos.dims() {
         bail!("rope: angles {:?}, {:?} do not fit {:?}", cos.shape(), sin.shape(), x.shape());
     }
     if fused(x.device()) {
         return x.contiguous()?.apply_op3(cos, sin, Rope { direction: 1.0 });
     }
-    let x = x.transpose(0, 1)?.unsqueeze(0)?.contiguous()?;
-    candle_nn::rotary_emb::rope_slow(&x, cos, sin)?.squeeze(0)?.transpose(0, 1)?.contiguous()
-}
-
-// ---------------------------------------------------------------- SwiGLU
-
-struct SwiGlu;
-
-/// Elements that an element-wise operation takes as a row.
-const ROW: usize = 1024;
-
-impl CustomOp2 for SwiGlu {
-    fn name(&self) -> &'static str {
-        "swiglu"
+    let rotated = x.narrow(2, 0, 2 * half)?.transpose(0, 1)?.unsqueeze(0)?.contiguous()?;
+    let rotated = candle_nn::rotary_emb::rope_slow(&rotated, cos, sin)?;
+    let rotated = rotated.squeeze(0)?.transpose(0, 1)?;
+    if 2 * half == head_dim {
+        return rotated.contiguous();
     }
-
-    fn cpu_fwd(
-        &self,
-        gate: &CpuStorage,
-        gate_layout: &Layout,
-        up: &CpuStorage,
-        up_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let out = swiglu_of(elements(gate, gate_layout)?, elements(up, up_layout)?);
-        Ok((CpuStorage::F32(out), gate_layout.shape().clone()))
-    }
-
-    fn bwd(
-        &self,
-        gate: &Tensor,
-        up: &Tensor,
-        _res: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let grad = grad.contiguous()?;
-        let (dgate, dup) =
-            with_elements([gate, up, &grad], |[g, u, grad]| swiglu_grads(g, u, grad.to_vec()))?;
-        let tensor = |data| Tensor::from_vec(data, gate.shape(), gate.device()).map(Some);
-        Ok((tensor(dgate)?, tensor(dup)?))
-    }
-}
-
-/// `silu(gate) ∘ up`, element by element.
-pub(crate) fn swiglu_of(gate: &[f32], up: &[f32]) -> Vec<f32> {
-    let mut out = vec![0f32; gate.len()];
-    for_rows(&mut out, ROW, |i, row| {
-        let (gate, up) = (&gate[i * ROW..], &up[i * ROW..]);
-        for ((o, &g), &u) in row.iter_mut().zip(gate).zip(up) {
-            *o = g * math::sigmoid(g) * u;
-        }
-    });
-    out
-}
-
-/// The gradients of gate and up, from that of [`swiglu_of`].
-pub(crate) fn swiglu_grads(gate: &[f32], up: &[f32], grad: Vec<f32>) -> (Vec<f32>, Vec<f32>) {
-    let mut dgate = grad;
-    let mut dup = vec![0f32; gate.len()];
-    let chunk = PARALLEL_ELEMENTS / 4;
-    dgate.par_chunks_mut(chunk).zip(dup.par_chunks_mut(chunk)).enumerate().for_each(
-        |(task, (dgate, dup))| {
-            let from = task * chunk;
-            math::vectorised(|| {
-                let inputs = gate[from..].iter().zip(&up[from..]);
-                for ((dgate, dup), (&g, &u)) in dgate.iter_mut().zip(dup).zip(inputs) {
-                    let (grad, s) = (*dgate, math::sigmoid(g));
-                    *dup = grad * g * s;
-                    *dgate = grad * u * (s + g * s * (1.0 - s));
-                }
-            });
-        },
-    );
-    (dgate, dup)
-}
-
-/// The gated activation of the MLP (Shazeer 2020): `silu(gate) ∘ up`; both `[.., width]`.
-///
-/// # Errors
-/// Shapes that do not fit.
-pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    if gate.dims() != up.dims() || gate.dim(D::Minus1)? == 0 {
-        bail!("swiglu: gate {:?} and up {:?} do not fit", gate.shape(), up.shape());
-    }
-    if fused(gate.device()) {
-        return gate.contiguous()?.apply_op2(&up.contiguous()?, SwiGlu);
-    }
-    gate.silu()? * up
+    Tensor::cat(&[rotated, x.narrow(2, 2 * half, head_dim - 2 * half)?], 2)
 }
 
 // ---------------------------------------------------------------- causal softmax
@@ -385,13 +309,13 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 struct CausalSoftmax {
     scale: f32,
     seq: usize,
+    window: Option<usize>,
 }
 
-impl CausalSoftmax {
-    /// How many keys the query of this row sees: all before it, and itself.
-    fn visible(&self, row: usize, keys: usize) -> usize {
-        keys - self.seq + row % self.seq + 1
-    }
+/// The keys that the query of a row sees: itself and those before it, or as many of them as the window holds.
+fn visible(row: usize, keys: usize, seq: usize, window: Option<usize>) -> Range<usize> {
+    let end = keys - seq + row % seq + 1;
+    window.map_or(0, |window| end.saturating_sub(window))..end
 }
 
 impl CustomOp1 for CausalSoftmax {
@@ -404,14 +328,15 @@ impl CustomOp1 for CausalSoftmax {
         let scores = elements(scores, layout)?;
         let mut out = vec![0f32; scores.len()];
         for_rows(&mut out, keys, |i, row| {
-            let visible = self.visible(i, keys);
-            let scores = &scores[i * keys..][..visible];
+            let visible = visible(i, keys, self.seq, self.window);
+            let scores = &scores[i * keys..][visible.clone()];
+            let row = &mut row[visible];
             let most = math::max(scores);
             for (o, &s) in row.iter_mut().zip(scores) {
                 *o = math::exp((s - most) * self.scale);
             }
-            let inverse = 1.0 / math::sum_map(visible, |j| row[j]);
-            row[..visible].iter_mut().for_each(|o| *o *= inverse);
+            let inverse = 1.0 / math::sum_map(row.len(), |j| row[j]);
+            row.iter_mut().for_each(|o| *o *= inverse);
         });
         Ok((CpuStorage::F32(out), layout.shape().clone()))
     }
@@ -420,24 +345,30 @@ impl CustomOp1 for CausalSoftmax {
 /// Causal softmax of `scale · scores`.
 ///
 /// `scores` is `[batch, kv_heads, groups · seq, keys]`: the last `seq` keys are those of the queries
-/// themselves, and row `r` is the query at `r % seq`. Keys after a query get probability 0. For inference: on the CPU it
-/// has no backward (training goes through [`super::attention::packed`]).
+/// themselves, and row `r` is the query at `r % seq`. Keys after a query get probability 0, and so do those that it
+/// does not see through a `window` of so many keys, its own included. For inference: on the CPU it has no backward
+/// (training goes through [`super::attention::packed`]).
 ///
 /// # Errors
 /// Shapes that do not fit.
-pub fn causal_softmax(scores: &Tensor, scale: f64, seq: usize) -> Result<Tensor> {
+pub fn causal_softmax(
+    scores: &Tensor,
+    scale: f64,
+    seq: usize,
+    window: Option<usize>,
+) -> Result<Tensor> {
     let (_, _, rows, keys) = scores.dims4()?;
-    if seq == 0 || keys < seq || rows % seq != 0 {
+    if seq == 0 || keys < seq || rows % seq != 0 || window == Some(0) {
         bail!("causal_softmax: {seq} queries do not fit scores {:?}", scores.shape());
     }
     if fused(scores.device()) {
-        let op = CausalSoftmax { scale: scale as f32, seq };
+        let op = CausalSoftmax { scale: scale as f32, seq, window };
         return scores.contiguous()?.apply_op1(op);
     }
-    let past = keys - seq;
     let mask: Vec<f32> = (0..rows)
         .flat_map(|r| {
-            (0..keys).map(move |k| if k > past + r % seq { f32::NEG_INFINITY } else { 0.0 })
+            let visible = visible(r, keys, seq, window);
+            (0..keys).map(move |k| if visible.contains(&k) { 0.0 } else { f32::NEG_INFINITY })
         })
         .collect();
     let mask = Tensor::from_vec(mask, (rows, keys), scores.device())?;

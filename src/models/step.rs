@@ -6,29 +6,27 @@
 use candle_core::{Result, Tensor};
 
 use super::attention;
-use super::decoder::{Attention, Layer, Mlp};
+use super::decoder::{Attention, Layer, Mlp, Pass};
 use super::elements::Elements;
 use super::kernels::product::{LowRank, Product, token_products};
 use super::linear::{Adapt, Added, Linear, Module, Site, Term};
-use super::{Decoder, KvCache, ops};
+use super::rotation::Rotation;
+use super::{Decoder, KvCache, gated_of, ops};
 
 impl Decoder {
-    /// Computes the hidden state `[hidden]`, final norm applied, of one token behind those in the cache, which takes it in.
-    pub(super) fn step(&self, id: u32, cache: &mut KvCache, adapt: &dyn Adapt) -> Result<Vec<f32>> {
-        let (cos, sin) = self.rotations(&[cache.len() as u32])?;
-        let (cos, sin) = (Elements::of(&cos)?, Elements::of(&sin)?);
-        let mut x = self.embed_one(id)?;
+    /// Computes the hidden state `[hidden]`, final norm applied, of one token behind those in the cache.
+    pub(super) fn step(
+        &self,
+        id: u32,
+        pass: &Pass<'_>,
+        cache: &KvCache,
+        adapt: &dyn Adapt,
+    ) -> Result<Vec<f32>> {
+        let mut x = self.embed(&[id])?.flatten_all()?.to_vec1()?;
         for (index, layer) in self.layers().iter().enumerate() {
-            let step = Step { decoder: self, index, adapt };
-            step.layer(layer, &mut x, cache, (cos.as_slice(), sin.as_slice()))?;
+            Step { decoder: self, index, pass, cache, adapt }.layer(layer, &mut x)?;
         }
-        cache.advance(1);
         norm(&x, self.norm(), self.config().rms_norm_eps)
-    }
-
-    fn embed_one(&self, id: u32) -> Result<Vec<f32>> {
-        let ids = Tensor::new(&[id], self.device())?;
-        self.embed(&ids)?.flatten_all()?.to_vec1()
     }
 }
 
@@ -36,33 +34,27 @@ impl Decoder {
 struct Step<'a> {
     decoder: &'a Decoder,
     index: usize,
+    pass: &'a Pass<'a>,
+    cache: &'a KvCache,
     adapt: &'a dyn Adapt,
 }
 
 impl Step<'_> {
-    fn layer(
-        &self,
-        layer: &Layer,
-        x: &mut [f32],
-        cache: &KvCache,
-        angles: (&[f32], &[f32]),
-    ) -> Result<()> {
+    fn layer(&self, layer: &Layer, x: &mut [f32]) -> Result<()> {
         let eps = self.decoder.config().rms_norm_eps;
-        let normed = norm(x, &layer.input_norm, eps)?;
-        let attended = self.attention(&layer.attention, &normed, cache, angles)?;
-        add(x, &attended);
-        let normed = norm(x, &layer.post_attention_norm, eps)?;
-        add(x, &self.mlp(&layer.mlp, &normed)?);
+        let (of_attention, of_mlp) = layer.output_norms.as_ref().map(|(a, m)| (a, m)).unzip();
+        let output = |y: Vec<f32>, weight: Option<&Tensor>| match weight {
+            Some(weight) => norm(&y, weight, eps),
+            None => Ok(y),
+        };
+        let attended = self.attention(&layer.attention, &norm(x, &layer.input_norm, eps)?)?;
+        add(x, &output(attended, of_attention)?);
+        let computed = self.mlp(&layer.mlp, &norm(x, &layer.mlp_norm, eps)?)?;
+        add(x, &output(computed, of_mlp)?);
         Ok(())
     }
 
-    fn attention(
-        &self,
-        attention: &Attention,
-        x: &[f32],
-        cache: &KvCache,
-        angles: (&[f32], &[f32]),
-    ) -> Result<Vec<f32>> {
+    fn attention(&self, attention: &Attention, x: &[f32]) -> Result<Vec<f32>> {
         let config = self.decoder.config();
         let Attention { q_proj, k_proj, v_proj, o_proj, qk_norm } = attention;
         let [mut q, mut k, v] = self.project(
@@ -73,20 +65,24 @@ impl Step<'_> {
             q = norm(&q, q_norm, config.rms_norm_eps)?;
             k = norm(&k, k_norm, config.rms_norm_eps)?;
         }
-        rotate(&mut q, angles);
-        rotate(&mut k, angles);
-        let y = cache.with_token(self.index, &k, &v, |keys, values, seen| {
-            attention::token(&q, keys, values, seen, config.heads())
+        let Rotation { cos, sin } = self.pass.rotation(self.index);
+        let (cos, sin) = (Elements::of(cos)?, Elements::of(sin)?);
+        for x in [&mut q, &mut k] {
+            rotate(x, config.head_dim, cos.as_slice(), sin.as_slice());
+        }
+        let heads = config.heads(self.index);
+        let y = self.cache.with_token(self.index, &k, &v, |keys, values, seen| {
+            attention::token(&q, keys, values, seen, heads)
         })?;
         let [y] = self.project(&y, [(Module::OProj, o_proj)])?;
         Ok(y)
     }
 
     fn mlp(&self, mlp: &Mlp, x: &[f32]) -> Result<Vec<f32>> {
-        let Mlp { gate_proj, up_proj, down_proj } = mlp;
+        let Mlp { gate_proj, up_proj, down_proj, activation } = mlp;
         let [gate, up] =
             self.project(x, [(Module::GateProj, gate_proj), (Module::UpProj, up_proj)])?;
-        let gated = ops::swiglu_of(&gate, &up);
+        let gated = gated_of(*activation, &gate, &up);
         let [y] = self.project(&gated, [(Module::DownProj, down_proj)])?;
         Ok(y)
     }
@@ -159,10 +155,10 @@ fn norm(x: &[f32], weight: &Tensor, eps: f64) -> Result<Vec<f32>> {
     Ok(ops::rms_norm_of(x, weight.as_slice(), eps as f32))
 }
 
-/// Turns each head's pairs by the angles of a position.
-fn rotate(x: &mut [f32], (cos, sin): (&[f32], &[f32])) {
-    for head in x.chunks_exact_mut(2 * cos.len()) {
-        let (first, second) = head.split_at_mut(cos.len());
+/// Turns the pairs of each head by the angles of a position; what is beyond them passes.
+fn rotate(x: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32]) {
+    for head in x.chunks_exact_mut(head_dim) {
+        let (first, second) = head[..2 * cos.len()].split_at_mut(cos.len());
         let pairs = first.iter_mut().zip(second);
         for ((a, b), (cos, sin)) in pairs.zip(cos.iter().zip(sin)) {
             (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);

@@ -9,16 +9,15 @@ use serde_json::Value;
 
 use super::ModelError;
 use super::template::ChatTemplate;
+use super::vocabulary::{TokenTable, Vocabulary};
 use crate::domain::{Message, Role};
 
 /// Private-use characters that may stand in for a break inside a user's marker look-alike.
 const BREAK_CANDIDATES: std::ops::RangeInclusive<char> = '\u{E000}'..='\u{E0FF}';
 
 /// The tokens that end an answer, in the families that are supported.
-const END_OF_TURN: [&str; 4] = ["<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|endoftext|>"];
-
-/// Ids from here on are hostile: the table of bytes has an entry for every id below the largest.
-const MAX_ID: u32 = 1 << 22;
+const END_OF_TURN: [&str; 6] =
+    ["<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|end_of_text|>", "<|endoftext|>"];
 
 /// A tokenizer with its chat template.
 #[derive(Debug)]
@@ -32,9 +31,18 @@ pub struct Tokenizer {
     /// The token behind an answer that is learned, where no template writes one.
     end_of_answer: Option<u32>,
     stop_ids: Vec<u32>,
-    /// Raw bytes of every id; empty for added tokens.
-    bytes: Vec<Vec<u8>>,
-    special: Vec<bool>,
+    table: TokenTable,
+}
+
+/// What a chat template is rendered with.
+#[derive(Default)]
+pub(super) struct ChatTexts {
+    /// The template's text; a base model has none.
+    pub template: Option<String>,
+    /// The token before a text.
+    pub bos_token: Option<String>,
+    /// The token behind an answer.
+    pub eos_token: Option<String>,
 }
 
 impl Tokenizer {
@@ -50,43 +58,43 @@ impl Tokenizer {
         path: &Path,
     ) -> Result<Self, ModelError> {
         let bad = |what: String| ModelError::invalid(path, what, "download the tokenizer again");
-        let mut json: Value = serde_json::from_slice(tokenizer_json)
-            .map_err(|e| bad(format!("tokenizer.json is not JSON: {e}")))?;
-        let mut added = added_tokens(&json);
-        json["added_tokens"] = Value::Array(Vec::new());
-        forget(&mut json["model"], &added);
-        let first = first_special(&json["post_processor"]).map(str::to_owned);
-        json["post_processor"] = Value::Null;
-        json["truncation"] = Value::Null;
-        json["padding"] = Value::Null;
-        let plain = tokenizers::Tokenizer::from_bytes(json.to_string().as_bytes())
-            .map_err(|e| bad(format!("tokenizer.json is no tokenizer: {e}")))?;
-        added.sort_by(|a, b| b.0.len().cmp(&a.0.len()).then_with(|| a.cmp(b)));
+        let vocabulary = Vocabulary::from_json(tokenizer_json).map_err(bad)?;
         let config: Value = match tokenizer_config {
             Some(bytes) => serde_json::from_slice(bytes)
                 .map_err(|e| bad(format!("tokenizer_config.json is not JSON: {e}")))?,
             None => Value::Null,
         };
+        let texts = ChatTexts {
+            template: config["chat_template"].as_str().map(str::to_owned),
+            bos_token: token_text(&config["bos_token"]),
+            eos_token: token_text(&config["eos_token"]),
+        };
+        Self::assemble(vocabulary, texts, eos_token_ids)
+    }
+
+    /// Puts a tokenizer together; `eos_token_ids` are those that the model's config names.
+    ///
+    /// # Errors
+    /// A malformed template.
+    pub(super) fn assemble(
+        vocabulary: Vocabulary,
+        texts: ChatTexts,
+        eos_token_ids: &[u32],
+    ) -> Result<Self, ModelError> {
+        let Vocabulary { plain, added, first, table } = vocabulary;
+        let ChatTexts { template, bos_token, eos_token } = texts;
         let id_of = |text: &str| added.iter().find(|(t, _)| t == text).map(|(_, id)| *id);
-        let bos_token = token_text(&config["bos_token"]);
-        let eos_token = token_text(&config["eos_token"]);
         let mut stop_ids: Vec<u32> = eos_token.as_deref().and_then(id_of).into_iter().collect();
         stop_ids.extend(eos_token_ids);
         stop_ids.extend(END_OF_TURN.iter().filter_map(|t| id_of(t)));
         let end_of_answer = stop_ids.first().copied();
         stop_ids.sort_unstable();
         stop_ids.dedup();
-        let template = match config["chat_template"].as_str() {
-            Some(text) => Some(ChatTemplate::new(text, bos_token.clone(), eos_token)?),
+        let template = match template {
+            Some(text) => Some(ChatTemplate::new(&text, bos_token, eos_token)?),
             None => None,
         };
-        let bos = first.as_deref().and_then(id_of);
-        let largest = plain.get_vocab(false).into_values().chain(added.iter().map(|t| t.1)).max();
-        if let Some(id) = largest.filter(|id| *id >= MAX_ID) {
-            return Err(bad(format!("tokenizer.json has the token id {id}, above {MAX_ID}")));
-        }
-        let (bytes, special) = token_table(&plain, &json, &added);
-        Ok(Self { plain, added, template, bos, end_of_answer, stop_ids, bytes, special })
+        Ok(Self { plain, added, template, bos: first, end_of_answer, stop_ids, table })
     }
 
     /// Encodes a text in which nothing is special.
@@ -181,17 +189,17 @@ impl Tokenizer {
 
     /// Returns the bytes that a token stands for; none for special tokens and unknown ids.
     pub fn token_bytes(&self, id: u32) -> &[u8] {
-        self.bytes.get(id as usize).map_or(&[], Vec::as_slice)
+        self.table.bytes(id)
     }
 
     /// Returns whether the id is one of the tokens that text can never become.
     pub fn is_special(&self, id: u32) -> bool {
-        self.special.get(id as usize).copied().unwrap_or(false)
+        self.table.is_special(id)
     }
 
     /// Returns the number of ids, added tokens included.
     pub fn vocab_size(&self) -> usize {
-        self.bytes.len()
+        self.table.len()
     }
 
     fn encode_plain_conversation(&self, messages: &[Message]) -> Result<Vec<u32>, ModelError> {
@@ -256,95 +264,7 @@ fn unused_char(messages: &[Message]) -> char {
         .unwrap_or('\u{E000}')
 }
 
-/// Takes the added tokens out of a vocabulary in which whole words are looked up (`ignore_merges`): a
-/// text could become them. Where words are merged, no merge makes a marker. The token for unknown text
-/// stays: it says nothing.
-fn forget(model: &mut Value, added: &[(String, u32)]) {
-    if model["type"] == "BPE" && model["ignore_merges"] != true {
-        return;
-    }
-    let unknown = model["unk_token"].as_str().map(str::to_owned);
-    if let Some(vocab) = model["vocab"].as_object_mut() {
-        for (token, _) in added.iter().filter(|(t, _)| unknown.as_ref() != Some(t)) {
-            vocab.remove(token);
-        }
-    }
-}
-
-/// Finds the special token that a post-processor puts before a text, if it puts one.
-fn first_special(processor: &Value) -> Option<&str> {
-    if let Some(parts) = processor["processors"].as_array() {
-        return parts.iter().find_map(first_special);
-    }
-    processor["single"][0]["SpecialToken"]["id"].as_str()
-}
-
-fn added_tokens(json: &Value) -> Vec<(String, u32)> {
-    let entry = |t: &Value| {
-        let id = u32::try_from(t["id"].as_u64()?).ok()?;
-        Some((t["content"].as_str()?.to_owned(), id)).filter(|(text, _)| !text.is_empty())
-    };
-    json["added_tokens"].as_array().map_or_else(Vec::new, |a| a.iter().filter_map(entry).collect())
-}
-
 /// A token in `tokenizer_config.json` is a string, or an object with `content`.
 fn token_text(value: &Value) -> Option<String> {
     value.as_str().or_else(|| value["content"].as_str()).map(str::to_owned)
-}
-
-/// Returns per id the bytes it stands for, and whether it is special.
-fn token_table(
-    plain: &tokenizers::Tokenizer,
-    json: &Value,
-    added: &[(String, u32)],
-) -> (Vec<Vec<u8>>, Vec<bool>) {
-    let byte_level = json["decoder"].to_string().contains("ByteLevel");
-    let vocab = plain.get_vocab(false);
-    let largest = vocab.values().chain(added.iter().map(|(_, id)| id)).max().copied();
-    let size = largest.map_or(0, |id| id as usize + 1);
-    let mut bytes = vec![Vec::new(); size];
-    let mut special = vec![false; size];
-    let from_char = byte_level_chars();
-    for (token, id) in vocab {
-        bytes[id as usize] = if byte_level {
-            byte_level_bytes(&token, &from_char)
-        } else {
-            sentence_piece_bytes(&token)
-        };
-    }
-    for (_, id) in added {
-        bytes[*id as usize].clear();
-        special[*id as usize] = true;
-    }
-    (bytes, special)
-}
-
-/// The printable characters that byte-level BPE (GPT-2) writes for the 256 bytes.
-fn byte_level_chars() -> std::collections::HashMap<char, u8> {
-    let printable = |b: u8| matches!(b, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
-    let mut next = 256u32;
-    let mut table = std::collections::HashMap::with_capacity(256);
-    for byte in 0..=255u8 {
-        let code = if printable(byte) {
-            u32::from(byte)
-        } else {
-            next += 1;
-            next - 1
-        };
-        table.extend(char::from_u32(code).map(|c| (c, byte)));
-    }
-    table
-}
-
-fn byte_level_bytes(token: &str, table: &std::collections::HashMap<char, u8>) -> Vec<u8> {
-    token.chars().filter_map(|c| table.get(&c).copied()).collect()
-}
-
-/// SentencePiece writes `▁` for a space and `<0x0A>` for a byte.
-fn sentence_piece_bytes(token: &str) -> Vec<u8> {
-    let byte = token.strip_prefix("<0x").and_then(|t| t.strip_suffix('>'));
-    match byte.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
-        Some(byte) => vec![byte],
-        None => token.replace('\u{2581}', " ").into_bytes(),
-    }
 }

@@ -34,7 +34,7 @@ impl Quantize {
     ///
     /// # Errors
     /// Rows that do not divide into blocks.
-    fn format(self, cols: usize) -> Result<Format> {
+    pub(super) fn format(self, cols: usize) -> Result<Format> {
         let format = match self {
             Self::Q4_0 => Format::Q4_0,
             Self::Q4K if cols.is_multiple_of(Format::Q4K.block()) => Format::Q4K,

@@ -3,10 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use super::machine::{available_memory, figure};
 use crate::lora::{Bound, JobEvent, MemoryBudget, PROCESS_RESERVE, Resources};
-
-/// Bytes in a kibibyte, the unit of the kernel's figures.
-const KIBIBYTE: u64 = 1024;
 
 /// Measures one attempt.
 pub struct Meter {
@@ -59,7 +57,7 @@ fn expected_ms(planned: Duration, now: Duration, done: f64, left: f64) -> Option
 pub fn bounded(budget: MemoryBudget) -> MemoryBudget {
     let mut budget = budget;
     if budget.bytes == 0
-        && let Some(available) = meminfo("MemAvailable:")
+        && let Some(available) = available_memory()
     {
         (budget.bytes, budget.bound) = (available.max(1), Bound::Machine);
     }
@@ -73,24 +71,9 @@ pub fn bounded(budget: MemoryBudget) -> MemoryBudget {
     budget
 }
 
-/// Memory that the machine has available, in bytes; unknown where there is no `/proc`.
-pub fn available_memory() -> Option<u64> {
-    meminfo("MemAvailable:")
-}
-
-fn meminfo(key: &str) -> Option<u64> {
-    figure(&fs_err::read_to_string("/proc/meminfo").ok()?, key)
-}
-
 /// Largest resident set of this process so far; unknown where there is no `/proc`.
 fn peak_rss_bytes() -> Option<u64> {
     figure(&fs_err::read_to_string("/proc/self/status").ok()?, "VmHWM:")
-}
-
-/// Reads a line like `VmHWM:     1234 kB`, in bytes.
-fn figure(text: &str, key: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(KIBIBYTE)
 }
 
 #[cfg(test)]
@@ -124,13 +107,5 @@ mod tests {
         assert!(end.elapsed_ms.is_some_and(|ms| ms >= 5), "{end:?}");
         #[cfg(target_os = "linux")]
         assert!(end.peak_bytes.is_some_and(|bytes| bytes > 1 << 20), "{end:?}");
-    }
-
-    #[test]
-    fn the_kernels_figures_are_read_in_bytes() {
-        let text = "Name:\tx\nVmHWM:\t    2048 kB\nMemAvailable: 5 kB\n";
-        assert_eq!(figure(text, "VmHWM:"), Some(2 << 20));
-        assert_eq!(figure(text, "VmPeak:"), None);
-        assert_eq!(figure("VmHWM: x kB", "VmHWM:"), None);
     }
 }

@@ -15,6 +15,7 @@ pub mod protocol;
 
 mod child_process;
 mod curve;
+mod machine;
 mod meter;
 mod monitor;
 mod outbox;
@@ -36,6 +37,6 @@ pub const ENVIRONMENT: [(&str, &str); 4] = [
 ];
 
 pub use exit::WorkerExit;
-pub use meter::available_memory;
+pub use machine::available_memory;
 pub use parent::{WorkerConfig, WorkerEvent, WorkerHandle};
 pub use protocol::JobRequest;

@@ -11,6 +11,9 @@ use candle_core::{DType, Device, Tensor};
 use shammah::models::{Adapt, Decoder, ModelConfig, ModelError, Weight};
 
 pub const FAMILIES: [&str; 3] = ["llama", "qwen2", "qwen3"];
+/// Other families, and odd shapes of them.
+pub const SHAPES: [&str; 7] =
+    ["mistral", "gemma3", "phi3", "phi3_longrope", "llama3", "qwen2_yarn", "qwen3_mixed"];
 /// Largest relative error of logits.
 pub const LOGITS: f64 = 1e-4;
 
@@ -47,6 +50,11 @@ pub fn decoder_of(config: ModelConfig, weights: &HashMap<String, Tensor>) -> Dec
 
 pub fn decoder(family: &str) -> Decoder {
     decoder_in(&fixture(family))
+}
+
+/// All models of the fixtures.
+pub fn all_models() -> impl Iterator<Item = &'static str> {
+    FAMILIES.into_iter().chain(SHAPES)
 }
 
 /// The ids of a family's reference, `[2, 23]`.

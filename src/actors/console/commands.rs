@@ -201,9 +201,9 @@ pub const COMMANDS: &[Help] = &[
     },
     Help {
         name: "model",
-        usage: "/model [builtin|DIR]",
+        usage: "/model [MODEL]",
         summary: "the model: show, change",
-        detail: "Another model is loaded while the old one answers. The conversation goes on; adapters, marks and jobs belong to the model they were made with.",
+        detail: "MODEL is what --model takes; one of the hub must be in the cache (shammah models pull). It is loaded while the old one answers. The conversation goes on; adapters, marks and jobs belong to the model they were made with.",
     },
     Help {
         name: "system",

@@ -45,7 +45,10 @@ impl ConsoleActor {
             this.loading = false;
             match result {
                 Ok(line) => this.switched(&line),
-                Err(error) => this.error(&format!("{error}. The old model stays")),
+                Err(error @ ActorError::ModelUnavailable(_)) => {
+                    this.error(&format!("{error}. The old model stays"));
+                }
+                Err(error) => this.error(&error.to_string()),
             }
             drop(ticket);
             this.go_on(ctx);
@@ -131,7 +134,7 @@ impl ConsoleActor {
             }
             let live = ask(AdapterChoice::Live { domain: DEFAULT_DOMAIN.to_owned() }).await?;
             let side = |title: String, answer: &Answer| {
-                let mut text = printable(&answer.text).into_owned();
+                let mut text = printable(answer.text.trim()).into_owned();
                 if let Some(tail) = render::answer_tail(answer, max_tokens, usage) {
                     text.push_str(&format!("\n{tail}"));
                 }

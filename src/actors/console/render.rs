@@ -101,7 +101,7 @@ pub fn model(line: &ModelLine) -> String {
 /// Says that another model answers now.
 pub fn switched(line: &ModelLine) -> String {
     let mut text = format!(
-        "{} ({} parameters, {}) answers from now on; the conversation goes on. Marks and jobs are its own.\n{}.",
+        "{} ({} parameters, {}) answers from now on, and the conversation goes on. New marks and jobs belong to it.\n{}.",
         printable_line(&line.name),
         count(line.parameters),
         printable_line(&line.format),

@@ -103,6 +103,12 @@ impl Format {
     }
 }
 
+impl std::fmt::Display for Format {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 /// A bf16 is the upper half of an f32.
 #[inline(always)]
 pub(super) fn widen_bf16(bits: u16) -> f32 {
