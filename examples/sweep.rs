@@ -16,7 +16,7 @@ use std::time::Instant;
 use anyhow::Result;
 use candle_core::Device;
 use shammah::domain::{Message, TrainExample};
-use shammah::engine::{Engine, Sampling};
+use shammah::engine::{ContextOverflow, Engine, Limits, Sampling};
 use shammah::eval::GeneralSet;
 use shammah::lora::{
     AdapterSet, JobInput, LoraAdapter, MemoryBudget, TrainingParams, Weighting, run_job,
@@ -42,6 +42,8 @@ const LEARNING_RATES: [f64; 4] = [1e-3, 2e-3, 4e-3, 8e-3];
 const STEPS: [usize; 2] = [60, 100];
 const ANCHORS: [f64; 3] = [0.0, 0.5, 2.0];
 const SEEDS: [u64; 2] = [42, 43];
+/// Nothing here is long enough to reach them.
+const LIMITS: Limits = Limits { context_overflow: ContextOverflow::Error, cache_bytes: 64 << 20 };
 
 fn main() -> Result<()> {
     let model = models::load(&ModelSource::Builtin, &Device::Cpu, None)?;
@@ -111,7 +113,7 @@ fn trial(model: &LoadedModel, params: TrainingParams) -> Result<()> {
     let seconds = start.elapsed().as_secs_f64();
     let adapter = LoraAdapter::load(out.path(), model.decoder.config(), &Device::Cpu)?;
     let set = AdapterSet::single(Arc::new(adapter));
-    let mut engine = Engine::new(model.clone());
+    let mut engine = Engine::new(model.clone(), LIMITS);
     let mut named = |question: &str| -> Result<bool> {
         let messages = [Message::user(question)];
         let (sampling, cancel) = (Sampling::greedy(40), AtomicBool::new(false));

@@ -3,6 +3,7 @@
 //! Two ways to run: [`run_console`] with a person or a script in front of it, and [`run_queue`] for the queue alone. Both
 //! build the same [`team`], both end through [`shutdown`].
 
+mod base;
 mod console;
 mod queue;
 mod shutdown;
@@ -11,11 +12,12 @@ mod team;
 
 use std::path::PathBuf;
 
+use crate::actors::base::{CurrentBase, ModelOpener};
 use crate::config::Config;
 use crate::messages::ActorError;
-use crate::models::{LoadedModel, ModelSource};
 use crate::store::{Home, StoreError};
 
+pub use base::Opened;
 pub use console::run_console;
 pub use queue::{QueueEnd, run_queue};
 
@@ -28,14 +30,10 @@ pub struct Setup {
     pub home: Home,
     /// The configuration.
     pub config: Config,
-    /// The model, loaded.
-    pub model: LoadedModel,
-    /// Where it was loaded from, to load it again.
-    pub source: ModelSource,
-    /// Where hashes of weight files are cached.
-    pub hash_cache: Option<PathBuf>,
-    /// Where it computes, in words for the user.
-    pub device: String,
+    /// The model in use.
+    pub current: CurrentBase,
+    /// Loads another.
+    pub open: ModelOpener,
     /// Lines that the user should see at the start.
     pub notes: Vec<String>,
 }

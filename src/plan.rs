@@ -5,13 +5,18 @@
 
 use std::path::PathBuf;
 
-use crate::config::{Config, GenerationSection, LoraSection, QuantizeChoice, StartFrom, Weighting};
+use serde::{Deserialize, Serialize};
+
+use crate::config::{
+    Config, GenerationSection, LoraSection, ModelSection, OverflowChoice, QuantizeChoice,
+    StartFrom, Weighting,
+};
 use crate::domain::{AdapterId, DeviceChoice, TrainExample};
-use crate::engine::Sampling;
+use crate::engine::{ContextOverflow, Limits, Sampling};
 use crate::eval::GateConfig;
 use crate::lora::{self, Bound, JobInput, MemoryBudget, TrainingParams};
 use crate::models::{ModelSource, Quantize};
-use crate::store::{self, ExampleRole, Home, JobRow, NewJob, Store, StoreError};
+use crate::store::{self, ExampleRole, Home, JobBase, JobRow, NewJob, Store, StoreError};
 
 /// The event of a job whose worker ran out of memory.
 pub const OUT_OF_MEMORY: &str = "out_of_memory";
@@ -54,6 +59,8 @@ pub struct JobWish {
     pub priority: i64,
     /// Only these marks are new in it; all of the domain when missing.
     pub only: Option<Vec<i64>>,
+    /// The model that it trains; the one in use when it runs when missing.
+    pub base: Option<JobBase>,
 }
 
 /// Makes a job from a wish and the configuration.
@@ -70,6 +77,7 @@ pub fn new_job(config: &Config, wish: JobWish) -> Result<NewJob, serde_json::Err
         params: serde_json::to_value(&config.lora)?,
         replay_limit: training.replay,
         only: wish.only,
+        base: wish.base,
         max_queued: config.queue.max_queued,
     })
 }
@@ -135,6 +143,8 @@ pub fn quantize(choice: QuantizeChoice) -> Option<Quantize> {
 /// The model that a process trains adapters for.
 #[derive(Debug, Clone)]
 pub struct TrainedBase {
+    /// Its name, for people.
+    pub name: String,
     /// Where it is.
     pub source: ModelSource,
     /// The content hash of its files.
@@ -147,6 +157,51 @@ pub struct TrainedBase {
     pub quantize: Option<Quantize>,
     /// Where it is to compute.
     pub device: DeviceChoice,
+}
+
+/// How to load the model of a job, as it is stored with it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct JobModel {
+    name: String,
+    source: ModelSource,
+    quantize: Option<Quantize>,
+    parameters: usize,
+}
+
+impl TrainedBase {
+    /// Returns what a job that trains this model stores of it.
+    pub fn of_job(&self) -> Option<JobBase> {
+        job_base(&self.name, &self.source, &self.base_hash, self.quantize, self.parameters)
+    }
+
+    /// Returns the model that a job trains: its own, or this one where it has none.
+    ///
+    /// # Errors
+    /// When it was enqueued by another version.
+    pub fn for_job(&self, job: &JobRow) -> Result<Self, PlanError> {
+        let Some(base) = job.base.as_ref().filter(|base| base.hash != self.base_hash) else {
+            return Ok(self.clone());
+        };
+        let model: JobModel = serde_json::from_value(base.model.clone())
+            .map_err(|source| PlanError::Parameters { job: job.id, source })?;
+        let JobModel { name, source, quantize, parameters } = model;
+        let base_hash = base.hash.clone();
+        let (hash_cache, device) = (self.hash_cache.clone(), self.device);
+        Ok(Self { name, source, base_hash, hash_cache, parameters, quantize, device })
+    }
+}
+
+/// Returns what a job stores of the model that it trains; a model whose path is no Unicode has no such form.
+pub fn job_base(
+    name: &str,
+    source: &ModelSource,
+    base_hash: &str,
+    quantize: Option<Quantize>,
+    parameters: usize,
+) -> Option<JobBase> {
+    let (name, source) = (name.to_owned(), source.clone());
+    let model = serde_json::to_value(JobModel { name, source, quantize, parameters }).ok()?;
+    Some(JobBase { hash: base_hash.to_owned(), model })
 }
 
 /// The examples of a job as they were when it was enqueued, and the adapters it has to do with.
@@ -231,6 +286,17 @@ impl From<StartFrom> for store::StartFrom {
             StartFrom::Continue => Self::Continue,
             StartFrom::Fresh => Self::Fresh,
         }
+    }
+}
+
+/// Returns what an engine goes by.
+pub fn engine_limits(model: &ModelSection) -> Limits {
+    Limits {
+        context_overflow: match model.context_overflow {
+            OverflowChoice::Error => ContextOverflow::Error,
+            OverflowChoice::Slide => ContextOverflow::Slide,
+        },
+        cache_bytes: model.cache_mb.saturating_mul(MEBIBYTE),
     }
 }
 

@@ -193,3 +193,72 @@ fn ask_says_which_adapters_answered() {
     let message = program.run(&["ask", "hello", "--adapter", "unknown"]).failed(1);
     assert!(message.contains("no adapter \"unknown\""), "{message}");
 }
+
+/// Replaces an adapter's files by one that changes answers.
+fn strengthen(program: &Program, id: &str, base: &LoadedModel) {
+    let folder = program.home().join("adapters").join(id);
+    let model = base.decoder.config();
+    let wave = |rows: usize, columns: usize, step: f32| {
+        let values: Vec<f32> = (0..rows * columns).map(|n| (n as f32 * step).sin()).collect();
+        Tensor::from_vec(values, (rows, columns), &Device::Cpu).unwrap()
+    };
+    let (a, b) = (wave(RANK, model.intermediate_size, 0.7), wave(model.hidden_size, RANK, 1.3));
+    let site = Site { layer: 0, module: Module::DownProj };
+    let config = LoraConfig {
+        rank: RANK,
+        alpha: 8.0,
+        rslora: false,
+        dora: false,
+        target_modules: vec!["down_proj".to_owned()],
+    };
+    let factors = Factors { a, b, magnitude: None, alpha: 8.0 };
+    lora::save(&folder, &config, 0.0, "builtin", &[(site, factors)].into()).unwrap();
+}
+
+#[test]
+fn two_halves_of_an_adapter_answer_as_the_whole_and_the_base_answers_otherwise() {
+    let program = program_with_two_adapters();
+    let base = models::load(&ModelSource::Builtin, &Device::Cpu, None).unwrap();
+    strengthen(&program, "first", &base);
+    strengthen(&program, "second", &base);
+    let text = |adapters: &[&str]| {
+        let mut args =
+            vec!["ask", "Who are you?", "--max-tokens", "12", "--set", "generation.temperature=0"];
+        adapters.iter().for_each(|adapter| args.extend(["--adapter", adapter]));
+        json(&program, &args)["text"].as_str().unwrap().to_owned()
+    };
+    let whole = text(&["first"]);
+    assert_eq!(text(&["first:0.5", "second:0.5"]), whole);
+    assert_eq!(text(&["first:0.25", "second:0.75"]), whole);
+    assert_ne!(text(&[]), whole, "the adapter must change the answer");
+    assert_ne!(text(&["first:0.01", "second:0.01"]), whole, "and its weight must count");
+}
+
+#[test]
+fn a_weight_that_makes_no_sense_is_a_wrong_usage() {
+    let program = program_with_two_adapters();
+    for weight in ["nan", "inf", "-inf", "0", "-1", "11", "", "half"] {
+        let adapter = format!("first:{weight}");
+        let message = program.run(&["ask", "hello", "--adapter", &adapter]).failed(2);
+        assert!(message.contains("the weight must be a number above 0"), "{weight}: {message}");
+    }
+}
+
+#[test]
+fn the_console_compares_the_base_with_the_live_adapter() {
+    let program = program_with_two_adapters();
+    let base = models::load(&ModelSource::Builtin, &Device::Cpu, None).unwrap();
+    strengthen(&program, "first", &base);
+    let chat = ["chat", "--set", "generation.temperature=0", "--set", "generation.max_tokens=12"];
+    let none = program.run_with_input(&chat, "/compare Who are you?\n");
+    assert!(none.stderr.contains("no adapter is live") && none.code == 1, "{}", none.stderr);
+    program.run(&["adapters", "load", "first"]).done();
+    let said = program.run_with_input(&chat, "/compare Who are you?\n/good\n").stdout;
+    let (left, right) = said.split_once("\n\nwith first:\n").expect("both answers");
+    let left = left.strip_prefix("builtin alone:\n").expect("the base first");
+    assert_ne!(left.trim(), right.trim());
+    let args = ["ask", "Who are you?", "--max-tokens", "12", "--set", "generation.temperature=0"];
+    let alone = program.run(&[&args[..], &["--no-adapter"]].concat()).done().stdout;
+    assert_eq!(left.lines().next(), alone.lines().next());
+    assert!(program.run(&["feedback", "list", "--json"]).done().json_lines().is_empty());
+}

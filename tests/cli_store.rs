@@ -57,6 +57,26 @@ fn an_added_mark_is_acknowledged_with_its_weight_its_note_and_the_buffer() {
 }
 
 #[test]
+fn a_job_is_found_by_its_name_too() {
+    let program = Program::new();
+    mark(&program, &["--mark", "good"]);
+    program.run(&["train", "--name", "style"]).done();
+    let shown = program.run(&["jobs", "show", "style", "--json"]).done().json();
+    assert_eq!(shown["id"], 1);
+    let message = program.run(&["jobs", "show", "stile"]).failed(1);
+    assert!(
+        message.contains("no job is named \"stile\"") && message.contains("jobs list"),
+        "{message}"
+    );
+    program.run(&["jobs", "cancel", "style"]).done();
+    let message = program.run(&["jobs", "cancel", "style"]).failed(1);
+    assert!(
+        message.contains("has ended already (cancelled): there is nothing left to cancel"),
+        "{message}"
+    );
+}
+
+#[test]
 fn what_is_exported_can_be_imported() {
     let program = Program::new();
     mark(&program, &["--mark", "good"]);
@@ -66,6 +86,9 @@ fn what_is_exported_can_be_imported() {
     let wrote = program.run(&["feedback", "export", path, "--json"]).done().json();
     assert_eq!(wrote["exported"], 2);
     assert_eq!(mode(&file), 0o600);
+    let message = program.run(&["feedback", "export", path]).failed(2);
+    assert!(message.contains("exists already") && message.contains("--force"), "{message}");
+    program.run(&["feedback", "export", path, "--force"]).done();
     let streamed = program.run(&["feedback", "export", "-"]).done();
     assert_eq!(streamed.stdout, fs_err::read_to_string(&file).unwrap());
     let keys: Vec<String> = streamed.json_lines()[0].as_object().unwrap().keys().cloned().collect();

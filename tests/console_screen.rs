@@ -19,6 +19,8 @@ fn by_hand() {
         pause: Duration::from_millis(80),
         steps: 100,
         step_pause: Duration::from_millis(300),
+        adapter: true,
+        load_pause: Duration::from_secs(3),
         rejected: false,
     };
     assert_eq!(run(frontend, script), 0);

@@ -135,3 +135,80 @@ fn nothing_in_nothing_out() {
     let said = session("");
     assert_eq!((said.out.as_str(), said.errors.as_str(), said.code), ("", "", 0));
 }
+
+#[test]
+fn the_model_is_shown_and_changed_and_the_conversation_goes_on() {
+    let said = session("who?\n/model\n/model other\nwho?\n/good\n/model broken\nwho?\n");
+    assert_eq!(
+        said.out,
+        "parrot\n\
+         model       parrot\nfrom        builtin\nfamily      llama\nparameters  3.4 M\nformat      f32\n\
+         context     1024 tokens\ndevice      cpu\nadapter     none is live\n\
+         Loading other: until it is ready, the old model answers.\n\
+         other (3.4 M parameters, f32) answers from now on, and the conversation goes on. New marks and jobs belong to it.\n\
+         No adapter: the model answers as it came.\n\
+         other\n\
+         Marked good (weight 1)\n\
+         Training buffer: 1 example (1.0 weighted) · 1 of 10 for a training\n\
+         Loading broken: until it is ready, the old model answers.\n\
+         other\n"
+    );
+    assert!(said.errors.contains("/models/broken: no such model directory"), "{}", said.errors);
+    assert!(said.errors.contains("The old model stays") && said.errors.lines().count() == 1);
+    assert_eq!(said.code, 1);
+}
+
+#[test]
+fn a_system_message_holds_for_the_conversation() {
+    let said = session(
+        "/system\n/system be brief\nhello\n/system\n/system off\nhello\n/system x\n/clear\n/system\n",
+    );
+    assert_eq!(
+        said.out,
+        "There is no system message: /system TEXT sets one.\n\
+         It holds from the next answer on, in this conversation.\n\
+         [be brief] You said: hello\n\
+         System message: be brief\n\
+         No system message from the next answer on.\n\
+         You said: hello\n\
+         It holds from the next answer on, in this conversation.\n\
+         A new conversation.\n\
+         There is no system message: /system TEXT sets one.\n"
+    );
+    assert_eq!((said.errors.as_str(), said.code), ("", 0));
+}
+
+#[test]
+fn a_model_without_a_system_role_says_so() {
+    let said = session("/system be brief\n/model gemma\n/system off\n/system be kind\n");
+    assert!(said.out.contains("takes no system message: /system off"), "{}", said.out);
+    assert!(
+        said.errors
+            .starts_with("error: the chat template of model \"gemma\" takes no system message")
+    );
+}
+
+#[test]
+fn a_comparison_shows_both_answers_and_leaves_no_trace() {
+    let script = Script { adapter: true, ..Script::default() };
+    let lines = "hello\n/system be brief\n/compare who?\n/good\n";
+    let said = piped(Cursor::new(lines.as_bytes().to_vec()), script);
+    assert_eq!(
+        said.out,
+        "You said: hello\n\
+         It holds from the next answer on, in this conversation.\n\
+         parrot alone:\n[be brief] parrot\n\nwith lora_1:\n[be brief] parrot, taught\n\
+         Marked good (weight 1)\n\
+         Training buffer: 1 example (1.0 weighted) · 1 of 10 for a training\n"
+    );
+    let alone = session("/compare who?\nwho?\n");
+    assert!(alone.errors.starts_with("error: no adapter is live"), "{}", alone.errors);
+    assert_eq!(alone.out, "parrot\n");
+}
+
+#[test]
+fn the_user_hears_once_that_the_context_slides() {
+    let said = session("one\noverflow\noverflow\n/clear\noverflow\n");
+    let told = "[the context is full: the model no longer sees the oldest turn";
+    assert_eq!(said.out.matches(told).count(), 2, "once a conversation: {}", said.out);
+}

@@ -35,6 +35,7 @@ fn mark(text: &str) -> NewFeedback {
         fix: None,
         domain: DEFAULT_DOMAIN.to_owned(),
         adapter: None,
+        base: None,
     }
 }
 

@@ -11,6 +11,7 @@ use actix::{
     WrapFuture,
 };
 
+use super::base::CurrentBase;
 use super::db::Db;
 use super::supervisor::Guard;
 use super::views;
@@ -53,21 +54,23 @@ impl FeedbackRules {
 pub struct FeedbackActor {
     db: Db,
     rules: FeedbackRules,
+    current: CurrentBase,
     training: Port<ThresholdReached>,
     domains: BTreeSet<String>,
     _guard: Option<Guard>,
 }
 
 impl FeedbackActor {
-    /// Makes the actor; `training` hears when a domain has enough marks.
+    /// Makes the actor; `training` hears when a domain has enough marks of the current base.
     pub fn new(
         db: Db,
         rules: FeedbackRules,
+        current: CurrentBase,
         training: Port<ThresholdReached>,
         guard: Option<Guard>,
     ) -> Self {
         let domains = rules.domains.clone();
-        Self { db, rules, training, domains, _guard: guard }
+        Self { db, rules, current, training, domains, _guard: guard }
     }
 
     /// Stores one mark by `write`, and answers it with its domain's buffer.
@@ -79,12 +82,18 @@ impl FeedbackActor {
         self.domains.insert(domain);
         let (db, limit) = (self.db.clone(), self.rules.section.buffer_limit);
         let threshold = self.rules.threshold;
+        let base = self.current.get().hash().to_owned();
         let stored = async move {
             db.call(move |store| {
                 let row = write(store)?;
                 store.archive_over(limit)?;
-                let status = store.buffer_status(&row.domain)?;
-                let due = threshold.map_or(Ok(false), |n| store.should_train(&row.domain, n))?;
+                // The last answer of a model that was changed can still be marked: that fills its own buffer.
+                let of = row.base.as_deref().unwrap_or(&base);
+                let status = store.buffer_status(&row.domain, Some(of))?;
+                let due = match threshold {
+                    Some(n) if of == base => store.should_train(&row.domain, Some(of), n)?,
+                    _ => false,
+                };
                 let buffer = views::buffer(row.domain.clone(), status, threshold);
                 Ok((views::marked(row, buffer), due))
             })
@@ -110,11 +119,12 @@ impl FeedbackActor {
     fn look(&mut self, ctx: &mut Context<Self>) {
         let Some(threshold) = self.rules.threshold else { return };
         let (db, domains) = (self.db.clone(), self.domains.clone());
+        let base = self.current.get().hash().to_owned();
         let due = async move {
             db.call(move |store| {
                 let mut due = Vec::new();
                 for domain in domains {
-                    if store.should_train(&domain, threshold)? {
+                    if store.should_train(&domain, Some(&base), threshold)? {
                         due.push(domain);
                     }
                 }
@@ -148,8 +158,8 @@ fn new_feedback(
     note: Option<String>,
     fix: Option<String>,
 ) -> NewFeedback {
-    let Turn { messages, response, domain, adapter } = turn;
-    NewFeedback { messages, response, mark, weight, note, fix, domain, adapter }
+    let Turn { messages, response, domain, adapter, base } = turn;
+    NewFeedback { messages, response, mark, weight, note, fix, domain, adapter, base }
 }
 
 impl Handler<AddMark> for FeedbackActor {
@@ -198,7 +208,7 @@ impl Handler<SetAutoTrain> for FeedbackActor {
 }
 
 /// Takes a mark back unless a job has it.
-fn undo(store: &Store, id: i64) -> Result<String, StoreError> {
+fn undo(store: &Store, id: i64) -> Result<FeedbackRow, StoreError> {
     let row = store.feedback(id)?;
     if let Some(job) = row.consumed_by {
         return Err(StoreError::AlreadyLearned { feedback: id, job });
@@ -207,7 +217,7 @@ fn undo(store: &Store, id: i64) -> Result<String, StoreError> {
         return Err(StoreError::InTraining { feedback: id, job });
     }
     store.remove_feedback(id)?;
-    Ok(row.domain)
+    Ok(row)
 }
 
 impl Handler<UndoMark> for FeedbackActor {
@@ -215,11 +225,13 @@ impl Handler<UndoMark> for FeedbackActor {
 
     fn handle(&mut self, message: UndoMark, _: &mut Self::Context) -> Self::Result {
         let (db, threshold) = (self.db.clone(), self.rules.threshold);
+        let base = self.current.get().hash().to_owned();
         Box::pin(async move {
             let work = move |store: &Store| {
-                let domain = undo(store, message.id)?;
-                let status = store.buffer_status(&domain)?;
-                Ok(views::buffer(domain, status, threshold))
+                let row = undo(store, message.id)?;
+                let of = row.base.as_deref().unwrap_or(&base);
+                let status = store.buffer_status(&row.domain, Some(of))?;
+                Ok(views::buffer(row.domain, status, threshold))
             };
             Ok(db.call(work).await?)
         })

@@ -2,7 +2,7 @@ use actix::Addr;
 use tempfile::TempDir;
 
 use super::*;
-use crate::actors::test_kit::{Log, probe, question, temp_store};
+use crate::actors::test_kit::{Log, probe, question, temp_store, tiny};
 use crate::config::Config;
 use crate::messages::ActorError;
 use crate::store::NewJob;
@@ -24,7 +24,7 @@ fn stage(threshold: Option<usize>, holds_queue: bool) -> Stage {
         holds_queue,
     };
     let (training, reached) = probe(|_: &ThresholdReached| ());
-    let actor = FeedbackActor::new(db.clone(), rules, training, None).start();
+    let actor = FeedbackActor::new(db.clone(), rules, tiny(), training, None).start();
     Stage { _dir: dir, db, actor, reached }
 }
 
@@ -34,6 +34,7 @@ fn turn(text: &str) -> Turn {
         response: format!("answer to {text}"),
         domain: "general".to_owned(),
         adapter: None,
+        base: None,
     }
 }
 
@@ -134,6 +135,7 @@ async fn undo_takes_a_mark_back_but_not_out_of_a_job() {
         params: serde_json::json!({}),
         replay_limit: 0,
         only: None,
+        base: None,
         max_queued: 100,
     };
     stage.db.call(move |store| store.enqueue_job(&job)).await.unwrap();
@@ -142,4 +144,24 @@ async fn undo_takes_a_mark_back_but_not_out_of_a_job() {
         assert!(matches!(refused, Err(ActorError::Refused(_))), "{refused:?}");
     }
     assert!(matches!(stage.fix("rivers", Some(rivers)).await, Err(ActorError::Refused(_))));
+}
+
+#[actix::test]
+async fn marks_of_another_model_fill_its_own_buffer_and_start_no_job_here() {
+    let stage = stage(Some(2), false);
+    let mark = |text: &str, base: &str| AddMark {
+        turn: Turn { base: Some(base.repeat(64)), ..turn(text) },
+        mark: Mark::Good,
+        note: None,
+        replaces: None,
+    };
+    for text in ["bees", "rivers"] {
+        let marked = stage.actor.send(mark(text, "c")).await.unwrap().unwrap();
+        assert!(marked.buffer.examples > 0);
+    }
+    let ours = stage.actor.send(mark("stars", "b")).await.unwrap().unwrap();
+    assert_eq!((ours.buffer.examples, stage.reached.len()), (1, 0));
+    let second = stage.actor.send(mark("moons", "b")).await.unwrap().unwrap();
+    assert_eq!(second.buffer.examples, 2);
+    assert_eq!(stage.reached.len(), 1);
 }

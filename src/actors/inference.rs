@@ -1,83 +1,120 @@
 //! The inference actor: keeper of the model thread.
 //!
-//! It owns the way to the thread and the flags that stop answers; it never computes, blocks or reads the store.
+//! It owns the way to the thread and the flags that stop answers; it never computes, blocks or reads the store. Which model
+//! the thread has is told by [`CurrentBase`]: after a change the next answer starts a new thread, and the old one ends
+//! with the answers that it has.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::sync::{Arc, Weak};
 
-use actix::{Actor, Context, Handler, ResponseFuture};
-use tokio::sync::watch;
+use actix::{
+    Actor, ActorFutureExt, Context, Handler, ResponseActFuture, ResponseFuture, WrapFuture,
+};
+use tokio::sync::{oneshot, watch};
 
+use super::base::{Base, CurrentBase, ModelOpener};
 use super::model_thread::{
-    INFERENCE_QUEUE, LiveTable, ModelJob, ModelLoader, Pending, UsageSink, spawn,
+    BaseName, INFERENCE_QUEUE, LiveTable, ModelJob, Pending, UsageSink, panic_text, spawn,
 };
 use super::supervisor::Guard;
-use crate::messages::inference::{Generate, SetLive, StopGenerating};
-use crate::messages::registry::RecordUsage;
+use crate::domain::DEFAULT_DOMAIN;
+use crate::messages::inference::{
+    Generate, ModelLine, SetLive, ShowModel, StopGenerating, SwitchModel,
+};
+use crate::messages::registry::{AdoptBase, RecordUsage};
 use crate::messages::{ActorError, MAILBOX_CAPACITY, Port};
 
-/// Makes a loader for a new thread.
-pub type LoaderFactory = Box<dyn Fn() -> ModelLoader + Send>;
+/// What the actor works with; all of it survives the actor.
+#[derive(Clone)]
+pub struct InferenceParts {
+    /// The model in use.
+    pub current: CurrentBase,
+    /// Loads another.
+    pub open: ModelOpener,
+    /// What is live.
+    pub live: LiveTable,
+    /// Gets a row for each answer.
+    pub usage: Port<RecordUsage>,
+    /// Reads the adapters of another model before it is used.
+    pub adopt: Port<AdoptBase>,
+}
 
 /// Owns the model through one named thread.
 pub struct InferenceActor {
-    make_loader: LoaderFactory,
-    live: LiveTable,
-    usage: Port<RecordUsage>,
-    thread: Option<SyncSender<ModelJob>>,
+    parts: InferenceParts,
+    thread: Option<Thread>,
     pending: Arc<watch::Sender<usize>>,
     flags: Vec<Weak<AtomicBool>>,
+    switching: bool,
     closing: bool,
     _guard: Option<Guard>,
 }
 
+/// The way to the thread of one model.
+struct Thread {
+    base: String,
+    jobs: SyncSender<ModelJob>,
+}
+
 impl InferenceActor {
-    /// Makes the actor; its thread starts with the first answer. `live` survives the actor, `usage` gets a row for each
-    /// answer.
-    pub fn new(
-        make_loader: LoaderFactory,
-        live: LiveTable,
-        usage: Port<RecordUsage>,
-        guard: Option<Guard>,
-    ) -> Self {
+    /// Makes the actor; its thread starts with the first answer.
+    pub fn new(parts: InferenceParts, guard: Option<Guard>) -> Self {
         let (pending, _) = watch::channel(0);
         Self {
-            make_loader,
-            live,
-            usage,
+            parts,
             thread: None,
             pending: Arc::new(pending),
             flags: Vec::new(),
+            switching: false,
             closing: false,
             _guard: guard,
         }
     }
 
-    /// Puts a job into the thread's queue; starts the thread (again) where there is none.
+    /// Puts a job into the thread's queue; starts the thread (again) where there is none of the model in use.
     fn submit(&mut self, mut job: ModelJob) -> Result<(), ActorError> {
-        if let Some(thread) = &self.thread {
-            match thread.try_send(job) {
+        let base = self.parts.current.get();
+        if let Some(thread) = self.thread.as_ref().filter(|thread| thread.base == base.hash()) {
+            match thread.jobs.try_send(job) {
                 Ok(()) => return Ok(()),
                 Err(TrySendError::Full(_)) => return Err(busy()),
                 Err(TrySendError::Disconnected(back)) => job = back,
             }
         }
-        let thread = self.start_thread()?;
-        let sent = thread.try_send(job).map_err(|_| busy());
-        self.thread = Some(thread);
+        let jobs = self.start_thread(&base)?;
+        let sent = jobs.try_send(job).map_err(|_| busy());
+        self.thread = Some(Thread { base: base.hash().to_owned(), jobs });
         sent
     }
 
-    fn start_thread(&self) -> Result<SyncSender<ModelJob>, ActorError> {
-        let usage = self.usage.clone();
+    fn start_thread(&self, base: &Base) -> Result<SyncSender<ModelJob>, ActorError> {
+        let usage = self.parts.usage.clone();
         let sink: UsageSink = Box::new(move |row| {
             if let Err(error) = usage.try_send(row) {
                 tracing::warn!(%error, "a usage row was lost");
             }
         });
-        spawn((self.make_loader)(), self.live.clone(), sink)
+        let name = BaseName { name: base.line.name.clone(), hash: base.hash().to_owned() };
+        spawn(name, (base.make_loader)(), self.parts.live.clone(), sink)
             .map_err(|error| ActorError::ModelUnavailable(format!("no thread for it: {error}")))
+    }
+
+    /// Returns the model in use with its live adapters.
+    fn line(&self) -> ModelLine {
+        let base = self.parts.current.get();
+        let live = self.parts.live.get(base.hash(), DEFAULT_DOMAIN);
+        let adapters = live.ids.iter().map(|(id, _)| id.clone()).collect();
+        ModelLine { adapters, ..base.line.clone() }
+    }
+
+    /// Lets go of the old model: its thread ends with the answers that it has.
+    fn switched(&mut self, old: &str) -> ModelLine {
+        let base = self.parts.current.get();
+        self.parts.live.keep(&[old, base.hash()]);
+        self.thread = None;
+        self.line()
     }
 
     fn cancel_all(&mut self) {
@@ -85,6 +122,22 @@ impl InferenceActor {
             flag.store(true, Ordering::Relaxed);
         }
     }
+}
+
+/// Loads a model on a thread of its own, as it takes seconds to minutes.
+async fn open(open: ModelOpener, source: String, in_use: String) -> Result<Base, ActorError> {
+    let (done, opened) = oneshot::channel();
+    let load = move || {
+        let attempt = catch_unwind(AssertUnwindSafe(|| open(&source, &in_use)));
+        let result = attempt.unwrap_or_else(|panic| Err(panic_text(panic.as_ref())));
+        // Whoever asked may be gone.
+        let _ = done.send(result);
+    };
+    let started = std::thread::Builder::new().name("model-loader".to_owned()).spawn(load);
+    started.map_err(|error| ActorError::ModelUnavailable(format!("no thread for it: {error}")))?;
+    let result = opened.await.unwrap_or_else(|_| Err("its thread died".to_owned()));
+    let base = result.map_err(ActorError::ModelUnavailable)?;
+    base.ok_or_else(|| ActorError::Refused("this model is in use already".to_owned()))
 }
 
 impl Drop for InferenceActor {
@@ -125,7 +178,48 @@ impl Handler<SetLive> for InferenceActor {
     type Result = ();
 
     fn handle(&mut self, message: SetLive, _: &mut Self::Context) {
-        self.live.set(message.domain, message.live);
+        self.parts.live.set(message.base, message.domain, message.live);
+    }
+}
+
+impl Handler<ShowModel> for InferenceActor {
+    type Result = Result<ModelLine, ActorError>;
+
+    fn handle(&mut self, _: ShowModel, _: &mut Self::Context) -> Self::Result {
+        Ok(self.line())
+    }
+}
+
+impl Handler<SwitchModel> for InferenceActor {
+    type Result = ResponseActFuture<Self, Result<ModelLine, ActorError>>;
+
+    fn handle(&mut self, message: SwitchModel, _: &mut Self::Context) -> Self::Result {
+        let refused = match (self.closing, self.switching) {
+            (true, _) => Some(ActorError::Closing),
+            (_, true) => {
+                Some(ActorError::Refused("another model is being loaded: wait for it".to_owned()))
+            }
+            _ => None,
+        };
+        if let Some(refused) = refused {
+            return Box::pin(actix::fut::err(refused));
+        }
+        self.switching = true;
+        let parts = self.parts.clone();
+        let old = parts.current.get().hash().to_owned();
+        let in_use = old.clone();
+        let switch = async move {
+            let base = open(Arc::clone(&parts.open), message.source, in_use).await?;
+            parts.current.propose(base);
+            let adopted = parts.adopt.ask(AdoptBase).await;
+            parts.current.withdraw();
+            adopted
+        };
+        Box::pin(switch.into_actor(self).map(move |adopted, this, _| {
+            this.switching = false;
+            let notes = adopted?;
+            Ok(ModelLine { notes, ..this.switched(&old) })
+        }))
     }
 }
 

@@ -6,9 +6,10 @@ use std::time::Duration;
 use actix::Addr;
 use tokio::sync::mpsc::Receiver;
 
-use super::super::model_thread::Answerer;
+use super::super::base::AdapterLoader;
+use super::super::model_thread::{Answerer, ModelLoader};
 use super::*;
-use crate::actors::test_kit::{Log, probe, question};
+use crate::actors::test_kit::{Log, base, probe, question, tiny};
 use crate::domain::Message;
 use crate::engine::{FinishReason, Generated, Sampling};
 use crate::lora::AdapterSet;
@@ -56,6 +57,7 @@ impl Answerer for Script {
             prefill,
             decode,
             finish_reason,
+            dropped_turns: 0,
         })
     }
 }
@@ -65,6 +67,9 @@ struct Stage {
     loads: Arc<AtomicUsize>,
     go: mpsc::Sender<()>,
     usage: Log<RecordUsage>,
+    current: CurrentBase,
+    /// What the slow model waits for.
+    doors: Arc<Mutex<mpsc::Receiver<()>>>,
 }
 
 fn stage() -> Stage {
@@ -72,16 +77,44 @@ fn stage() -> Stage {
     let (go, go_on) = mpsc::channel();
     let go_on = Arc::new(Mutex::new(go_on));
     let count = Arc::clone(&loads);
-    let factory: LoaderFactory = Box::new(move || {
+    let make = move || {
         let (count, go_on) = (Arc::clone(&count), Arc::clone(&go_on));
-        Box::new(move || {
+        let load: ModelLoader = Box::new(move || {
             count.fetch_add(1, Ordering::Relaxed);
             Ok(Box::new(Script { go_on: Arc::clone(&go_on) }) as Box<dyn Answerer>)
-        })
-    });
+        });
+        load
+    };
     let (port, usage) = probe(|_: &RecordUsage| ());
-    let actor = InferenceActor::new(factory, LiveTable::default(), port, None).start();
-    Stage { actor, loads, go, usage }
+    let no_adapter: AdapterLoader = Arc::new(|_| Ok(AdapterSet::empty()));
+    let current = CurrentBase::new(base("tiny", "b", make.clone(), Arc::clone(&no_adapter)));
+    let doors = Arc::new(Mutex::new(mpsc::channel().1));
+    let (inside, seen) = (Arc::clone(&doors), current.clone());
+    let open: ModelOpener = Arc::new(move |name, in_use| {
+        assert_eq!(in_use, seen.get().hash());
+        match name {
+            "slow" => drop(inside.lock().unwrap().recv()),
+            "broken" => return Err("/models/broken/config.json: no such file".to_owned()),
+            "same" => return Ok(None),
+            "hostile" => panic!("a bug in the loader"),
+            _ => {}
+        }
+        Ok(Some(base(name, "c", make.clone(), Arc::clone(&no_adapter))))
+    });
+    let adopting = current.clone();
+    let (adopt, _) = probe(move |_: &AdoptBase| {
+        adopting.accept();
+        Ok(vec!["a note".to_owned()])
+    });
+    let parts = InferenceParts {
+        current: current.clone(),
+        open,
+        live: LiveTable::default(),
+        usage: port,
+        adopt,
+    };
+    let actor = InferenceActor::new(parts, None).start();
+    Stage { actor, loads, go, usage, current, doors }
 }
 
 impl Stage {
@@ -107,7 +140,12 @@ impl Stage {
     async fn live(&self, id: &str) {
         let ids = vec![(id.parse().unwrap(), 1.0)];
         let live = Some(LiveSet { ids, set: AdapterSet::empty() });
-        self.actor.send(SetLive { domain: "general".to_owned(), live }).await.unwrap();
+        let base = self.current.get().hash().to_owned();
+        self.actor.send(SetLive { base, domain: "general".to_owned(), live }).await.unwrap();
+    }
+
+    async fn switch(&self, source: &str) -> Result<ModelLine, ActorError> {
+        self.actor.send(SwitchModel { source: source.to_owned() }).await.unwrap()
     }
 }
 
@@ -208,7 +246,8 @@ async fn an_answer_in_flight_keeps_its_adapter_and_the_next_takes_the_new_one() 
     let name = |answer: Answer| answer.adapters[0].0.to_string();
     assert_eq!(name(end(in_flight).await.unwrap()), "old");
     assert_eq!(name(stage.answer("hi").await.unwrap()), "new");
-    stage.actor.send(SetLive { domain: "general".to_owned(), live: None }).await.unwrap();
+    let base = "b".repeat(64);
+    stage.actor.send(SetLive { base, domain: "general".to_owned(), live: None }).await.unwrap();
     assert_eq!(stage.answer("hi").await.unwrap().adapters, vec![]);
 }
 
@@ -229,11 +268,17 @@ async fn stopping_cancels_all_answers_waits_for_them_and_refuses_new_ones() {
 async fn a_restarted_actor_answers_with_the_adapters_that_were_live() {
     let live = LiveTable::default();
     let ids = vec![("kept".parse().unwrap(), 1.0)];
-    live.set("general".to_owned(), Some(LiveSet { ids, set: AdapterSet::empty() }));
-    let factory: LoaderFactory = Box::new(|| Box::new(|| Err("no file".to_owned())));
-    let usage = Port::unconnected(ActorName::Registry);
-    let actor = InferenceActor::new(factory, live.clone(), usage, None).start();
-    assert_eq!(live.get("general").ids.len(), 1);
+    let set = Some(LiveSet { ids, set: AdapterSet::empty() });
+    live.set("b".repeat(64), "general".to_owned(), set);
+    let parts = InferenceParts {
+        current: tiny(),
+        open: Arc::new(|_, _| Err("no file".to_owned())),
+        live: live.clone(),
+        usage: Port::unconnected(ActorName::Registry),
+        adopt: Port::unconnected(ActorName::Registry),
+    };
+    let actor = InferenceActor::new(parts, None).start();
+    assert_eq!(actor.send(ShowModel).await.unwrap().unwrap().adapters.len(), 1);
     let (out, pieces) = answer_channel();
     let generate = Generate {
         messages: question("hi"),
@@ -245,4 +290,61 @@ async fn a_restarted_actor_answers_with_the_adapters_that_were_live() {
     actor.send(generate).await.unwrap().unwrap();
     let unavailable = ActorError::ModelUnavailable("no file".to_owned());
     assert_eq!(end(pieces).await, Err(unavailable));
+}
+
+#[actix::test]
+async fn another_model_answers_once_it_is_loaded_and_the_old_one_until_then() {
+    let stage = stage();
+    let (open_door, door) = mpsc::channel();
+    *stage.doors.lock().unwrap() = door;
+    stage.live("ours").await;
+    assert_eq!(stage.answer("hi").await.unwrap().base, "b".repeat(64));
+    let waiting = tokio::spawn(stage.actor.send(SwitchModel { source: "slow".to_owned() }));
+    let during = stage.answer("hi").await.unwrap();
+    assert_eq!((during.base, during.adapters.len()), ("b".repeat(64), 1));
+    let second = stage.switch("other").await.unwrap_err().to_string();
+    assert!(second.contains("another model is being loaded"), "{second}");
+    open_door.send(()).unwrap();
+    let line = waiting.await.unwrap().unwrap().unwrap();
+    assert_eq!((line.name.as_str(), line.notes.len(), line.adapters.len()), ("slow", 1, 0));
+    let after = stage.answer("hi").await.unwrap();
+    assert_eq!((after.base, after.adapters), ("c".repeat(64), vec![]));
+    stage.usage.until("usage of the new one", |row| row.base == "slow").await;
+}
+
+#[actix::test]
+async fn an_answer_in_flight_ends_on_the_old_model() {
+    let stage = stage();
+    stage.live("ours").await;
+    let (_, mut in_flight, _) = stage.ask("wait").await;
+    in_flight.recv().await.unwrap();
+    let (_, queued, _) = stage.ask("hi").await;
+    stage.switch("other").await.unwrap();
+    assert_eq!(
+        stage.answer("hi").await.unwrap().base,
+        "c".repeat(64),
+        "the new one waits for nobody"
+    );
+    stage.go.send(()).unwrap();
+    for pieces in [in_flight, queued] {
+        let answer = end(pieces).await.unwrap();
+        assert_eq!((answer.base, answer.adapters.len()), ("b".repeat(64), 1));
+    }
+}
+
+#[actix::test]
+async fn a_model_that_cannot_be_loaded_leaves_the_old_one() {
+    let stage = stage();
+    for (name, words) in [
+        ("broken", "config.json: no such file"),
+        ("hostile", "a bug in the loader"),
+        ("same", "in use already"),
+    ] {
+        let error = stage.switch(name).await.unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+        assert_eq!(stage.answer("hi").await.unwrap().base, "b".repeat(64));
+    }
+    assert_eq!(stage.switch("other").await.unwrap().name, "other", "and another try is possible");
+    stage.actor.send(StopGenerating { closing: true }).await.unwrap();
+    assert_eq!(stage.switch("more").await, Err(ActorError::Closing));
 }

@@ -4,6 +4,7 @@
 //! Everything that touches the database goes through [`db::Db`], off the arbiter and in order; everything that computes
 //! through [`model_thread`] or the worker process. So all actors share one arbiter, and none of them ever blocks it.
 
+pub mod base;
 pub mod console;
 pub mod db;
 pub mod feedback;

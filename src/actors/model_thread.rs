@@ -55,25 +55,40 @@ pub type ModelLoader = Box<dyn FnMut() -> Result<Box<dyn Answerer>, String> + Se
 /// Takes the usage row of each finished answer.
 pub type UsageSink = Box<dyn Fn(RecordUsage) + Send>;
 
-/// The live adapters by domain; a swap is a pointer store here. It outlives the actor, so a restarted one has them.
+/// The live adapters by base and domain; a swap is a pointer store here. It outlives the actor, so a restarted one has them.
 #[derive(Clone, Default)]
-pub struct LiveTable(Arc<RwLock<BTreeMap<String, Arc<LiveSet>>>>);
+pub struct LiveTable(Arc<RwLock<BTreeMap<(String, String), Arc<LiveSet>>>>);
 
 impl LiveTable {
-    /// Returns what is live in `domain`, or the base.
-    pub fn get(&self, domain: &str) -> Arc<LiveSet> {
+    /// Returns what is live on `base` (by its hash) in `domain`, or the base.
+    pub fn get(&self, base: &str, domain: &str) -> Arc<LiveSet> {
         let table = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        table.get(domain).cloned().unwrap_or_default()
+        table.get(&(base.to_owned(), domain.to_owned())).cloned().unwrap_or_default()
     }
 
     /// Makes `live` (or the base) the answer of [`LiveTable::get`] from now on.
-    pub fn set(&self, domain: String, live: Option<LiveSet>) {
+    pub fn set(&self, base: String, domain: String, live: Option<LiveSet>) {
         let mut table = self.0.write().unwrap_or_else(PoisonError::into_inner);
         match live {
-            Some(live) => table.insert(domain, Arc::new(live)),
-            None => table.remove(&domain),
+            Some(live) => table.insert((base, domain), Arc::new(live)),
+            None => table.remove(&(base, domain)),
         };
     }
+
+    /// Forgets the adapters of all other bases.
+    pub fn keep(&self, bases: &[&str]) {
+        let mut table = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        table.retain(|(base, _), _| bases.contains(&base.as_str()));
+    }
+}
+
+/// Whom a thread answers for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BaseName {
+    /// The model's name, for usage rows.
+    pub name: String,
+    /// The hash of its weights.
+    pub hash: String,
 }
 
 /// One answer to give.
@@ -114,6 +129,7 @@ impl Drop for Pending {
 /// # Errors
 /// When the system gives no thread.
 pub fn spawn(
+    base: BaseName,
     mut load: ModelLoader,
     live: LiveTable,
     usage: UsageSink,
@@ -121,16 +137,24 @@ pub fn spawn(
     let (jobs, queue) = sync_channel(INFERENCE_QUEUE);
     thread::Builder::new()
         .name("inference".to_owned())
-        .spawn(move || run(&queue, &mut load, &live, &usage))?;
+        .spawn(move || run(&queue, &base, &mut load, &live, &usage))?;
     Ok(jobs)
 }
 
-fn run(queue: &Receiver<ModelJob>, load: &mut ModelLoader, live: &LiveTable, usage: &UsageSink) {
+fn run(
+    queue: &Receiver<ModelJob>,
+    base: &BaseName,
+    load: &mut ModelLoader,
+    live: &LiveTable,
+    usage: &UsageSink,
+) {
     let mut model = None;
     for job in queue {
-        let adapters = resolve(&job.adapters, live);
+        let adapters = resolve(&job.adapters, base, live);
         let attempt = catch_unwind(AssertUnwindSafe(|| answer(&mut model, load, &job, &adapters)));
-        let result = attempt.unwrap_or_else(|panic| {
+        let result =
+            attempt.map(|result| result.map(|generated| finish(generated, base, &adapters)));
+        let result = result.unwrap_or_else(|panic| {
             let what = panic_text(panic.as_ref());
             // What it says may quote the chat; the place is in the log already.
             tracing::error!("the model panicked; it will be loaded anew");
@@ -142,7 +166,7 @@ fn run(queue: &Receiver<ModelJob>, load: &mut ModelLoader, live: &LiveTable, usa
             let broken = model.take();
             let _ = catch_unwind(AssertUnwindSafe(|| drop(broken)));
         }
-        let row = result.as_ref().ok().map(usage_of);
+        let row = result.as_ref().ok().map(|answer| usage_of(answer, base));
         deliver_end(&job, result);
         if let Some(row) = row {
             usage(row);
@@ -151,9 +175,9 @@ fn run(queue: &Receiver<ModelJob>, load: &mut ModelLoader, live: &LiveTable, usa
 }
 
 /// Looks up the adapters of one answer; it keeps them to its end.
-fn resolve(choice: &AdapterChoice, live: &LiveTable) -> Arc<LiveSet> {
+fn resolve(choice: &AdapterChoice, base: &BaseName, live: &LiveTable) -> Arc<LiveSet> {
     match choice {
-        AdapterChoice::Live { domain } => live.get(domain),
+        AdapterChoice::Live { domain } => live.get(&base.hash, domain),
         AdapterChoice::Base => Arc::default(),
         AdapterChoice::Set(set) => Arc::new(set.clone()),
     }
@@ -164,7 +188,7 @@ fn answer(
     load: &mut ModelLoader,
     job: &ModelJob,
     adapters: &LiveSet,
-) -> Result<Answer, ActorError> {
+) -> Result<Generated, ActorError> {
     if model.is_none() {
         *model = Some(load().map_err(ActorError::ModelUnavailable)?);
     }
@@ -174,13 +198,12 @@ fn answer(
     // A reader that left before the start is found at the first piece of text.
     let _ = deliver(job, Piece::Started { adapters: adapters.ids.clone() }, None);
     let mut on_text = |text: &str| deliver(job, Piece::Text(text.to_owned()), None);
-    let generated = model
+    model
         .answer(&job.messages, &job.sampling, &adapters.set, &job.cancel, &mut on_text)
-        .map_err(ActorError::Engine)?;
-    Ok(finish(generated, adapters))
+        .map_err(ActorError::Engine)
 }
 
-fn finish(generated: Generated, adapters: &LiveSet) -> Answer {
+fn finish(generated: Generated, base: &BaseName, adapters: &LiveSet) -> Answer {
     let millis = |time: Option<Duration>| {
         time.map_or(0, |t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX))
     };
@@ -193,11 +216,14 @@ fn finish(generated: Generated, adapters: &LiveSet) -> Answer {
         prefill_ms: millis(generated.prefill),
         decode_ms: millis(generated.decode),
         finish_reason: generated.finish_reason,
+        dropped_turns: generated.dropped_turns,
+        base: base.hash.clone(),
     }
 }
 
-fn usage_of(answer: &Answer) -> RecordUsage {
+fn usage_of(answer: &Answer, base: &BaseName) -> RecordUsage {
     RecordUsage {
+        base: base.name.clone(),
         adapters: answer.adapters.clone(),
         prompt_tokens: answer.prompt_tokens,
         new_tokens: answer.new_tokens,

@@ -5,7 +5,8 @@
 
 pub mod follow;
 
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use actix::{
 };
 
 use self::follow::{Answering, LIVE_POLL};
+use super::base::{Base, CurrentBase};
 use super::db::{Db, DbError};
 use super::supervisor::Guard;
 use super::views;
@@ -23,8 +25,8 @@ use crate::lora::AdapterSet;
 use crate::messages::console::LiveChanged;
 use crate::messages::inference::{LiveSet, SetLive};
 use crate::messages::registry::{
-    AdapterLine, DeleteAdapter, ListAdapters, LoadAdapter, PublishAdapter, Published, RecordUsage,
-    RestoreLive, RollbackAdapter, RolledBack, UnloadAdapter,
+    AdapterLine, AdoptBase, DeleteAdapter, ListAdapters, LoadAdapter, PublishAdapter, Published,
+    RecordUsage, RestoreLive, RollbackAdapter, RolledBack, UnloadAdapter,
 };
 use crate::messages::{ActorError, MAILBOX_CAPACITY, Port};
 use crate::store::{AdapterRow, Home, NewAdapter, NewUsage, Reconciled, Store, UsedAdapter};
@@ -34,9 +36,6 @@ const SWAP_TRIES: usize = 5;
 /// The pause between them; together longer than the supervisor's first pauses.
 const SWAP_PAUSE: Duration = Duration::from_millis(300);
 
-/// Reads an adapter from its directory and checks it against the loaded base, smoke forward included.
-pub type AdapterLoader = Arc<dyn Fn(&Path) -> Result<AdapterSet, String> + Send + Sync>;
-
 /// What the registry knows about the process it works in.
 #[derive(Clone)]
 pub struct RegistryParts {
@@ -44,12 +43,8 @@ pub struct RegistryParts {
     pub home: Home,
     /// Its database.
     pub db: Db,
-    /// The loaded base's name.
-    pub base: String,
-    /// The hash of its weights.
-    pub base_hash: String,
-    /// Reads adapters.
-    pub load: AdapterLoader,
+    /// The base in use.
+    pub current: CurrentBase,
     /// The model; `None` where nobody chats.
     pub inference: Option<Port<SetLive>>,
     /// Who hears of swaps.
@@ -89,9 +84,18 @@ impl Actor for AdapterRegistryActor {
 }
 
 impl RegistryParts {
-    /// Reads an adapter off the arbiter.
+    /// Returns the hash of the base in use.
+    fn base_hash(&self) -> String {
+        self.current.get().hash().to_owned()
+    }
+
+    /// Reads an adapter of the base in use off the arbiter.
     async fn read(&self, directory: PathBuf) -> Result<AdapterSet, ActorError> {
-        let load = Arc::clone(&self.load);
+        self.read_for(&self.current.get(), directory).await
+    }
+
+    async fn read_for(&self, base: &Base, directory: PathBuf) -> Result<AdapterSet, ActorError> {
+        let load = Arc::clone(&base.load_adapter);
         match tokio::task::spawn_blocking(move || load(&directory)).await {
             Ok(result) => result.map_err(ActorError::Adapter),
             Err(error) => {
@@ -105,8 +109,18 @@ impl RegistryParts {
         if self.inference.is_none() {
             return false;
         }
+        let base = self.current.get();
+        self.swap_for(&base, domain, live).await
+    }
+
+    async fn swap_for(
+        &self,
+        base: &Base,
+        domain: &str,
+        live: Option<(AdapterId, AdapterSet)>,
+    ) -> bool {
         for _ in 0..SWAP_TRIES {
-            if self.hand_over(domain, live.as_ref(), false).await {
+            if self.hand_over(base, domain, live.as_ref(), false).await {
                 return true;
             }
             tokio::time::sleep(SWAP_PAUSE).await;
@@ -118,13 +132,15 @@ impl RegistryParts {
     /// Offers the inference actor `live` once, and tells the console when it took it.
     async fn hand_over(
         &self,
+        base: &Base,
         domain: &str,
         live: Option<&(AdapterId, AdapterSet)>,
         elsewhere: bool,
     ) -> bool {
         let Some(inference) = &self.inference else { return false };
         let set = live.map(|(id, set)| LiveSet { ids: vec![(id.clone(), 1.0)], set: set.clone() });
-        let message = SetLive { domain: domain.to_owned(), live: set };
+        let message =
+            SetLive { base: base.hash().to_owned(), domain: domain.to_owned(), live: set };
         if inference.send(message).await.is_err() {
             return false;
         }
@@ -148,28 +164,32 @@ impl RegistryParts {
     }
 
     async fn live(&self, domain: &str) -> Result<Option<AdapterRow>, DbError> {
-        let (base_hash, domain) = (self.base_hash.clone(), domain.to_owned());
+        let (base_hash, domain) = (self.base_hash(), domain.to_owned());
         self.db.call(move |store| store.live(&base_hash, &domain)).await
     }
 
     async fn set_live(&self, id: &AdapterId) -> Result<AdapterRow, DbError> {
-        let (id, base_hash) = (id.clone(), self.base_hash.clone());
+        let (id, base_hash) = (id.clone(), self.base_hash());
         self.db.call(move |store| store.set_live(&id, &base_hash)).await
     }
 
     fn line(&self, row: AdapterRow) -> AdapterLine {
         let path = self.home.adapter(&row.id);
-        views::adapter_line(row, path, &self.base_hash)
+        views::adapter_line(row, path, self.current.get().hash())
     }
 
     async fn publish(&self, message: PublishAdapter) -> Result<Published, ActorError> {
-        let set = self.read(message.dir.clone()).await?;
+        let base = self.current.get();
+        let set = match base.hash() == message.base_hash {
+            true => Some(self.read_for(&base, message.dir.clone()).await?),
+            false => None,
+        };
         let (id, domain) = (message.id.clone(), message.domain.clone());
         let new = NewAdapter {
             id: message.id,
             domain: message.domain,
-            base: self.base.clone(),
-            base_hash: self.base_hash.clone(),
+            base: message.base,
+            base_hash: message.base_hash,
             rank: message.rank,
             target_modules: message.target_modules,
             examples: message.examples,
@@ -177,14 +197,17 @@ impl RegistryParts {
         };
         let (job, metrics, promotion) = (message.job, message.metrics, message.promotion);
         self.db.call(move |store| store.finish_succeeded(job, &new, &metrics, &promotion)).await?;
-        let live = self.swap(&domain, Some((id.clone(), set))).await;
+        let live = match set {
+            Some(set) => self.swap_for(&base, &domain, Some((id.clone(), set))).await,
+            None => false,
+        };
         Ok(Published { path: self.home.adapter(&id), live })
     }
 
     async fn load(&self, id: &AdapterId) -> Result<AdapterLine, ActorError> {
         let row = self.row(id).await?;
         // The base is compared before the files: a message about shapes would hide the reason.
-        let set = match row.base_hash == self.base_hash {
+        let set = match row.base_hash == self.base_hash() {
             true => Some(self.read(self.home.adapter(id)).await?),
             false => None,
         };
@@ -209,7 +232,7 @@ impl RegistryParts {
             let id = id.clone();
             self.db.call(move |store| store.unload(&id)).await?
         };
-        if row.base_hash == self.base_hash {
+        if row.base_hash == self.base_hash() {
             self.swap(&row.domain, None).await;
         }
         Ok(vec![id])
@@ -217,7 +240,7 @@ impl RegistryParts {
 
     async fn rollback(&self, domain: &str) -> Result<RolledBack, ActorError> {
         let before = self.live(domain).await?;
-        let (base_hash, name) = (self.base_hash.clone(), domain.to_owned());
+        let (base_hash, name) = (self.base_hash(), domain.to_owned());
         let to = self.db.call(move |store| store.rollback(&base_hash, &name)).await?;
         let Some(from) = before.map(|row| row.id) else {
             return Err(ActorError::Refused("the base model is live already".to_owned()));
@@ -253,21 +276,40 @@ impl RegistryParts {
         if self.inference.is_none() {
             return Ok(lines);
         }
-        let rows = self.db.call(|store| store.adapters()).await?;
-        for row in rows.into_iter().filter(|row| row.live && row.base_hash == self.base_hash) {
-            match self.read(self.home.adapter(&row.id)).await {
+        let base = self.current.get();
+        let rows = self.live_rows(base.hash()).await?;
+        lines.extend(self.bring_live(&base, rows).await);
+        Ok(lines)
+    }
+
+    /// Hands the live adapters of a base to the model; says which cannot be loaded.
+    async fn bring_live(&self, base: &Base, rows: BTreeMap<String, AdapterId>) -> Vec<String> {
+        let mut lines = Vec::new();
+        for (domain, id) in rows {
+            match self.read_for(base, self.home.adapter(&id)).await {
                 Ok(set) => {
-                    self.swap(&row.domain, Some((row.id, set))).await;
+                    self.swap_for(base, &domain, Some((id, set))).await;
                 }
                 Err(error) => {
                     lines.push(format!(
-                        "adapter \"{}\" cannot be loaded, domain \"{}\" answers with the base model: {error}",
-                        row.id, row.domain
+                        "adapter \"{id}\" cannot be loaded, domain \"{domain}\" answers with the base model: {error}"
                     ));
-                    self.answering.refuse(&row.domain, row.id);
+                    self.answering.refuse(&domain, id);
                 }
             }
         }
+        lines
+    }
+
+    /// Changes to the base that was put forward.
+    async fn adopt(&self) -> Result<Vec<String>, ActorError> {
+        let Some(next) = self.current.proposed() else {
+            return Err(ActorError::Refused("there is no other model to change to".to_owned()));
+        };
+        let rows = self.live_rows(next.hash()).await?;
+        self.answering.forget();
+        let lines = self.bring_live(&next, rows).await;
+        self.current.accept();
         Ok(lines)
     }
 }
@@ -307,6 +349,7 @@ alone!(UnloadAdapter => Vec<AdapterId>, |parts, it| parts.unload(it.id));
 alone!(RollbackAdapter => RolledBack, |parts, it| parts.rollback(&it.domain));
 alone!(DeleteAdapter => u64, |parts, it| parts.delete(it.id));
 alone!(RestoreLive => Vec<String>, |parts, _it| parts.restore());
+alone!(AdoptBase => Vec<String>, |parts, _it| parts.adopt());
 
 impl Handler<ListAdapters> for AdapterRegistryActor {
     type Result = ResponseFuture<Result<Vec<AdapterLine>, ActorError>>;
@@ -325,7 +368,7 @@ impl Handler<RecordUsage> for AdapterRegistryActor {
 
     fn handle(&mut self, message: RecordUsage, _: &mut Self::Context) -> Self::Result {
         let usage = NewUsage {
-            base: self.parts.base.clone(),
+            base: message.base,
             adapters: used(message.adapters),
             prompt_tokens: message.prompt_tokens,
             new_tokens: message.new_tokens,

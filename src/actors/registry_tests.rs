@@ -4,7 +4,9 @@ use actix::Addr;
 use tempfile::TempDir;
 
 use super::*;
-use crate::actors::test_kit::{Log, probe, question, temp_home};
+use crate::actors::base::AdapterLoader;
+use crate::actors::model_thread::ModelLoader;
+use crate::actors::test_kit::{Log, base, idle, probe, question, temp_home};
 use crate::domain::Mark;
 use crate::eval::Promotion;
 use crate::store::{JobMetrics, NewFeedback, NewJob};
@@ -17,6 +19,7 @@ struct Stage {
     swaps: Log<SetLive>,
     changes: Log<LiveChanged>,
     damaged: Arc<Mutex<bool>>,
+    current: CurrentBase,
 }
 
 fn stage() -> Stage {
@@ -26,22 +29,23 @@ fn stage() -> Stage {
     let (changed, changes) = probe(|_: &LiveChanged| ());
     let damaged = Arc::new(Mutex::new(false));
     let is_damaged = Arc::clone(&damaged);
+    let nothing = || Box::new(|| Err("no file".to_owned())) as ModelLoader;
+    let load: AdapterLoader = Arc::new(move |path| match *is_damaged.lock().unwrap() {
+        true => Err(format!("{} is damaged", path.display())),
+        false => Ok(AdapterSet::empty()),
+    });
+    let current = CurrentBase::new(base("tiny", "b", nothing, load));
     let parts = RegistryParts {
         home: home.clone(),
         db: db.clone(),
-        base: "tiny".to_owned(),
-        base_hash: "b".repeat(64),
-        load: Arc::new(move |path| match *is_damaged.lock().unwrap() {
-            true => Err(format!("{} is damaged", path.display())),
-            false => Ok(AdapterSet::empty()),
-        }),
+        current: current.clone(),
         inference: Some(inference),
         changed: Some(changed),
         answering: Answering::default(),
         holds_queue: true,
     };
     let actor = AdapterRegistryActor::new(parts, None).start();
-    Stage { _dir: dir, home, db, actor, swaps, changes, damaged }
+    Stage { _dir: dir, home, db, actor, swaps, changes, damaged, current }
 }
 
 fn id(text: &str) -> AdapterId {
@@ -51,6 +55,13 @@ fn id(text: &str) -> AdapterId {
 impl Stage {
     /// Brings a job as far as the gate and publishes what its worker would have left.
     async fn publish(&self, name: &str) -> Result<Published, ActorError> {
+        self.publish_on(name, "b").await
+    }
+
+    /// The same for a base by the letter of its hash.
+    async fn publish_on(&self, name: &str, base: &str) -> Result<Published, ActorError> {
+        let base_hash = base.repeat(64);
+        let live_on = base_hash.clone();
         let (home, name_id) = (self.home.clone(), id(name));
         let text = name.to_owned();
         let prepare = move |store: &Store| {
@@ -63,6 +74,7 @@ impl Stage {
                 fix: None,
                 domain: "general".to_owned(),
                 adapter: None,
+                base: None,
             };
             store.add_feedback(&new)?;
             let job = store.enqueue_job(&NewJob {
@@ -73,10 +85,11 @@ impl Stage {
                 params: serde_json::json!({}),
                 replay_limit: 0,
                 only: None,
+                base: None,
                 max_queued: 100,
             })?;
             store.claim_next()?;
-            let parent = store.live(&"b".repeat(64), "general")?.map(|row| row.id);
+            let parent = store.live(&live_on, "general")?.map(|row| row.id);
             store.set_job_parent(job.id, parent.as_ref())?;
             store.set_evaluating(job.id)
         };
@@ -93,6 +106,8 @@ impl Stage {
             domain: "general".to_owned(),
             rank: 4,
             target_modules: vec!["q_proj".to_owned()],
+            base: "tiny".to_owned(),
+            base_hash,
             examples: 1,
             metrics: JobMetrics::default(),
             promotion: Promotion::for_tests(),
@@ -228,6 +243,7 @@ async fn at_start_a_damaged_adapter_is_reported_and_the_base_answers() {
 async fn usage_is_counted_for_base_and_adapters() {
     let stage = stage();
     let row = |adapters| RecordUsage {
+        base: "tiny".to_owned(),
         adapters,
         prompt_tokens: 5,
         new_tokens: 2,
@@ -289,4 +305,45 @@ async fn a_damaged_adapter_from_elsewhere_is_tried_once_and_the_old_one_answers(
     other.set_live(&id("second"), &"b".repeat(64)).unwrap();
     tokio::time::sleep(LIVE_POLL * 3).await;
     assert_eq!(stage.swaps.len(), 0, "it answers already");
+}
+
+#[actix::test]
+async fn another_base_brings_its_own_adapters_and_leaves_those_of_the_old_one_alone() {
+    let stage = stage();
+    stage.publish("ours").await.unwrap();
+    let theirs = stage.publish_on("theirs", "c").await.unwrap();
+    assert!(!theirs.live, "it is live on its own base, which does not answer here");
+    stage.swaps.take();
+
+    assert!(stage.actor.send(AdoptBase).await.unwrap().is_err(), "none was put forward");
+    stage.current.propose(idle("other", "c"));
+    assert_eq!(stage.current.get().hash(), "b".repeat(64));
+    assert_eq!(stage.actor.send(AdoptBase).await.unwrap(), Ok(Vec::new()));
+    assert_eq!(stage.current.get().hash(), "c".repeat(64));
+    let swaps = stage.swaps.take();
+    let swap = &swaps[0];
+    assert_eq!((swaps.len(), swap.base.as_str()), (1, "c".repeat(64).as_str()));
+    assert_eq!(swap.live.as_ref().unwrap().ids[0].0, id("theirs"));
+
+    let lines = stage.actor.send(ListAdapters).await.unwrap().unwrap();
+    let fits: Vec<(&str, bool)> = lines.iter().map(|l| (l.id.as_str(), l.fits)).collect();
+    assert_eq!(fits, [("theirs", true), ("ours", false)]);
+    let refused = stage.actor.send(LoadAdapter { id: id("ours") }).await.unwrap();
+    assert!(refused.unwrap_err().to_string().contains("tiny"));
+    let back = stage.actor.send(UnloadAdapter { id: None }).await.unwrap().unwrap();
+    assert_eq!(back, [id("theirs")]);
+    assert_eq!(stage.live().await, Some(id("ours")), "still live on its own base");
+}
+
+#[actix::test]
+async fn a_damaged_adapter_of_another_base_is_told_and_that_base_answers_alone() {
+    let stage = stage();
+    stage.publish_on("theirs", "c").await.unwrap();
+    stage.swaps.take();
+    let nothing = || Box::new(|| Err("no file".to_owned())) as ModelLoader;
+    let damaged: AdapterLoader = Arc::new(|path| Err(format!("{} is damaged", path.display())));
+    stage.current.propose(base("other", "c", nothing, damaged));
+    let lines = stage.actor.send(AdoptBase).await.unwrap().unwrap();
+    assert!(lines[0].contains("\"theirs\"") && lines[0].contains("is damaged"), "{lines:?}");
+    assert_eq!((stage.swaps.len(), stage.current.get().line.name.as_str()), (0, "other"));
 }

@@ -7,8 +7,15 @@ use actix::dev::MessageResponse;
 use actix::{Actor, Context, Handler, Message, MessageResult};
 use tempfile::TempDir;
 
+use super::base::{AdapterLoader, Base, CurrentBase};
+use super::model_thread::ModelLoader;
 use crate::domain;
+use crate::domain::DeviceChoice;
+use crate::lora::AdapterSet;
+use crate::messages::inference::ModelLine;
 use crate::messages::{ActorName, Port};
+use crate::models::ModelSource;
+use crate::plan::TrainedBase;
 use crate::store::{Home, Store};
 
 /// Longest that a test waits for something to happen, by tokio's clock.
@@ -107,4 +114,38 @@ where
 /// A conversation of one question.
 pub(crate) fn question(text: &str) -> Vec<domain::Message> {
     vec![domain::Message::user(text)]
+}
+
+/// A base by name with a hash of one letter, which loads its model and adapters like this.
+pub(crate) fn base(
+    name: &str,
+    letter: &str,
+    make: impl Fn() -> ModelLoader + Send + Sync + 'static,
+    load_adapter: AdapterLoader,
+) -> Base {
+    Base {
+        line: ModelLine { name: name.to_owned(), takes_system: true, ..ModelLine::default() },
+        trained: TrainedBase {
+            name: name.to_owned(),
+            source: ModelSource::Builtin,
+            base_hash: letter.repeat(64),
+            hash_cache: None,
+            quantize: None,
+            parameters: 1000,
+            device: DeviceChoice::Cpu,
+        },
+        make_loader: Arc::new(make),
+        load_adapter,
+    }
+}
+
+/// The base `tiny`, which loads nothing and whose adapters are all empty.
+pub(crate) fn tiny() -> CurrentBase {
+    CurrentBase::new(idle("tiny", "b"))
+}
+
+/// A base that loads nothing and whose adapters are all empty.
+pub(crate) fn idle(name: &str, letter: &str) -> Base {
+    let nothing = || Box::new(|| Err("no file".to_owned())) as ModelLoader;
+    base(name, letter, nothing, Arc::new(|_| Ok(AdapterSet::empty())))
 }

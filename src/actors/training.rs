@@ -186,7 +186,8 @@ impl TrainingActor {
         if self.closing {
             return;
         }
-        let wish = JobWish { domain, ..JobWish::default() };
+        let base = self.runner.current.get().trained.of_job();
+        let wish = JobWish { domain, base, ..JobWish::default() };
         let new = match plan::new_job(&self.rules.config, wish) {
             Ok(new) => new,
             Err(error) => return tracing::error!(%error, "no automatic job"),
@@ -282,7 +283,8 @@ impl Handler<EnqueueTraining> for TrainingActor {
 
     fn handle(&mut self, message: EnqueueTraining, _: &mut Self::Context) -> Self::Result {
         let EnqueueTraining { domain, name, from, priority, only } = message;
-        let wish = JobWish { name, domain, from, priority, only };
+        let base = self.runner.current.get().trained.of_job();
+        let wish = JobWish { name, domain, from, priority, only, base };
         let (runner, config) = (self.runner.clone(), Arc::clone(&self.rules.config));
         let closing = self.closing;
         self.enqueuing += 1;

@@ -8,14 +8,13 @@ use super::notices::Subscribers;
 use super::retry::RetryPolicy;
 use super::runner::{Launcher, Worker};
 use super::*;
+use crate::actors::base::CurrentBase;
 use crate::actors::db::Db;
-use crate::actors::test_kit::{Log, eventually, probe, question, temp_home};
-use crate::domain::{DeviceChoice, Mark};
+use crate::actors::test_kit::{Log, eventually, probe, question, temp_home, tiny};
+use crate::domain::Mark;
 use crate::eval::{ItemLoss, Measurements};
 use crate::lora::Resources;
 use crate::messages::registry::{PublishAdapter, Published};
-use crate::models::ModelSource;
-use crate::plan::TrainedBase;
 use crate::store::{Home, JobMetrics, NewAdapter, NewFeedback};
 use crate::worker::{WorkerEvent, WorkerExit};
 
@@ -26,6 +25,7 @@ struct Puppet {
     asked: Arc<Mutex<Vec<&'static str>>>,
     examples: usize,
     memory_deaths: usize,
+    base_hash: String,
 }
 
 impl Worker for Puppet {
@@ -72,7 +72,11 @@ struct Stage {
     actor: Addr<TrainingActor>,
     workers: Arc<Mutex<Vec<Puppet>>>,
     notices: Log<JobNotice>,
+    current: CurrentBase,
 }
+
+#[path = "training_bases_tests.rs"]
+mod bases;
 
 fn stage() -> Stage {
     stage_of(true, |_| ())
@@ -88,7 +92,8 @@ fn stage_of(holds_queue: bool, adjust: impl FnOnce(&mut Config)) -> Stage {
     let launch: Launcher = Arc::new(move |request, events| {
         let examples = request.input.train.len();
         let memory_deaths = request.input.memory.deaths;
-        let puppet = Puppet { events, asked: Arc::default(), examples, memory_deaths };
+        let base_hash = request.input.base_hash;
+        let puppet = Puppet { events, asked: Arc::default(), examples, memory_deaths, base_hash };
         launched.lock().unwrap().push(puppet.clone());
         Box::new(puppet)
     });
@@ -99,17 +104,11 @@ fn stage_of(holds_queue: bool, adjust: impl FnOnce(&mut Config)) -> Stage {
         let home = home.clone();
         probe(move |message: &PublishAdapter| publish(&home, message))
     };
+    let current = tiny();
     let runner = Runner {
         home: home.clone(),
         db: db.clone(),
-        base: TrainedBase {
-            source: ModelSource::Builtin,
-            base_hash: "b".repeat(64),
-            hash_cache: None,
-            quantize: None,
-            parameters: 1000,
-            device: DeviceChoice::Cpu,
-        },
+        current: current.clone(),
         launch,
         registry,
         notices: subscribers,
@@ -121,7 +120,7 @@ fn stage_of(holds_queue: bool, adjust: impl FnOnce(&mut Config)) -> Stage {
     };
     let rules = QueueRules { config: Arc::new(config), holds_queue };
     let actor = TrainingActor::new(runner, rules, None).start();
-    Stage { _dir: dir, home, db, actor, workers, notices }
+    Stage { _dir: dir, home, db, actor, workers, notices, current }
 }
 
 /// What the registry does, without a model: its tests show the rest.
@@ -133,8 +132,8 @@ fn publish(home: &Home, message: &PublishAdapter) -> Result<Published, ActorErro
     let new = NewAdapter {
         id: message.id.clone(),
         domain: message.domain.clone(),
-        base: "tiny".to_owned(),
-        base_hash: "b".repeat(64),
+        base: message.base.clone(),
+        base_hash: message.base_hash.clone(),
         rank: message.rank,
         target_modules: message.target_modules.clone(),
         examples: message.examples,
@@ -162,6 +161,7 @@ impl Stage {
                     fix: None,
                     domain: "general".to_owned(),
                     adapter: None,
+                    base: None,
                 })?;
             }
             Ok(())
@@ -265,7 +265,7 @@ async fn a_job_that_learned_nothing_is_rejected_with_reasons_and_keeps_its_examp
     let row = stage.job(job.id).await;
     assert_eq!(row.state, JobState::Rejected);
     assert!(row.error.unwrap().contains("did not learn"));
-    let buffer = stage.db.call(|store| store.buffer_status("general")).await.unwrap();
+    let buffer = stage.db.call(|store| store.buffer_status("general", None)).await.unwrap();
     assert_eq!(buffer.trainable_unconsumed, 1);
 }
 

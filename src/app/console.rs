@@ -67,7 +67,8 @@ async fn run(setup: Setup, holds_queue: bool) -> Result<u8, AppError> {
         start(&supervisor, actor).await;
     }
     let found = ports.restore.ask(RestoreLive).await?;
-    let options = options(&setup, &live.get(DEFAULT_DOMAIN).ids, found);
+    let ids = live.get(setup.current.get().hash(), DEFAULT_DOMAIN).ids.clone();
+    let options = options(&setup, &ids, found);
     let frontend = frontend(&setup, interactive)?;
     *parts.borrow_mut() = Some((frontend, console_ports(&ports, &supervisor), options));
     // The console first: it hears what the queue begins with.
@@ -127,15 +128,17 @@ fn options(
     live: &[(crate::domain::AdapterId, f64)],
     found: Vec<String>,
 ) -> ConsoleOptions {
+    let base = setup.current.get();
+    let line = &base.line;
     ConsoleOptions {
         banner: Banner {
-            model: setup.model.name.clone(),
-            parameters: setup.model.parameters,
-            device: setup.device.clone(),
+            model: line.name.clone(),
+            parameters: line.parameters,
+            device: line.device.clone(),
             adapters: live.iter().map(|(id, _)| id.clone()).collect(),
             notes: setup.notes.iter().cloned().chain(found).collect(),
         },
-        settings: Settings::new(&setup.config),
+        settings: Settings::new(&setup.config, line.builtin),
         show_usage: setup.config.console.show_usage,
     }
 }
@@ -144,6 +147,8 @@ fn console_ports(ports: &Ports, supervisor: &Addr<Supervisor>) -> ConsolePorts {
     let ports = ports.clone();
     ConsolePorts {
         generate: ports.generate,
+        show_model: ports.show_model,
+        switch_model: ports.switch_model,
         add_mark: ports.add_mark,
         add_fix: ports.add_fix,
         undo_mark: ports.undo_mark,

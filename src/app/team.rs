@@ -2,9 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use actix::{Actor, Addr};
 use tokio::sync::mpsc;
@@ -12,24 +11,22 @@ use tokio::sync::mpsc;
 use super::Setup;
 use crate::actors::db::Db;
 use crate::actors::feedback::{FeedbackActor, FeedbackRules};
-use crate::actors::inference::{InferenceActor, LoaderFactory};
-use crate::actors::model_thread::{Answerer, LiveTable, ModelLoader};
+use crate::actors::inference::{InferenceActor, InferenceParts};
+use crate::actors::model_thread::LiveTable;
 use crate::actors::registry::follow::Answering;
-use crate::actors::registry::{AdapterLoader, AdapterRegistryActor, RegistryParts};
+use crate::actors::registry::{AdapterRegistryActor, RegistryParts};
 use crate::actors::supervisor::{RestartPolicy, SHUTDOWN_QUEUE, Starter, Supervisor};
 use crate::actors::training::notices::Subscribers;
 use crate::actors::training::retry::RetryPolicy;
 use crate::actors::training::runner::{Launcher, Runner};
 use crate::actors::training::{QueueRules, TrainingActor};
 use crate::config::Config;
-use crate::domain::{DEFAULT_DOMAIN, Message};
-use crate::engine::{Engine, Generated, Sampling};
-use crate::lora::{self, AdapterSet};
+use crate::domain::DEFAULT_DOMAIN;
 use crate::messages::console::{JobNotice, LiveChanged, Notice};
 use crate::messages::feedback::{AddFix, AddMark, SetAutoTrain, UndoMark};
-use crate::messages::inference::{Generate, SetLive, StopGenerating};
+use crate::messages::inference::{Generate, SetLive, ShowModel, StopGenerating, SwitchModel};
 use crate::messages::registry::{
-    DeleteAdapter, ListAdapters, LoadAdapter, PublishAdapter, RecordUsage, RestoreLive,
+    AdoptBase, DeleteAdapter, ListAdapters, LoadAdapter, PublishAdapter, RecordUsage, RestoreLive,
     RollbackAdapter, UnloadAdapter,
 };
 use crate::messages::supervisor::Shutdown;
@@ -37,8 +34,6 @@ use crate::messages::training::{
     CancelJob, EnqueueTraining, ListJobs, ParkTraining, ThresholdReached, WaitForJobs,
 };
 use crate::messages::{ActorName, Port};
-use crate::models::{self, LoadedModel, ModelSource};
-use crate::plan::TrainedBase;
 use crate::store::{Store, StoreError};
 use crate::worker::protocol::Limits;
 use crate::worker::{WorkerConfig, WorkerHandle};
@@ -73,6 +68,8 @@ macro_rules! ports {
 ports! {
     Inference by connect_inference: InferenceActor {
         generate: Generate,
+        show_model: ShowModel,
+        switch_model: SwitchModel,
         set_live: SetLive,
         stop_generating: StopGenerating,
     }
@@ -93,6 +90,7 @@ ports! {
     Registry by connect_registry: AdapterRegistryActor {
         publish: PublishAdapter,
         restore: RestoreLive,
+        adopt: AdoptBase,
         list_adapters: ListAdapters,
         load_adapter: LoadAdapter,
         unload_adapter: UnloadAdapter,
@@ -159,7 +157,7 @@ impl Team {
         if chat {
             let start = inference(setup, &ports, &live);
             supervisor = supervisor.with_child(ActorName::Inference, start);
-            let start = feedback(&config, &db, &ports, holds_queue);
+            let start = feedback(setup, &config, &db, &ports, holds_queue);
             supervisor = supervisor.with_child(ActorName::Feedback, start);
         }
         let changed = inputs.live.clone();
@@ -185,22 +183,29 @@ pub enum TeamError {
 }
 
 fn inference(setup: &Setup, ports: &Ports, live: &LiveTable) -> Starter {
-    let (ports, live) = (ports.clone(), live.clone());
-    let reload = Reload::new(setup);
+    let ports = ports.clone();
+    let parts = InferenceParts {
+        current: setup.current.clone(),
+        open: Arc::clone(&setup.open),
+        live: live.clone(),
+        usage: ports.usage.clone(),
+        adopt: ports.adopt.clone(),
+    };
     Box::new(move |guard| {
-        let actor = InferenceActor::new(
-            reload.clone().factory(),
-            live.clone(),
-            ports.usage.clone(),
-            Some(guard),
-        );
+        let actor = InferenceActor::new(parts.clone(), Some(guard));
         ports.connect_inference(&actor.start());
         Ok(())
     })
 }
 
-fn feedback(config: &Arc<Config>, db: &Db, ports: &Ports, holds_queue: bool) -> Starter {
-    let (db, ports) = (db.clone(), ports.clone());
+fn feedback(
+    setup: &Setup,
+    config: &Arc<Config>,
+    db: &Db,
+    ports: &Ports,
+    holds_queue: bool,
+) -> Starter {
+    let (db, ports, current) = (db.clone(), ports.clone(), setup.current.clone());
     let training = &config.lora.training;
     let mut domains: BTreeSet<String> = config.domains.keys().cloned().collect();
     domains.insert(DEFAULT_DOMAIN.to_owned());
@@ -212,7 +217,8 @@ fn feedback(config: &Arc<Config>, db: &Db, ports: &Ports, holds_queue: bool) -> 
     };
     Box::new(move |guard| {
         let threshold = ports.threshold.clone();
-        let actor = FeedbackActor::new(db.clone(), rules.clone(), threshold, Some(guard));
+        let (db, rules, current) = (db.clone(), rules.clone(), current.clone());
+        let actor = FeedbackActor::new(db, rules, current, threshold, Some(guard));
         ports.connect_feedback(&actor.start());
         Ok(())
     })
@@ -226,17 +232,10 @@ fn registry(
     holds_queue: bool,
 ) -> Starter {
     let ports = ports.clone();
-    let model = setup.model.clone();
-    let load: AdapterLoader = Arc::new(move |dir: &Path| {
-        let adapter = lora::load_verified(dir, &model).map_err(|error| error.to_string())?;
-        Ok(AdapterSet::single(Arc::new(adapter)))
-    });
     let parts = RegistryParts {
         home: setup.home.clone(),
         db: db.clone(),
-        base: setup.model.name.clone(),
-        base_hash: setup.model.base_hash.clone(),
-        load,
+        current: setup.current.clone(),
         inference: changed.is_some().then(|| ports.set_live.clone()),
         changed,
         answering: Answering::default(),
@@ -268,14 +267,7 @@ fn runner(setup: &Setup, db: &Db, ports: &Ports) -> Result<Runner, TeamError> {
     Ok(Runner {
         home: setup.home.clone(),
         db: db.clone(),
-        base: TrainedBase {
-            source: setup.source.clone(),
-            base_hash: setup.model.base_hash.clone(),
-            hash_cache: setup.hash_cache.clone(),
-            parameters: setup.model.parameters,
-            quantize: setup.model.quantize,
-            device: setup.config.model.device,
-        },
+        current: setup.current.clone(),
         launch,
         registry: ports.publish.clone(),
         notices: Subscribers::default(),
@@ -303,71 +295,4 @@ fn worker_config(setup: &Setup) -> io::Result<WorkerConfig> {
     config.heartbeat_timeout = Duration::from_secs(worker.heartbeat_timeout_s);
     config.log_path = Some(setup.home.logs().join(WORKER_LOG));
     Ok(config)
-}
-
-/// How the model gets into the thread that owns it: as loaded at the start, and read again from its files after a panic.
-#[derive(Clone)]
-struct Reload {
-    model: LoadedModel,
-    source: ModelSource,
-    hash_cache: Option<PathBuf>,
-}
-
-impl Reload {
-    fn new(setup: &Setup) -> Self {
-        Self {
-            model: setup.model.clone(),
-            source: setup.source.clone(),
-            hash_cache: setup.hash_cache.clone(),
-        }
-    }
-
-    fn factory(self) -> LoaderFactory {
-        Box::new(move || {
-            let this = self.clone();
-            let mut first = Some(this.model.clone());
-            let load: ModelLoader = Box::new(move || {
-                let model = first.take().map_or_else(|| this.read(), Ok)?;
-                Ok(Box::new(Timed::new(model)) as Box<dyn Answerer>)
-            });
-            load
-        })
-    }
-
-    fn read(&self) -> Result<LoadedModel, String> {
-        let device = self.model.decoder.device();
-        let (cache, quantize) = (self.hash_cache.as_deref(), self.model.quantize);
-        let mut model = models::load_as(&self.source, device, cache, quantize)
-            .map_err(|error| error.to_string())?;
-        if model.base_hash != self.model.base_hash {
-            return Err(format!("{}: its files have changed; start again", model.name));
-        }
-        model.context_length = self.model.context_length;
-        Ok(model)
-    }
-}
-
-/// An engine with the program's clock.
-struct Timed(Engine);
-
-impl Timed {
-    fn new(model: LoadedModel) -> Self {
-        let start = Instant::now();
-        Self(Engine::new(model).with_clock(move || start.elapsed()))
-    }
-}
-
-impl Answerer for Timed {
-    fn answer(
-        &mut self,
-        messages: &[Message],
-        sampling: &Sampling,
-        adapters: &AdapterSet,
-        cancel: &std::sync::atomic::AtomicBool,
-        on_text: &mut dyn FnMut(&str) -> std::ops::ControlFlow<()>,
-    ) -> Result<Generated, String> {
-        self.0
-            .generate(messages, sampling, adapters, cancel, on_text)
-            .map_err(|error| error.to_string())
-    }
 }

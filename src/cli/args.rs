@@ -198,9 +198,9 @@ pub enum JobsCommand {
     List(JsonArg),
     /// Show one job
     Show {
-        /// Its number
-        #[arg(value_name = "ID")]
-        id: i64,
+        /// Its number, or the name of the newest one
+        #[arg(value_name = "ID|NAME")]
+        id: String,
         /// Where to draw its loss curve.
         #[command(flatten)]
         plot: PlotArg,
@@ -222,9 +222,9 @@ pub enum JobsCommand {
     },
     /// Cancel a job that is queued or running; its marks stay
     Cancel {
-        /// Its number
-        #[arg(value_name = "ID")]
-        id: i64,
+        /// Its number, or the name of the newest one
+        #[arg(value_name = "ID|NAME")]
+        id: String,
         /// How to print.
         #[command(flatten)]
         json: JsonArg,
@@ -297,9 +297,12 @@ pub enum FeedbackCommand {
     },
     /// Write all marks to a JSONL file ("-": stdout)
     Export {
-        /// The file
+        /// The file; it must not exist
         #[arg(value_name = "FILE")]
         file: PathBuf,
+        /// Replace a file that exists
+        #[arg(long)]
+        force: bool,
         /// Only this domain
         #[arg(long, value_name = "D", value_parser = crate::domain::domain_name)]
         domain: Option<String>,

@@ -126,7 +126,8 @@ fn answer(
 
     let name = model.name.clone();
     let started = Instant::now();
-    let mut engine = Engine::new(model).with_clock(move || started.elapsed());
+    let limits = plan::engine_limits(&session.loaded.config.model);
+    let mut engine = Engine::new(model, limits).with_clock(move || started.elapsed());
     let mut screen = Screen { failed: None, silent: args.json.json };
     let generated =
         engine.generate(&messages, &sampling, adapters, cancel, &mut |text| screen.show(text))?;

@@ -25,7 +25,7 @@ const MODULE_SUFFIX: &str = "_proj";
 ///
 /// # Errors
 /// No such job, or a store that cannot be read.
-fn find(store: &Store, text: &str) -> Result<JobRow> {
+pub fn find(store: &Store, text: &str) -> Result<JobRow> {
     if let Ok(id) = text.parse() {
         return Ok(store.job(id)?);
     }

@@ -11,7 +11,7 @@ use super::args::{ConfigCommand, GlobalArgs};
 use super::context::{home_path, load_config};
 use super::exit::{Exit, UsageError};
 use super::output::{self, Table};
-use crate::config::{DEFAULT_TOML, FILE_NAME, Loaded};
+use crate::config::{Config, DEFAULT_TOML, FILE_NAME, Loaded};
 use crate::store::Home;
 
 /// Runs the command.
@@ -57,10 +57,15 @@ fn check(loaded: &Loaded, as_json: bool) -> Result<()> {
     let is_default =
         |origin: &&crate::config::Origin| matches!(origin, crate::config::Origin::Default { .. });
     let defaults = loaded.origins.values().filter(is_default).count();
+    // A file that spells out the defaults changes nothing.
+    let usual: Map<String, Value> =
+        flat(&serde_json::to_value(Config::defaults()?)?).into_iter().collect();
+    let values = flat(&serde_json::to_value(&loaded.config)?);
+    let changed = values.iter().filter(|(key, value)| usual.get(key) != Some(value)).count();
     if as_json {
-        return Ok(output::json(&json!({"valid": true, "keys": keys, "defaults": defaults}))?);
+        let found = json!({"valid": true, "keys": keys, "defaults": defaults, "changed": changed});
+        return Ok(output::json(&found)?);
     }
-    let changed = keys - defaults;
     Ok(output::line(&format!(
         "the configuration is valid: {keys} keys, {changed} of them changed"
     ))?)

@@ -38,7 +38,14 @@ pub fn run(command: &FeedbackCommand, global: &GlobalArgs) -> Result<Exit> {
         FeedbackCommand::Import { file, domain, json } => {
             import(&session, file, domain.as_deref(), json.json)?;
         }
-        FeedbackCommand::Export { file, domain, json } => {
+        FeedbackCommand::Export { file, force, domain, json } => {
+            if !force && file.is_file() {
+                let message = format!(
+                    "{} exists already: choose another file, or replace it with --force",
+                    file.display()
+                );
+                return Err(UsageError(message).into());
+            }
             export(&session.store, file, domain.clone(), json.json)?;
         }
         FeedbackCommand::Stats(json) => stats(&session.store, json.json)?,
@@ -97,6 +104,7 @@ fn add(session: &Session, args: &FeedbackAddArgs) -> Result<()> {
         fix: args.fix.clone(),
         domain: args.domain.clone().unwrap_or_else(|| DEFAULT_DOMAIN.to_owned()),
         adapter: None,
+        base: None,
     })?;
     if args.json.json {
         return Ok(output::json(&row)?);
@@ -107,7 +115,7 @@ fn add(session: &Session, args: &FeedbackAddArgs) -> Result<()> {
         "stored mark {}: {}, weight {}{note}{waits}",
         row.id, row.mark, row.weight
     ))?;
-    Ok(output::line(&session.store.buffer_status(&row.domain)?.to_string())?)
+    Ok(output::line(&session.store.buffer_status(&row.domain, None)?.to_string())?)
 }
 
 fn import(session: &Session, file: &Path, domain: Option<&str>, as_json: bool) -> Result<()> {
@@ -182,7 +190,7 @@ fn stats(store: &Store, as_json: bool) -> Result<()> {
     }
     for (domain, stats) in &mut domains {
         stats.domain.clone_from(domain);
-        stats.buffer = store.buffer_status(domain)?;
+        stats.buffer = store.buffer_status(domain, None)?;
     }
     if as_json && domains.is_empty() {
         let domain = DEFAULT_DOMAIN.to_owned();

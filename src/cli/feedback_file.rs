@@ -59,6 +59,8 @@ struct Line {
     adapter: Option<AdapterId>,
     #[serde(rename = "id")]
     _id: Option<Value>,
+    #[serde(rename = "base")]
+    _base: Option<Value>,
     #[serde(rename = "created_at")]
     _created_at: Option<Value>,
     #[serde(rename = "consumed_by")]
@@ -165,6 +167,7 @@ fn parse(
         fix: line.fix,
         domain: domain_name(domain.or(line.domain.as_deref()).unwrap_or(DEFAULT_DOMAIN))?,
         adapter: line.adapter,
+        base: None,
     })
 }
 

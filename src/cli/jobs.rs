@@ -24,10 +24,10 @@ pub fn run(command: &JobsCommand, global: &GlobalArgs) -> Result<Exit> {
     match command {
         JobsCommand::List(args) => list(&store.jobs()?, args.json)?,
         JobsCommand::Show { id, plot, json } => {
-            let job = store.job(*id)?;
+            let job = compare::find(&store, id)?;
             let curve = curves::of(&store, &job)?;
             draw(std::slice::from_ref(&curve), plot)?;
-            show(&job, &store.events(*id)?, &curve, json.json)?;
+            show(&job, &store.events(job.id)?, &curve, json.json)?;
         }
         JobsCommand::Compare { jobs, plot, json } => {
             let compared = compare::read(&store, jobs)?;
@@ -42,7 +42,7 @@ pub fn run(command: &JobsCommand, global: &GlobalArgs) -> Result<Exit> {
             }
         }
         JobsCommand::Cancel { id, json } => {
-            let job = store.request_cancel(*id)?;
+            let job = store.request_cancel(compare::find(&store, id)?.id)?;
             match json.json {
                 true => output::json(&job)?,
                 false => output::line(&cancelled(&job))?,

@@ -1,6 +1,7 @@
-//! The model of the configuration: its hash, and the model itself on its device.
+//! The model of the configuration, or another that the user names: its hash, and the model itself on its device.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result, bail};
@@ -8,26 +9,118 @@ use candle_core::{Device, DeviceLocation};
 
 use super::context::Session;
 use super::download;
-use crate::app::Setup;
+use crate::actors::base::{Base, CurrentBase, ModelOpener};
+use crate::app::{self, Setup};
+use crate::config::ModelSection;
 use crate::device::{self, Opened};
 use crate::domain::AdapterId;
 use crate::hub::{self, Hub, HubError};
 use crate::lora::{self, LoraAdapter};
 use crate::models::{self, LoadedModel, ModelInfo, ModelSource, Quantize};
 use crate::plan;
+use crate::store::JobBase;
 use crate::text::bytes;
 use crate::worker::available_memory;
 
 /// Hashes of models' files, so that gigabytes are hashed once; in the data directory.
 const HASH_CACHE: &str = "model_hashes.json";
 
+/// What is needed to load models after the session is gone.
+#[derive(Clone)]
+struct Loading {
+    config: ModelSection,
+    max_tokens: usize,
+    hash_cache: PathBuf,
+}
+
+impl Loading {
+    fn of(session: &Session) -> Self {
+        let config = &session.loaded.config;
+        Self {
+            config: config.model.clone(),
+            max_tokens: config.generation.max_tokens,
+            hash_cache: session.home.root().join(HASH_CACHE),
+        }
+    }
+
+    fn quantize(&self) -> Option<Quantize> {
+        plan::quantize(self.config.quantize)
+    }
+
+    fn hash(&self, source: &ModelSource) -> Result<String> {
+        Ok(models::base_hash(source, Some(&self.hash_cache))?)
+    }
+
+    fn load(&self, source: &ModelSource, device: &Device) -> Result<LoadedModel> {
+        if device.is_cpu() {
+            self.check_memory(source)?;
+        }
+        let cache = Some(self.hash_cache.as_path());
+        let mut model = models::load_as(source, device, cache, self.quantize())?;
+        if self.config.context_length > 0 {
+            model.context_length = model.context_length.min(self.config.context_length);
+        }
+        Ok(model)
+    }
+
+    /// Loads a model for the actors.
+    fn base(&self, source: ModelSource, device: &Device) -> Result<Base> {
+        let model = self.load(&source, device)?;
+        let opened = app::Opened {
+            device: name_of(model.decoder.device()),
+            model,
+            source,
+            hash_cache: Some(self.hash_cache.clone()),
+            choice: self.config.device,
+            limits: plan::engine_limits(&self.config),
+        };
+        Ok(opened.into())
+    }
+
+    /// Returns the longest conversation that the configuration lets a model have, in tokens.
+    fn context(&self, info: &ModelInfo) -> usize {
+        match self.config.context_length {
+            0 => info.config.max_position_embeddings,
+            limit => limit.min(info.config.max_position_embeddings),
+        }
+    }
+
+    /// Refuses a model that cannot fit before a byte of its weights is read. What is wrong with its files is for loading
+    /// to say.
+    fn check_memory(&self, source: &ModelSource) -> Result<()> {
+        let info = models::inspect(source, self.quantize());
+        let (Ok(info), Some(there)) = (info, available_memory()) else {
+            return Ok(());
+        };
+        let tokens = self.max_tokens.min(self.context(&info));
+        let needed = info.needed(tokens);
+        if needed <= there {
+            return Ok(());
+        }
+        let smaller = models::inspect(source, Some(Quantize::Q4_0)).map(|info| info.needed(tokens));
+        let quantized = match smaller {
+            Ok(smaller) if smaller <= there => {
+                format!("set model.quantize = \"q4_0\" (it then needs {}), ", bytes(smaller))
+            }
+            _ => String::new(),
+        };
+        bail!(
+            "the model {source} needs {} of memory ({} of weights, {} of key/value cache for an answer of {tokens} tokens) \
+             and {} is available: {quantized}choose a smaller model, or free memory",
+            bytes(needed),
+            bytes(info.weight_bytes),
+            bytes(info.cache_bytes_per_token * tokens as u64),
+            bytes(there),
+        )
+    }
+}
+
 /// Returns the content hash of the configured model without loading it.
 ///
 /// # Errors
 /// Missing or unreadable files.
 pub fn base_hash(session: &Session) -> Result<String> {
-    let (source, cache) = source_and_cache(session)?;
-    Ok(models::base_hash(&source, Some(&cache))?)
+    Loading::of(session).hash(&source(session)?)
 }
 
 /// Fetches the configured model if it is one of the hub that is not in the cache; shows how far it is on stderr.
@@ -48,7 +141,16 @@ pub fn fetch(session: &Session, quiet: bool, cancel: &AtomicBool) -> Result<()> 
 /// # Errors
 /// A device that is not there, or files that are no model.
 pub fn load(session: &Session) -> Result<LoadedModel> {
-    load_on(session, open_device(session)?.device)
+    load_from(session, &source(session)?)
+}
+
+/// Loads a model as the configuration wants it, on the configured device.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_from(session: &Session, source: &ModelSource) -> Result<LoadedModel> {
+    use_threads(session.loaded.config.model.threads)?;
+    Loading::of(session).load(source, &open_device(session)?.device)
 }
 
 /// Loads the model and hands over all that the running program is made of.
@@ -56,22 +158,57 @@ pub fn load(session: &Session) -> Result<LoadedModel> {
 /// # Errors
 /// A device that is not there, or files that are no model.
 pub fn setup(session: Session) -> Result<Setup> {
+    use_threads(session.loaded.config.model.threads)?;
     let opened = open_device(&session)?;
-    let model = load_on(&session, opened.device)?;
-    let (source, cache) = source_and_cache(&session)?;
+    let loading = Loading::of(&session);
+    let base = loading.base(source(&session)?, &opened.device)?;
     let mut notes: Vec<String> = opened.fallback.into_iter().collect();
     if let Some(id) = hub::named(&session.loaded.config.model.source) {
         notes.push(format!("model {id}, revision {}", Hub::from_env()?.cached(&id)?.commit));
     }
     Ok(Setup {
-        device: name_of(model.decoder.device()),
+        current: CurrentBase::new(base),
+        open: opener(loading, opened.device),
         home: session.home,
         config: session.loaded.config,
-        model,
-        source,
-        hash_cache: Some(cache),
         notes,
     })
+}
+
+/// Loads models while the program runs, beside the one in use.
+fn opener(loading: Loading, device: Device) -> ModelOpener {
+    Arc::new(move |name, in_use| {
+        let open = || -> Result<Option<Base>> {
+            let source = resolve(name)?;
+            if loading.hash(&source)? == in_use {
+                return Ok(None);
+            }
+            loading.base(source, &device).map(Some)
+        };
+        open().map_err(|error| format!("{error:#}"))
+    })
+}
+
+/// Returns what a job stores of the configured model, which is not loaded for that.
+///
+/// # Errors
+/// Missing or unreadable files.
+pub fn job_base(session: &Session) -> Result<Option<JobBase>> {
+    let (source, loading) = (source(session)?, Loading::of(session));
+    let (hash, quantize) = (loading.hash(&source)?, loading.quantize());
+    let info = models::inspect(&source, quantize)?;
+    let parameters = usize::try_from(info.parameters)?;
+    Ok(plan::job_base(&models::name_of(&source), &source, &hash, quantize, parameters))
+}
+
+/// Returns the tokens that a conversation has at least: those of one answer, or the whole context.
+pub fn least_tokens(session: &Session, info: &ModelInfo) -> usize {
+    session.loaded.config.generation.max_tokens.min(context(session, info))
+}
+
+/// Returns the longest conversation that the configuration lets a model have, in tokens.
+pub fn context(session: &Session, info: &ModelInfo) -> usize {
+    Loading::of(session).context(info)
 }
 
 fn open_device(session: &Session) -> Result<Opened> {
@@ -80,34 +217,6 @@ fn open_device(session: &Session) -> Result<Opened> {
         tracing::info!("device \"auto\": {reason}");
     }
     Ok(opened)
-}
-
-fn load_on(session: &Session, device: Device) -> Result<LoadedModel> {
-    let (source, _) = source_and_cache(session)?;
-    load_source(session, &source, device)
-}
-
-/// Loads a model as the configuration wants it, on the configured device.
-///
-/// # Errors
-/// As [`load`].
-pub fn load_from(session: &Session, source: &ModelSource) -> Result<LoadedModel> {
-    load_source(session, source, open_device(session)?.device)
-}
-
-fn load_source(session: &Session, source: &ModelSource, device: Device) -> Result<LoadedModel> {
-    let config = &session.loaded.config.model;
-    use_threads(config.threads)?;
-    if device.is_cpu() {
-        check_memory(session, source)?;
-    }
-    let cache = session.home.root().join(HASH_CACHE);
-    let mut model =
-        models::load_as(source, &device, Some(&cache), plan::quantize(config.quantize))?;
-    if config.context_length > 0 {
-        model.context_length = model.context_length.min(config.context_length);
-    }
-    Ok(model)
 }
 
 /// Returns the name of a device as `--device` takes it.
@@ -127,51 +236,19 @@ pub fn load_adapter(session: &Session, id: &AdapterId, model: &LoadedModel) -> R
     Ok(lora::load_verified(&session.home.adapter(id), model)?)
 }
 
-fn source_and_cache(session: &Session) -> Result<(ModelSource, PathBuf)> {
-    let source = hub::source(&session.loaded.config.model.source)?;
-    Ok((source, session.home.root().join(HASH_CACHE)))
+fn source(session: &Session) -> Result<ModelSource> {
+    resolve(&session.loaded.config.model.source)
 }
 
-/// Returns the tokens that a conversation has at least: those of one answer, or the whole context.
-pub fn least_tokens(session: &Session, info: &ModelInfo) -> usize {
-    session.loaded.config.generation.max_tokens.min(context(session, info))
-}
-
-/// Returns the longest conversation that the configuration lets a model have, in tokens.
-pub fn context(session: &Session, info: &ModelInfo) -> usize {
-    match session.loaded.config.model.context_length {
-        0 => info.config.max_position_embeddings,
-        limit => limit.min(info.config.max_position_embeddings),
-    }
-}
-
-/// Refuses a model that cannot fit before a byte of its weights is read. What is wrong with its files is for loading to
-/// say.
-fn check_memory(session: &Session, source: &ModelSource) -> Result<()> {
-    let quantize = plan::quantize(session.loaded.config.model.quantize);
-    let (Ok(info), Some(there)) = (models::inspect(source, quantize), available_memory()) else {
-        return Ok(());
-    };
-    let tokens = least_tokens(session, &info);
-    let needed = info.needed(tokens);
-    if needed <= there {
-        return Ok(());
-    }
-    let smaller = models::inspect(source, Some(Quantize::Q4_0)).map(|info| info.needed(tokens));
-    let quantized = match smaller {
-        Ok(smaller) if smaller <= there => {
-            format!("set model.quantize = \"q4_0\" (it then needs {}), ", bytes(smaller))
-        }
-        _ => String::new(),
-    };
-    bail!(
-        "the model {source} needs {} of memory ({} of weights, {} of key/value cache for an answer of {tokens} tokens) and \
-         {} is available: {quantized}choose a smaller model, or free memory",
-        bytes(needed),
-        bytes(info.weight_bytes),
-        bytes(info.cache_bytes_per_token * tokens as u64),
-        bytes(there),
-    )
+/// Finds the model that `--model`, `model.source` and `/model` name; files by their whole path, as jobs may run in another
+/// working directory.
+fn resolve(name: &str) -> Result<ModelSource> {
+    let whole = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
+    Ok(match hub::source(name)? {
+        ModelSource::Builtin => ModelSource::Builtin,
+        ModelSource::Dir(path) => ModelSource::Dir(whole(path)),
+        ModelSource::Gguf(path) => ModelSource::Gguf(whole(path)),
+    })
 }
 
 /// Sizes the pool that computes; 0 leaves it at one thread per core.

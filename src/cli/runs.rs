@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::context::Session;
 use super::exit::UsageError;
-use super::feedback;
+use super::{feedback, model};
 use crate::config::{Config, ConfigError, Run, Runs, StartFrom};
 use crate::domain::DEFAULT_DOMAIN;
 use crate::plan::{self, JobWish};
@@ -24,6 +24,7 @@ pub fn enqueue(session: &Session, file: &Path, priority: i64) -> Result<Vec<JobR
     for index in 0..runs.jobs.len() {
         shared.add(session, &runs, index)?;
     }
+    let base = model::job_base(session)?;
     let mut jobs = Vec::new();
     for (index, run) in runs.jobs.iter().enumerate() {
         let set = shared.set_of[index];
@@ -33,6 +34,7 @@ pub fn enqueue(session: &Session, file: &Path, priority: i64) -> Result<Vec<JobR
             from: shared.start(&runs, index)?.map(Into::into),
             priority,
             only: None,
+            base: base.clone(),
         };
         let config = Config { lora: run.lora.clone(), ..config.clone() };
         jobs.push((set, plan::new_job(&config, wish)?));

@@ -60,6 +60,7 @@ fn enqueue(session: &Session, args: &TrainArgs) -> Result<JobRow> {
         }),
         priority: args.priority,
         only,
+        base: model::job_base(session)?,
     };
     Ok(plan::enqueue(&session.store, &session.loaded.config, wish)?)
 }

@@ -65,6 +65,8 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("model.source", Rule::SomeText),
     ("model.device", Rule::Device),
     ("model.context_length", Rule::Whole(0, 1_048_576)),
+    ("model.context_overflow", Rule::Choice(&["error", "slide"])),
+    ("model.cache_mb", MEBIBYTES),
     ("model.threads", THREADS),
     ("model.quantize", Rule::Choice(&["none", "q8_0", "q4_0", "q4_k"])),
     ("generation.temperature", Rule::Fraction(0.0, 2.0)),

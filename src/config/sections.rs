@@ -40,10 +40,24 @@ pub struct ModelSection {
     pub device: DeviceChoice,
     /// Longest conversation in tokens; 0 means the model's own limit.
     pub context_length: usize,
+    /// What becomes of a conversation that is longer.
+    pub context_overflow: OverflowChoice,
+    /// Mebibytes of keys and values kept between answers.
+    pub cache_mb: u64,
     /// Threads for answers; 0 means one per core.
     pub threads: usize,
     /// The format that matrices are brought to while loading.
     pub quantize: QuantizeChoice,
+}
+
+/// `model.context_overflow`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OverflowChoice {
+    /// It is refused.
+    Error,
+    /// Its oldest turns are left out.
+    Slide,
 }
 
 /// `model.quantize`

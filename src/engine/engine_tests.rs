@@ -46,18 +46,38 @@ fn tokenizer_json() -> String {
     .to_string()
 }
 
+const LIMITS: Limits = Limits { context_overflow: ContextOverflow::Slide, cache_bytes: 64 << 20 };
+const TEMPLATE: &str = "{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}\
+                        {% if add_generation_prompt %}<s>{% endif %}";
+
 fn engine(family: &str) -> Engine {
+    Engine::new(model(family, &tokenizer_json(), TEMPLATE, &|_| ()), LIMITS)
+}
+
+/// Loads a fixture with this tokenizer and template, after `damage` changed its weights.
+fn model(family: &str, tokenizer: &str, template: &str, damage: &dyn Fn(&Path)) -> LoadedModel {
     let dir = tempfile::tempdir().expect("directory");
     for name in ["config.json", "model.safetensors"] {
         fs_err::copy(fixture(family).join(name), dir.path().join(name)).expect("copy");
     }
-    let template = "{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}\
-                    {% if add_generation_prompt %}<s>{% endif %}";
     let config = json!({"bos_token": "<s>", "eos_token": "</s>", "chat_template": template});
-    fs_err::write(dir.path().join("tokenizer.json"), tokenizer_json()).expect("write");
+    fs_err::write(dir.path().join("tokenizer.json"), tokenizer).expect("write");
     fs_err::write(dir.path().join("tokenizer_config.json"), config.to_string()).expect("write");
+    damage(&dir.path().join("model.safetensors"));
     let source = ModelSource::Dir(dir.path().to_owned());
-    Engine::new(models::load(&source, &Device::Cpu, None).expect("model"))
+    models::load(&source, &Device::Cpu, None).expect("model")
+}
+
+fn builtin() -> LoadedModel {
+    models::load(&ModelSource::Builtin, &Device::Cpu, None).expect("model")
+}
+
+/// Makes every value of a tensor no number.
+fn spoil(weights: &Path, name: &str) {
+    let mut tensors = candle_core::safetensors::load(weights, &Device::Cpu).expect("weights");
+    let spoilt = (tensors[name].zeros_like().expect("zeros") / 0.0).expect("no number");
+    tensors.insert(name.to_owned(), spoilt);
+    candle_core::safetensors::save(&tensors, weights).expect("saved");
 }
 
 fn adapter(engine: &Engine, family: &str, name: &str, weight: f64) -> AdapterSet {
@@ -143,13 +163,12 @@ fn a_growing_conversation_answers_as_if_nothing_were_cached() {
 
 #[test]
 fn the_built_in_model_answers_alike_with_and_without_a_cache() {
-    let load = || models::load(&ModelSource::Builtin, &Device::Cpu, None).expect("model");
-    let mut warm = Engine::new(load());
+    let mut warm = Engine::new(builtin(), LIMITS);
     let none = AdapterSet::empty();
     let mut messages = vec![Message::system("You are shammah."), Message::user("Hello!")];
     for question in ["Who are you?", "What does /good do?"] {
         let cached = ask(&mut warm, &messages, &none);
-        let uncached = ask(&mut Engine::new(load()), &messages, &none);
+        let uncached = ask(&mut Engine::new(builtin(), LIMITS), &messages, &none);
         assert_eq!(cached.text, uncached.text);
         messages.push(Message::assistant(cached.text));
         messages.push(Message::user(question));
@@ -212,7 +231,7 @@ fn a_prompt_of_100_000_characters_is_refused_at_once_and_the_engine_lives_on() {
             })
             .expect_err("overflow");
         assert!(
-            matches!(error, EngineError::ContextOverflow { prompt_tokens, context_length: 128 } if prompt_tokens > 100_000)
+            matches!(error, EngineError::ContextOverflow { prompt_tokens, context_length: 128, .. } if prompt_tokens > 100_000)
         );
         assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
     }
@@ -236,4 +255,155 @@ fn an_engine_can_be_moved_to_its_thread() {
     fn assert_send<T: Send>() {}
     assert_send::<Engine>();
     assert_send::<EngineError>();
+}
+
+/// Asks greedily; returns the answer or the error.
+fn try_ask(
+    engine: &mut Engine,
+    messages: &[Message],
+    max_tokens: usize,
+) -> Result<Generated, EngineError> {
+    let never = AtomicBool::new(false);
+    let listen = &mut |_: &str| ControlFlow::Continue(());
+    engine.generate(messages, &Sampling::greedy(max_tokens), &AdapterSet::empty(), &never, listen)
+}
+
+/// The built-in model with a context of `context_length` tokens.
+fn narrow(context_length: usize, limits: Limits) -> Engine {
+    Engine::new(LoadedModel { context_length, ..builtin() }, limits)
+}
+
+#[test]
+fn a_conversation_slides_over_the_context_and_answers_as_if_nothing_were_cached() {
+    let mut warm = narrow(96, LIMITS);
+    let mut messages = vec![Message::system("You are shammah.")];
+    let mut dropped = 0;
+    for turn in 0..10 {
+        messages.push(Message::user(format!("Tell me something about the number {turn}.")));
+        let cached = try_ask(&mut warm, &messages, 24).expect("it slides");
+        let uncached = try_ask(&mut narrow(96, LIMITS), &messages, 24).expect("it slides");
+        assert_eq!((&cached.text, cached.dropped_turns), (&uncached.text, uncached.dropped_turns));
+        assert!(cached.prompt_tokens + 24 <= 96, "turn {turn}");
+        assert!(cached.dropped_turns >= dropped, "more and more of them");
+        dropped = cached.dropped_turns;
+        messages.push(Message::assistant(cached.text));
+    }
+    assert!(dropped > 2, "{dropped}");
+}
+
+#[test]
+fn a_conversation_is_refused_where_it_must_not_slide_and_a_long_question_always() {
+    let strict = Limits { context_overflow: ContextOverflow::Error, ..LIMITS };
+    let turn =
+        [Message::user("Tell me a story."), Message::assistant("Once upon a time. ".repeat(3))];
+    let mut messages = turn.iter().cycle().take(12).cloned().collect::<Vec<_>>();
+    messages.push(Message::user("And then?"));
+    let error = try_ask(&mut narrow(96, strict), &messages, 24).expect_err("too long").to_string();
+    for words in ["holds 96", "/clear", "context_overflow"] {
+        assert!(error.contains(words), "{error}");
+    }
+    assert!(try_ask(&mut narrow(96, LIMITS), &messages, 24).expect("it slides").dropped_turns > 0);
+    messages.push(Message::assistant("The end."));
+    messages.push(Message::user("why is it so? ".repeat(40)));
+    let error = try_ask(&mut narrow(96, LIMITS), &messages, 24).expect_err("too long").to_string();
+    assert!(error.contains("last message has") && error.contains("holds 96"), "{error}");
+}
+
+#[test]
+fn an_answer_that_reaches_the_end_of_the_context_is_cut() {
+    let mut engine = engine("llama");
+    let mut cut = 0;
+    // The model is random: some of its answers end by themselves.
+    for letter in 'a'..='z' {
+        let question = [Message::user(letter.to_string().repeat(120))];
+        let generated = try_ask(&mut engine, &question, 1000).expect("room for some");
+        let tokens = generated.prompt_tokens + generated.new_tokens;
+        assert_eq!(generated.finish_reason == FinishReason::Length, tokens == 128, "{letter}");
+        cut += usize::from(tokens == 128);
+    }
+    assert!(cut > 0);
+}
+
+#[test]
+fn a_cache_too_small_for_two_conversations_changes_no_answer() {
+    let one = KvCache::bytes_for(builtin().decoder.config(), 512);
+    for cache_bytes in [0, one, 2 * one] {
+        let mut small = Engine::new(builtin(), Limits { cache_bytes, ..LIMITS });
+        let mut cached = 0;
+        for question in ["Who are you?", "What does /good do?", "Who are you?", "Who are you?"] {
+            let messages = [Message::user(question)];
+            let answer = try_ask(&mut small, &messages, 12).expect("answer");
+            let whole =
+                try_ask(&mut Engine::new(builtin(), LIMITS), &messages, 12).expect("answer");
+            assert_eq!(answer.text, whole.text);
+            cached += usize::from(answer.cached_tokens + 1 == answer.prompt_tokens);
+        }
+        let expected = [0, 1, 2][usize::try_from(cache_bytes / one).expect("small")];
+        assert_eq!(cached, expected, "{cache_bytes} bytes");
+    }
+}
+
+#[test]
+fn weights_that_are_no_numbers_are_an_error_with_the_names_of_model_and_adapters() {
+    let damage = |path: &Path| spoil(path, "model.norm.weight");
+    let mut broken = Engine::new(model("llama", &tokenizer_json(), TEMPLATE, &damage), LIMITS);
+    let question = [Message::user("Hello")];
+    let error = try_ask(&mut broken, &question, 4).expect_err("no number").to_string();
+    let name = format!("model \"{}\"", broken.model().name);
+    assert!(
+        error.starts_with(&name) && error.contains("NaN") && error.contains("damaged"),
+        "{error}"
+    );
+    let set = adapter(&broken, "llama", "peft_all", 1.0);
+    let never = AtomicBool::new(false);
+    let listen = &mut |_: &str| ControlFlow::Continue(());
+    let error = broken
+        .generate(&question, &Sampling::greedy(4), &set, &never, listen)
+        .expect_err("no number")
+        .to_string();
+    assert!(
+        error.contains("with adapter \"peft_all\"") && error.contains("/adapters unload"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_token_beyond_the_embedding_is_an_error_and_no_panic() {
+    let far = tokenizer_json().replace("\"Q\":50", "\"Q\":5000");
+    assert!(far.contains("5000"));
+    let mut engine = Engine::new(model("qwen2", &far, TEMPLATE, &|_| ()), LIMITS);
+    let error =
+        try_ask(&mut engine, &[Message::user("Q?")], 4).expect_err("no such row").to_string();
+    assert!(error.contains("token 5000") && error.contains("rows"), "{error}");
+    assert!(try_ask(&mut engine, &[Message::user("A?")], 4).is_ok());
+}
+
+#[test]
+fn a_template_that_refuses_or_drops_the_system_message_says_so() {
+    let refuses =
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}";
+    let drops = "{% for m in messages if m.role != 'system' %}<s>{{ m.content }}</s>{% endfor %}";
+    for template in [format!("{refuses}{TEMPLATE}"), drops.to_owned()] {
+        let mut engine = Engine::new(model("llama", &tokenizer_json(), &template, &|_| ()), LIMITS);
+        let messages = [Message::system("Be kind."), Message::user("Hello")];
+        let error = try_ask(&mut engine, &messages, 4).expect_err("no place for it").to_string();
+        assert!(
+            error.contains("takes no system message") && error.contains("/system off"),
+            "{error}"
+        );
+        assert!(try_ask(&mut engine, &messages[1..], 4).is_ok());
+    }
+    let mut engine = engine("llama");
+    assert!(
+        try_ask(&mut engine, &[Message::system("Be kind."), Message::user("Hello")], 4).is_ok()
+    );
+}
+
+#[test]
+fn a_template_that_fails_is_an_error_in_its_own_words() {
+    let template = "{{ raise_exception('after the user comes the assistant') }}";
+    let mut engine = Engine::new(model("llama", &tokenizer_json(), template, &|_| ()), LIMITS);
+    let error =
+        try_ask(&mut engine, &[Message::user("Hello")], 4).expect_err("refused").to_string();
+    assert!(error.contains("after the user comes the assistant"), "{error}");
 }

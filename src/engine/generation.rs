@@ -49,6 +49,8 @@ pub struct Generated {
     pub decode: Option<Duration>,
     /// Why the answer ended.
     pub finish_reason: FinishReason,
+    /// Oldest turns of the conversation that were left out for want of room.
+    pub dropped_turns: usize,
 }
 
 /// What the loop needs of a model.
@@ -64,6 +66,9 @@ pub trait TokenModel {
     /// # Errors
     /// No memory on the device.
     fn new_cache(&self, capacity: usize) -> Result<Self::Cache, EngineError>;
+
+    /// Returns the bytes that a cache for `capacity` positions takes.
+    fn cache_bytes(&self, capacity: usize) -> u64;
 
     /// Takes `ids` in behind what `cache` holds and returns the logits `[vocab]` after the last.
     ///
@@ -114,19 +119,21 @@ impl<M: TokenModel> Generation<'_, M> {
         }
         if prompt.len() >= context_length {
             return Err(EngineError::ContextOverflow {
+                what: "prompt",
                 prompt_tokens: prompt.len(),
                 context_length,
+                remedy: "shorten it, or use a model with a longer context",
             });
         }
         let mut session = match sessions.check_out(&key, prompt) {
             Some(session) => session,
             None => {
                 let capacity = self.capacity_for(prompt.len());
-                sessions.make_room(capacity);
+                sessions.make_room(self.model.cache_bytes(capacity));
                 Session::new(key, self.model.new_cache(capacity)?, prompt.len())
             }
         };
-        let generated = self.answer(prompt, &mut session, on_text)?;
+        let generated = self.answer(prompt, &mut session, sessions, on_text)?;
         sessions.check_in(session);
         Ok(generated)
     }
@@ -135,6 +142,7 @@ impl<M: TokenModel> Generation<'_, M> {
         &self,
         prompt: &[u32],
         session: &mut Session<M::Cache>,
+        others: &mut PrefixCache<M::Cache>,
         on_text: &mut OnText<'_>,
     ) -> Result<Generated, EngineError> {
         let mut generated = Generated {
@@ -145,13 +153,15 @@ impl<M: TokenModel> Generation<'_, M> {
             prefill: None,
             decode: None,
             finish_reason: FinishReason::Cancelled,
+            dropped_turns: 0,
         };
         let start = self.now();
-        let logits = self.prefill(prompt, session)?;
+        let logits = self.prefill(prompt, session, others)?;
         let prefilled = self.now();
         generated.prefill = elapsed(start, prefilled);
         if let Some(logits) = logits {
-            generated.finish_reason = self.decode(logits, session, &mut generated, on_text)?;
+            generated.finish_reason =
+                self.decode(logits, session, others, &mut generated, on_text)?;
         }
         generated.decode = elapsed(prefilled, self.now());
         Ok(generated)
@@ -162,13 +172,14 @@ impl<M: TokenModel> Generation<'_, M> {
         &self,
         prompt: &[u32],
         session: &mut Session<M::Cache>,
+        others: &mut PrefixCache<M::Cache>,
     ) -> Result<Option<Tensor>, EngineError> {
         let mut logits = None;
         for chunk in prompt[session.tokens.len()..].chunks(PREFILL_CHUNK) {
             if self.cancelled() {
                 return Ok(None);
             }
-            logits = Some(self.feed(chunk, session)?);
+            logits = Some(self.feed(chunk, session, others)?);
         }
         Ok(logits)
     }
@@ -178,6 +189,7 @@ impl<M: TokenModel> Generation<'_, M> {
         &self,
         mut logits: Tensor,
         session: &mut Session<M::Cache>,
+        others: &mut PrefixCache<M::Cache>,
         generated: &mut Generated,
         on_text: &mut OnText<'_>,
     ) -> Result<FinishReason, EngineError> {
@@ -213,16 +225,25 @@ impl<M: TokenModel> Generation<'_, M> {
             if self.cancelled() {
                 break FinishReason::Cancelled;
             }
-            logits = self.feed(&[token], session)?;
+            logits = self.feed(&[token], session, others)?;
         };
         let (stopped, _) = hand_out(stream.finish(), generated);
         Ok(if stopped { FinishReason::Stop } else { reason })
     }
 
-    fn feed(&self, ids: &[u32], session: &mut Session<M::Cache>) -> Result<Tensor, EngineError> {
+    /// Takes tokens in; the sessions of other conversations make room where the cache must grow.
+    fn feed(
+        &self,
+        ids: &[u32],
+        session: &mut Session<M::Cache>,
+        others: &mut PrefixCache<M::Cache>,
+    ) -> Result<Tensor, EngineError> {
         let len = session.tokens.len() + ids.len();
         if session.cache.capacity() < len {
-            session.cache.reserve(self.capacity_for(len))?;
+            let capacity = self.capacity_for(len);
+            // While it grows, both buffers are there.
+            others.make_room(session.cache.bytes() + self.model.cache_bytes(capacity));
+            session.cache.reserve(capacity)?;
         }
         let logits = self.model.advance(ids, &mut session.cache)?;
         session.tokens.extend_from_slice(ids);

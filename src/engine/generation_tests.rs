@@ -8,6 +8,8 @@ use proptest::prelude::*;
 use super::*;
 
 const STOP: u32 = 256;
+/// Bytes for every session of a test.
+const PLENTY: u64 = 1 << 20;
 
 /// Every byte at its own index: the texts of the tokens.
 const BYTES: [u8; 256] = {
@@ -33,6 +35,9 @@ impl CacheStore for FakeCache {
     }
     fn capacity(&self) -> usize {
         self.capacity
+    }
+    fn bytes(&self) -> u64 {
+        self.capacity as u64
     }
     fn truncate(&mut self, len: usize) {
         self.tokens.truncate(len);
@@ -102,6 +107,9 @@ impl TokenModel for FakeModel {
     fn new_cache(&self, capacity: usize) -> Result<FakeCache, EngineError> {
         Ok(FakeCache { tokens: Vec::new(), capacity })
     }
+    fn cache_bytes(&self, capacity: usize) -> u64 {
+        capacity as u64
+    }
     fn advance(&self, ids: &[u32], cache: &mut FakeCache) -> Result<Tensor, EngineError> {
         self.forwards.set(self.forwards.get() + 1);
         self.chunks.borrow_mut().push(ids.len());
@@ -141,7 +149,7 @@ fn collect(
 }
 
 fn answer(model: &FakeModel, sampling: &Sampling, prompt: &[u32]) -> (Generated, Vec<String>) {
-    let (result, pieces) = collect(model, sampling, prompt, &mut PrefixCache::default());
+    let (result, pieces) = collect(model, sampling, prompt, &mut PrefixCache::new(PLENTY));
     (result.expect("generated"), pieces)
 }
 
@@ -195,7 +203,7 @@ fn a_listener_that_breaks_ends_the_generation() {
         Generation { model: &model, sampling: &sampling, cancel: &model.cancel, clock: None };
     let mut pieces = 0;
     let generated = generation
-        .run(key(), &[1], &mut PrefixCache::default(), &mut |_| {
+        .run(key(), &[1], &mut PrefixCache::new(PLENTY), &mut |_| {
             pieces += 1;
             if pieces == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })
@@ -219,7 +227,7 @@ fn cancelling_takes_effect_within_one_token() {
         Generation { model: &model, sampling: &sampling, cancel: &model.cancel, clock: None };
     let mut pieces = 0;
     let generated = generation
-        .run(key(), &[1], &mut PrefixCache::default(), &mut |_| {
+        .run(key(), &[1], &mut PrefixCache::new(PLENTY), &mut |_| {
             pieces += 1;
             model.cancel.store(pieces == 3, Ordering::Relaxed);
             ControlFlow::Continue(())
@@ -233,7 +241,7 @@ fn cancelling_takes_effect_within_one_token() {
 fn cancelling_takes_effect_between_prefill_chunks_and_what_was_computed_stays_usable() {
     let prompt: Vec<u32> = (0..5 * PREFILL_CHUNK as u32).collect();
     let model = FakeModel { cancel_in: Some(2), ..FakeModel::hashing() };
-    let mut sessions = PrefixCache::default();
+    let mut sessions = PrefixCache::new(PLENTY);
     let (result, pieces) = collect(&model, &Sampling::greedy(8), &prompt, &mut sessions);
     let generated = result.expect("generated");
     assert_eq!(generated.finish_reason, FinishReason::Cancelled);
@@ -260,12 +268,12 @@ fn a_prompt_without_room_for_an_answer_is_refused_with_a_remedy() {
     let model = FakeModel { context_length: 16, ..FakeModel::hashing() };
     for len in [16, 17, 100_000] {
         let (result, _) =
-            collect(&model, &Sampling::greedy(8), &vec![1; len], &mut PrefixCache::default());
+            collect(&model, &Sampling::greedy(8), &vec![1; len], &mut PrefixCache::new(PLENTY));
         let error = result.expect_err("overflow");
         assert!(
-            matches!(error, EngineError::ContextOverflow { prompt_tokens, context_length: 16 } if prompt_tokens == len)
+            matches!(error, EngineError::ContextOverflow { prompt_tokens, context_length: 16, .. } if prompt_tokens == len)
         );
-        assert!(error.to_string().contains("/clear"), "{error}");
+        assert!(error.to_string().contains("shorten"), "{error}");
     }
     assert_eq!(model.forwards.get(), 0);
     let (generated, _) = answer(&model, &Sampling::greedy(1000), &[1; 12]);
@@ -275,7 +283,7 @@ fn a_prompt_without_room_for_an_answer_is_refused_with_a_remedy() {
 #[test]
 fn an_empty_prompt_and_wrong_settings_are_refused() {
     let model = FakeModel::hashing();
-    let mut sessions = PrefixCache::default();
+    let mut sessions = PrefixCache::new(PLENTY);
     let (result, _) = collect(&model, &Sampling::greedy(8), &[], &mut sessions);
     assert!(matches!(result, Err(EngineError::EmptyPrompt)));
     let (result, _) = collect(&model, &Sampling::greedy(0), &[1], &mut sessions);
@@ -284,7 +292,7 @@ fn an_empty_prompt_and_wrong_settings_are_refused() {
 
 #[test]
 fn a_failed_generation_leaves_the_other_sessions_as_they_were() {
-    let mut sessions = PrefixCache::default();
+    let mut sessions = PrefixCache::new(PLENTY);
     let prompt: Vec<u32> = (0..40).collect();
     let other: Vec<u32> = (100..140).collect();
     let good = FakeModel::hashing();
@@ -327,7 +335,7 @@ fn timings_come_from_the_callers_clock_only() {
         clock: Some(&clock),
     };
     let generated = generation
-        .run(key(), &[1], &mut PrefixCache::default(), &mut |_| ControlFlow::Continue(()))
+        .run(key(), &[1], &mut PrefixCache::new(PLENTY), &mut |_| ControlFlow::Continue(()))
         .expect("generated");
     assert_eq!(generated.prefill, Some(Duration::from_millis(3)));
     assert_eq!(generated.decode, Some(Duration::from_millis(5)));
@@ -360,8 +368,10 @@ proptest! {
     #[test]
     fn cached_answers_equal_uncached_ones(
         turns in prop::collection::vec((0usize..3, 0usize..40, prop::collection::vec(0u32..4, 1..30), any::<bool>()), 1..12),
+        // Room for all three conversations, for one or two, for none.
+        limit in prop::sample::select(vec![PLENTY, 1100, 600, 10]),
     ) {
-        let mut sessions = PrefixCache::default();
+        let mut sessions = PrefixCache::new(limit);
         let mut chats = [vec![1u32; 10], vec![1u32; 10], vec![2u32; 3]];
         for (chat, keep, message, cancelled) in turns {
             let chat = &mut chats[chat];

@@ -27,6 +27,10 @@ impl TokenModel for AdaptedModel<'_> {
         Ok(self.base.decoder.new_cache(capacity)?)
     }
 
+    fn cache_bytes(&self, capacity: usize) -> u64 {
+        KvCache::bytes_for(self.base.decoder.config(), capacity)
+    }
+
     fn advance(&self, ids: &[u32], cache: &mut KvCache) -> Result<Tensor, EngineError> {
         let decoder = &self.base.decoder;
         let ids = Tensor::new(ids, decoder.device())?.unsqueeze(0)?;
@@ -55,6 +59,10 @@ impl CacheStore for KvCache {
 
     fn capacity(&self) -> usize {
         KvCache::capacity(self)
+    }
+
+    fn bytes(&self) -> u64 {
+        KvCache::bytes(self)
     }
 
     fn truncate(&mut self, len: usize) {

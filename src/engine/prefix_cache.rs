@@ -10,11 +10,6 @@ use super::error::EngineError;
 /// base, and one more; each costs memory in proportion to its length.
 pub const MAX_SESSIONS: usize = 4;
 
-/// The most positions that are kept over all sessions (a single conversation may be longer). A
-/// position takes 24 KiB in a model of 0.5 B parameters (Qwen2.5: 24 layers, two heads of 64 for
-/// keys and values, f32), so all of them 384 MiB.
-pub const MAX_CACHED_TOKENS: usize = 16_384;
-
 /// What a session's keys and values depend on besides the tokens: one adapter never reads
 /// another's cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +40,8 @@ pub trait CacheStore {
     fn len(&self) -> usize;
     /// Returns the number of positions that there is memory for.
     fn capacity(&self) -> usize;
+    /// Returns the bytes of that memory.
+    fn bytes(&self) -> u64;
     /// Forgets all positions from `len` on.
     fn truncate(&mut self, len: usize);
     /// Grows to `capacity` positions and keeps those that are filled; never shrinks.
@@ -88,23 +85,23 @@ impl<C: CacheStore> Session<C> {
     }
 }
 
-/// The sessions that are kept, the one used longest ago first.
+/// The sessions that are kept, the one used longest ago first, within a number of bytes. The one in use counts too: the
+/// others make room for it, and only alone may it be larger.
 #[derive(Debug)]
 pub struct PrefixCache<C> {
     sessions: Vec<Session<C>>,
     max_sessions: usize,
-    max_tokens: usize,
-}
-
-impl<C: CacheStore> Default for PrefixCache<C> {
-    fn default() -> Self {
-        Self::with_limits(MAX_SESSIONS, MAX_CACHED_TOKENS)
-    }
+    max_bytes: u64,
 }
 
 impl<C: CacheStore> PrefixCache<C> {
-    fn with_limits(max_sessions: usize, max_tokens: usize) -> Self {
-        Self { sessions: Vec::new(), max_sessions, max_tokens }
+    /// Keeps nothing yet, and later at most `max_bytes`.
+    pub fn new(max_bytes: u64) -> Self {
+        Self::with_limits(MAX_SESSIONS, max_bytes)
+    }
+
+    fn with_limits(max_sessions: usize, max_bytes: u64) -> Self {
+        Self { sessions: Vec::new(), max_sessions, max_bytes }
     }
 
     /// Takes out the session with the same key that shares the longest prefix with `prompt`, cut to
@@ -125,8 +122,8 @@ impl<C: CacheStore> PrefixCache<C> {
 
     /// Returns a session after a generation that ended well (or was cancelled).
     ///
-    /// One whose tokens and cache do not agree or whose adapter has no digest is dropped, and so
-    /// are sessions that it contains.
+    /// One whose tokens and cache do not agree, whose adapter has no digest or that alone is larger than the limit is
+    /// dropped, and so are sessions that it contains.
     pub fn check_in(&mut self, session: Session<C>) {
         let agrees = session.tokens.len() == session.cache.len();
         if session.tokens.is_empty() || !agrees || !session.key.is_certain() {
@@ -134,15 +131,18 @@ impl<C: CacheStore> PrefixCache<C> {
         }
         self.sessions
             .retain(|old| old.key != session.key || !session.tokens.starts_with(&old.tokens));
-        self.make_room(session.cache.capacity());
-        self.sessions.push(session);
+        let bytes = session.cache.bytes();
+        self.make_room(bytes);
+        if bytes <= self.max_bytes {
+            self.sessions.push(session);
+        }
     }
 
-    /// Drops the sessions used longest ago until one more with `capacity` positions fits.
-    pub fn make_room(&mut self, capacity: usize) {
+    /// Drops the sessions used longest ago until one more of `bytes` fits.
+    pub fn make_room(&mut self, bytes: u64) {
         let fits = |sessions: &[Session<C>]| {
-            let held: usize = sessions.iter().map(|session| session.cache.capacity()).sum();
-            sessions.len() < self.max_sessions && held + capacity <= self.max_tokens
+            let held: u64 = sessions.iter().map(|session| session.cache.bytes()).sum();
+            sessions.len() < self.max_sessions && held + bytes <= self.max_bytes
         };
         let dropped = (0..self.sessions.len()).find(|&first| fits(&self.sessions[first..]));
         self.sessions.drain(..dropped.unwrap_or(self.sessions.len()));
@@ -151,7 +151,13 @@ impl<C: CacheStore> PrefixCache<C> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// Bytes of a position.
+    const POSITION: u64 = 10;
+    const PLENTY: u64 = 1 << 20;
 
     /// A cache that counts positions only.
     #[derive(Debug)]
@@ -166,6 +172,9 @@ mod tests {
         }
         fn capacity(&self) -> usize {
             self.capacity
+        }
+        fn bytes(&self) -> u64 {
+            self.capacity as u64 * POSITION
         }
         fn truncate(&mut self, len: usize) {
             self.len = self.len.min(len);
@@ -203,7 +212,7 @@ mod tests {
             CacheKey::new("other base", [("a", 1.0), ("b", 0.5)]),
         ];
         for other in others {
-            let mut cache = PrefixCache::default();
+            let mut cache = PrefixCache::new(PLENTY);
             cache.check_in(session(&mine, &[1, 2, 3], 3));
             assert_eq!(taken(&mut cache, &other, &[1, 2, 3, 4]), None, "{other:?}");
             assert_eq!(taken(&mut cache, &mine, &[1, 2, 3, 4]), Some(vec![1, 2, 3]));
@@ -213,7 +222,7 @@ mod tests {
     #[test]
     fn the_longest_common_prefix_wins_and_the_last_token_is_computed_again() {
         let key = key(&[]);
-        let mut cache = PrefixCache::default();
+        let mut cache = PrefixCache::new(PLENTY);
         cache.check_in(session(&key, &[1, 2, 3, 9], 2));
         cache.check_in(session(&key, &[1, 2, 8], 2));
         cache.check_in(session(&key, &[7], 1));
@@ -225,7 +234,7 @@ mod tests {
     #[test]
     fn a_common_beginning_does_not_cost_another_conversation_its_cache() {
         let key = key(&[]);
-        let mut cache = PrefixCache::default();
+        let mut cache = PrefixCache::new(PLENTY);
         cache.check_in(session(&key, &[1, 2, 3, 4, 5, 6, 7], 7));
         assert_eq!(taken(&mut cache, &key, &[1, 2, 9, 9]), None, "two saved, five lost");
         assert_eq!(taken(&mut cache, &key, &[1, 2, 3, 4, 9]), Some(vec![1, 2, 3, 4]));
@@ -236,7 +245,7 @@ mod tests {
     #[test]
     fn the_session_used_longest_ago_goes_first() {
         let key = key(&[]);
-        let mut cache = PrefixCache::with_limits(3, 1000);
+        let mut cache = PrefixCache::with_limits(3, PLENTY);
         for first in [10, 20, 30] {
             cache.check_in(session(&key, &[first, 1, 2], 3));
         }
@@ -249,25 +258,58 @@ mod tests {
         assert!(taken(&mut cache, &key, &[30, 1, 2]).is_some());
     }
 
+    /// What is kept, and what of the one in use the others leave room for.
+    fn held(cache: &PrefixCache<Counter>) -> u64 {
+        cache.sessions.iter().map(|session| session.cache.bytes()).sum()
+    }
+
+    proptest! {
+        #[test]
+        fn the_bytes_of_all_sessions_never_pass_the_limit(
+            limit in 0..600u64,
+            prompts in prop::collection::vec((0..3u32, 1..30usize, 0..40usize), 1..40),
+        ) {
+            let key = key(&[]);
+            let mut cache = PrefixCache::new(limit);
+            for (first, len, answer) in prompts {
+                let prompt: Vec<u32> = (0..len as u32).map(|n| first * 1000 + n).collect();
+                let mut used = cache.check_out(&key, &prompt).unwrap_or_else(|| {
+                    cache.make_room(len as u64 * POSITION);
+                    Session::new(key.clone(), Counter { len: 0, capacity: len }, len)
+                });
+                let total = len + answer;
+                if used.cache.capacity() < total {
+                    cache.make_room(used.cache.bytes() + total as u64 * POSITION);
+                    used.cache.reserve(total).unwrap();
+                }
+                let in_use = used.cache.bytes();
+                prop_assert!(held(&cache) + in_use <= limit.max(in_use));
+                used.tokens = prompt.iter().copied().chain((0..answer as u32).map(|n| 9000 + n)).collect();
+                used.cache.len = total;
+                cache.check_in(used);
+                prop_assert!(held(&cache) <= limit);
+                prop_assert_eq!(cache.sessions.last().is_some_and(|last| last.cache.len == total), in_use <= limit);
+            }
+        }
+    }
+
     #[test]
-    fn the_positions_of_all_sessions_are_bounded() {
+    fn a_session_larger_than_the_limit_is_not_kept_and_the_least_used_make_room() {
         let key = key(&[]);
-        let mut cache = PrefixCache::with_limits(10, 10);
+        let mut cache = PrefixCache::with_limits(10, 10 * POSITION);
         for first in 0..6 {
             cache.check_in(session(&key, &[first, 1, 2, 3], 4));
-            assert!(
-                cache.sessions.iter().map(|session| session.cache.capacity).sum::<usize>() <= 10
-            );
         }
         assert_eq!(cache.sessions.len(), 2);
+        assert_eq!(taken(&mut cache, &key, &[3, 1, 2, 3]), None, "the two used last are kept");
         cache.check_in(session(&key, &[9; 25], 25));
-        assert_eq!(cache.sessions.len(), 1, "a single long conversation is kept alone");
+        assert!(cache.sessions.is_empty());
     }
 
     #[test]
     fn what_does_not_agree_or_is_contained_is_not_kept() {
         let key = key(&[]);
-        let mut cache = PrefixCache::default();
+        let mut cache = PrefixCache::new(PLENTY);
         let mut torn = session(&key, &[1, 2, 3], 3);
         torn.cache.len = 2;
         cache.check_in(torn);

@@ -135,6 +135,11 @@ impl LoraAdapter {
         &self.sites
     }
 
+    /// Returns the name of its directory; empty for one made in memory.
+    pub fn name(&self) -> &str {
+        self.dir.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+    }
+
     /// Returns the hex SHA-256 of weights and scales, which names the adapter's effect.
     pub fn digest(&self) -> &str {
         &self.digest
@@ -203,9 +208,13 @@ impl AdapterSet {
     /// Several adapters with their weights.
     ///
     /// # Errors
-    /// A DoRA adapter beside another one or at a weight other than 1: it rescales the base's own output, so it is no
+    /// A weight that is no finite number; a DoRA adapter beside another one or at a weight other than 1: it rescales the base's own output, so it is no
     /// term of a sum.
     pub fn weighted(adapters: Vec<(Arc<LoraAdapter>, f64)>) -> Result<Self, LoraError> {
+        if let Some((adapter, weight)) = adapters.iter().find(|(_, weight)| !weight.is_finite()) {
+            let problem = format!("its weight is {weight}");
+            return Err(invalid(&adapter.dir, problem, "give a finite number, as in rust:0.5"));
+        }
         let alone = matches!(adapters.as_slice(), [] | [(_, 1.0)]);
         match adapters.iter().find(|(adapter, _)| adapter.config.dora && !alone) {
             Some((adapter, _)) => Err(invalid(
@@ -220,6 +229,11 @@ impl AdapterSet {
     /// Returns whether no adapter acts.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// Returns the name of each adapter, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|(adapter, _)| adapter.name())
     }
 
     /// Returns digest and weight of each adapter, in order: what names the set's effect.

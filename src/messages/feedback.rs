@@ -18,6 +18,8 @@ pub struct Turn {
     pub domain: String,
     /// The adapter that gave it, if one did.
     pub adapter: Option<AdapterId>,
+    /// The hash of the base that gave it: a job of that base learns from it.
+    pub base: Option<String>,
 }
 
 /// `/good`, `/medium`, `/critical`.

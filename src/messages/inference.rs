@@ -92,6 +92,10 @@ pub struct Answer {
     pub decode_ms: u64,
     /// Why it ended.
     pub finish_reason: FinishReason,
+    /// Oldest turns of the conversation that the model did not see, as its context does not hold them.
+    pub dropped_turns: usize,
+    /// The hash of the base that gave it.
+    pub base: String,
 }
 
 /// Adapters ready to compute with, and their names; the default is the base.
@@ -110,6 +114,8 @@ pub struct LiveSet {
 #[derive(ActixMessage)]
 #[rtype(result = "()")]
 pub struct SetLive {
+    /// The hash of the base that they belong to; answers of another are not touched.
+    pub base: String,
     /// The domain.
     pub domain: String,
     /// The adapters; `None` goes back to the base.
@@ -124,4 +130,53 @@ pub struct SetLive {
 pub struct StopGenerating {
     /// Whether the program is shutting down.
     pub closing: bool,
+}
+
+/// `/model`: what is in use. From the console.
+///
+/// **Reply:** the model and its live adapters. Never fails but for a dead actor.
+#[derive(ActixMessage, Debug, Clone, Copy)]
+#[rtype(result = "Result<ModelLine, ActorError>")]
+pub struct ShowModel;
+
+/// `/model M`: loads another model and changes to it. From the console.
+///
+/// The old one goes on answering until the new one is loaded and its live adapters are read; from then on new answers,
+/// marks and jobs belong to the new one, and answers in the queue end on the old one.
+///
+/// **Reply:** the new model, when it is in use. **Errors:** `Refused` when it is in use already or another is being
+/// loaded; `ModelUnavailable` when it cannot be loaded, or memory does not hold both; `Store`; `Closing`. Then the old one
+/// stays.
+#[derive(ActixMessage, Debug, Clone)]
+#[rtype(result = "Result<ModelLine, ActorError>")]
+pub struct SwitchModel {
+    /// As `--model` takes it.
+    pub source: String,
+}
+
+/// A model, for people.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ModelLine {
+    /// Its name.
+    pub name: String,
+    /// How `--model` and `/model` call it.
+    pub source: String,
+    /// The family of its architecture.
+    pub family: String,
+    /// Number of parameters.
+    pub parameters: usize,
+    /// The format of its weights in memory.
+    pub format: String,
+    /// Longest conversation in tokens.
+    pub context_length: usize,
+    /// Where it computes.
+    pub device: String,
+    /// Whether its chat template has a place for a system message.
+    pub takes_system: bool,
+    /// Whether it is the small one inside the program.
+    pub builtin: bool,
+    /// The adapters that are live in the default domain; filled in by the inference actor.
+    pub adapters: Vec<AdapterId>,
+    /// What was found wrong while its adapters were read.
+    pub notes: Vec<String>,
 }

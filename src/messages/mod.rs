@@ -7,7 +7,9 @@
 //! | message | from | to |
 //! |---|---|---|
 //! | [`inference::Generate`], [`inference::StopGenerating`] | console, shutdown | inference |
+//! | [`inference::ShowModel`], [`inference::SwitchModel`] | console | inference |
 //! | [`inference::SetLive`] | registry | inference |
+//! | [`registry::AdoptBase`] | inference | registry |
 //! | [`feedback`] | console | feedback |
 //! | [`training::EnqueueTraining`], cancel, list, wait | console, `run_queue` | training |
 //! | [`training::ThresholdReached`] | feedback | training |

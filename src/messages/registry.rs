@@ -13,7 +13,8 @@ use crate::store::JobMetrics;
 /// Publishes what a job made, and makes it live. From the training actor, which has the promotion from the gate.
 ///
 /// **Reply:** [`Published`] after row and job are committed in one transaction and the inference actor took the adapter.
-/// **Errors:** `Adapter` when the directory does not hold a loadable adapter of the loaded base; `Store`. Then nothing
+/// One of another base than that in use is stored as that one's live adapter, and read when that is loaded.
+/// **Errors:** `Adapter` when the directory does not hold a loadable adapter of its base; `Store`. Then nothing
 /// changed and the job is still evaluating: the training actor fails it.
 #[derive(ActixMessage, Debug)]
 #[rtype(result = "Result<Published, ActorError>")]
@@ -30,6 +31,10 @@ pub struct PublishAdapter {
     pub rank: usize,
     /// The linear layers that it changes.
     pub target_modules: Vec<String>,
+    /// The name of the base that it was trained on.
+    pub base: String,
+    /// The hash of that base.
+    pub base_hash: String,
     /// Examples learnt.
     pub examples: usize,
     /// What was measured, the gate's report included.
@@ -43,7 +48,8 @@ pub struct PublishAdapter {
 pub struct Published {
     /// Its directory.
     pub path: PathBuf,
-    /// Whether it answers in this process (`false` only while the inference actor is being restarted, or without one).
+    /// Whether it answers in this process (`false` while the inference actor is being restarted, without one, and where
+    /// another base is in use).
     pub live: bool,
 }
 
@@ -55,6 +61,14 @@ pub struct Published {
 #[derive(ActixMessage, Debug, Clone)]
 #[rtype(result = "Result<Vec<String>, ActorError>")]
 pub struct RestoreLive;
+
+/// Another base was loaded and put forward: its live adapters are read and handed to the model, then it is in use.
+/// From the inference actor. Handled alone, so that nothing is published or switched halfway.
+///
+/// **Reply:** as [`RestoreLive`]. **Errors:** `Store`; `Refused` when none was put forward. Then the old one stays.
+#[derive(ActixMessage, Debug, Clone, Copy)]
+#[rtype(result = "Result<Vec<String>, ActorError>")]
+pub struct AdoptBase;
 
 /// `/adapters list`: all adapters, newest first. **Errors:** `Store`.
 #[derive(ActixMessage, Debug, Clone)]
@@ -116,6 +130,8 @@ pub struct DeleteAdapter {
 #[derive(ActixMessage, Debug, Clone, PartialEq)]
 #[rtype(result = "()")]
 pub struct RecordUsage {
+    /// The name of the base.
+    pub base: String,
     /// The adapters and their weights; empty for the base.
     pub adapters: Vec<(AdapterId, f64)>,
     /// Tokens of the conversation.

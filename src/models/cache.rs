@@ -27,6 +27,18 @@ impl KvCache {
         Ok(Self { layers, len: 0, capacity })
     }
 
+    /// Returns the bytes of a cache for `capacity` tokens.
+    pub fn bytes_for(config: &ModelConfig, capacity: usize) -> u64 {
+        let values = 2 * config.num_key_value_heads * config.head_dim * config.num_hidden_layers;
+        (values * DType::F32.size_in_bytes()) as u64 * capacity as u64
+    }
+
+    /// Returns the bytes of the buffers.
+    pub fn bytes(&self) -> u64 {
+        let of = |t: &Tensor| (t.elem_count() * t.dtype().size_in_bytes()) as u64;
+        self.layers.iter().map(|(keys, values)| of(keys) + of(values)).sum()
+    }
+
     /// Returns the number of tokens held.
     pub fn len(&self) -> usize {
         self.len

@@ -79,10 +79,7 @@ pub fn load_as(
     };
     let context_length = decoder.config().max_position_embeddings;
     Ok(LoadedModel {
-        name: match source {
-            ModelSource::Builtin => "builtin".to_owned(),
-            ModelSource::Dir(path) | ModelSource::Gguf(path) => name_of(path),
-        },
+        name: name_of(source),
         base_hash: files::base_hash(source, hash_cache)?,
         decoder: Arc::new(decoder),
         tokenizer: Arc::new(tokenizer),
@@ -119,7 +116,15 @@ fn load_directory(
     Ok((decoder, tokenizer, parameters))
 }
 
-fn name_of(dir: &Path) -> String {
+/// Returns the name of a model, for people: `builtin`, `ORG/NAME` of the hub, or that of its directory or file.
+pub fn name_of(source: &ModelSource) -> String {
+    match source {
+        ModelSource::Builtin => "builtin".to_owned(),
+        ModelSource::Dir(path) | ModelSource::Gguf(path) => name_of_path(path),
+    }
+}
+
+fn name_of_path(dir: &Path) -> String {
     let full = fs_err::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
     if let Some(name) = name_on_hub(&full) {
         return name;

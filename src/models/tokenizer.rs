@@ -132,6 +132,17 @@ impl Tokenizer {
         self.encode_rendered(&text, break_mark)
     }
 
+    /// Tells whether the chat template has a place for a system message: some refuse it, others leave it out.
+    pub fn takes_system(&self) -> bool {
+        let question = Message { role: Role::User, content: "?".to_owned() };
+        let system = Message { role: Role::System, content: "!".to_owned() };
+        let without = self.render_chat(std::slice::from_ref(&question), true);
+        match (self.render_chat(&[system, question], true), without) {
+            (Ok(with), Ok(without)) => with != without,
+            _ => false,
+        }
+    }
+
     /// Encodes a conversation with the answer to learn; returns all ids, the end of turn included,
     /// and the index of the answer's first token.
     ///

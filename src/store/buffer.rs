@@ -69,12 +69,16 @@ impl BufferStatus {
 }
 
 impl Store {
-    /// Counts what waits in a domain's buffer.
+    /// Counts what waits in a domain's buffer for a model to learn it, by its hash, or for all models.
     ///
     /// # Errors
     /// When the database cannot be read.
-    pub fn buffer_status(&self, domain: &str) -> Result<BufferStatus, StoreError> {
-        self.read(|db| Ok(BufferStatus::of(&rows_of_domain(db, domain, false)?)))
+    pub fn buffer_status(
+        &self,
+        domain: &str,
+        base: Option<&str>,
+    ) -> Result<BufferStatus, StoreError> {
+        self.read(|db| Ok(BufferStatus::of(&rows_of_domain(db, domain, base, false)?)))
     }
 
     /// Archives the oldest learned marks until at most `limit` marks are in the buffer of all
@@ -92,7 +96,7 @@ impl Store {
         })
     }
 
-    /// Whether a domain has marks enough for a job that starts by itself.
+    /// Whether a domain has marks enough for a job of this model (all marks without one) that starts by itself.
     ///
     /// It counts marks that the job would learn. Those in a rejected or cancelled job do not count
     /// again: after one the next waits for `threshold` new marks. After a failed job one new mark
@@ -100,14 +104,24 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be read.
-    pub fn should_train(&self, domain: &str, threshold: usize) -> Result<bool, StoreError> {
-        self.read(|db| is_due(db, domain, threshold))
+    pub fn should_train(
+        &self,
+        domain: &str,
+        base: Option<&str>,
+        threshold: usize,
+    ) -> Result<bool, StoreError> {
+        self.read(|db| is_due(db, domain, base, threshold))
     }
 }
 
 /// [`Store::should_train`] inside a transaction.
-pub(super) fn is_due(db: &Connection, domain: &str, threshold: usize) -> Result<bool, StoreError> {
-    let rows = rows_of_domain(db, domain, false)?;
+pub(super) fn is_due(
+    db: &Connection,
+    domain: &str,
+    base: Option<&str>,
+    threshold: usize,
+) -> Result<bool, StoreError> {
+    let rows = rows_of_domain(db, domain, base, false)?;
     let (mut counted, mut untried) = (0, 0);
     for row in rows.iter().filter(|row| is_new(row)) {
         let tried = tried_in(db, row.id)?;
@@ -138,12 +152,14 @@ pub(super) fn is_new(row: &FeedbackRow) -> bool {
     row.consumed_by.is_none() && row.in_job.is_none() && !row.heldout && row.target().is_some()
 }
 
-/// Reads the marks of a domain with everything that follows from jobs and from one another.
+/// Reads the marks of a domain that a model may learn (of all models without a `base`), with everything that follows from
+/// jobs and from one another.
 ///
-/// Which marks are held out is decided among those in the buffer; an archived one was learned.
+/// Which marks are held out is decided for each model among those in the buffer; an archived one was learned.
 pub(super) fn rows_of_domain(
     db: &Connection,
     domain: &str,
+    base: Option<&str>,
     archived: bool,
 ) -> Result<Vec<FeedbackRow>, StoreError> {
     let sql = "SELECT f.*, c.job_id AS consumed_by, r.job_id AS in_job,
@@ -153,9 +169,11 @@ pub(super) fn rows_of_domain(
                LEFT JOIN reserved r ON r.feedback_id = f.id
                LEFT JOIN measured m ON m.feedback_id = f.id
                WHERE f.domain = :domain AND f.forgotten = 0 AND f.archived <= :archived
+                 AND (:base IS NULL OR f.base IS NULL OR f.base = :base)
                ORDER BY f.id";
     let mut statement = db.prepare_cached(sql)?;
-    let mut cursor = statement.query(named_params! {":domain": domain, ":archived": archived})?;
+    let mut cursor =
+        statement.query(named_params! {":domain": domain, ":archived": archived, ":base": base})?;
     let (mut rows, mut measured) = (Vec::new(), HashSet::new());
     while let Some(row) = cursor.next()? {
         let mark = read_row(row)?;
@@ -164,14 +182,41 @@ pub(super) fn rows_of_domain(
         }
         rows.push(mark);
     }
-    let held = held_out(&candidates(&rows, &measured), had_jobs(db, domain)?);
-    for row in &mut rows {
-        row.heldout = held.contains(&row.id);
+    for base in models_of(&rows, base) {
+        let held = {
+            let of_base = rows.iter().filter(|row| row.is_of(base.as_deref()));
+            let candidates = candidates(of_base, &measured);
+            held_out(&candidates, had_jobs(db, domain, base.as_deref())?)
+        };
+        for row in rows.iter_mut().filter(|row| row.is_of(base.as_deref())) {
+            row.heldout = held.contains(&row.id);
+        }
     }
     Ok(rows)
 }
 
-fn candidates<'a>(rows: &'a [FeedbackRow], measured: &HashSet<i64>) -> Vec<Candidate<'a>> {
+/// The model that is asked for, or those of the marks, the one marked last at the end: it decides about marks of any.
+fn models_of(rows: &[FeedbackRow], base: Option<&str>) -> Vec<Option<String>> {
+    if let Some(base) = base {
+        return vec![Some(base.to_owned())];
+    }
+    let mut found: Vec<Option<String>> = Vec::new();
+    for row in rows.iter().rev().filter(|row| row.base.is_some()) {
+        if !found.contains(&row.base) {
+            found.push(row.base.clone());
+        }
+    }
+    if found.is_empty() {
+        found.push(None);
+    }
+    found.reverse();
+    found
+}
+
+fn candidates<'a>(
+    rows: impl Iterator<Item = &'a FeedbackRow>,
+    measured: &HashSet<i64>,
+) -> Vec<Candidate<'a>> {
     let candidate = |row: &'a FeedbackRow| {
         Some(Candidate {
             id: row.id,
@@ -182,12 +227,13 @@ fn candidates<'a>(rows: &'a [FeedbackRow], measured: &HashSet<i64>) -> Vec<Candi
             measured: measured.contains(&row.id),
         })
     };
-    rows.iter().filter(|row| !row.archived).filter_map(candidate).collect()
+    rows.filter(|row| !row.archived).filter_map(candidate).collect()
 }
 
-/// Whether a job of this domain has reached the gate.
-fn had_jobs(db: &Connection, domain: &str) -> Result<bool, StoreError> {
+/// Whether a job of this domain and model has reached the gate.
+fn had_jobs(db: &Connection, domain: &str, base: Option<&str>) -> Result<bool, StoreError> {
     let sql = "SELECT EXISTS (SELECT 1 FROM jobs
-               WHERE domain = ?1 AND state IN ('succeeded', 'rejected'))";
-    Ok(db.prepare_cached(sql)?.query_row([domain], |row| row.get(0))?)
+               WHERE domain = ?1 AND state IN ('succeeded', 'rejected')
+                 AND (?2 IS NULL OR base IS NULL OR base = ?2))";
+    Ok(db.prepare_cached(sql)?.query_row((domain, base), |row| row.get(0))?)
 }

@@ -188,7 +188,7 @@ pub enum StoreError {
     #[error("job {0} was asked to stop: nothing is published; train again")]
     CancelAsked(i64),
     /// A job cannot go from one state to another.
-    #[error("job {job} is {from} and cannot become {to}{}", transition_remedy(*.from))]
+    #[error("job {job} {}", no_transition(*.from, *.to))]
     IllegalTransition {
         /// The job.
         job: i64,
@@ -228,7 +228,7 @@ pub enum StoreError {
     AdapterQuarantined(AdapterId),
     /// The adapter was made for another base model.
     #[error(
-        "adapter \"{adapter}\" was trained on another base model ({trained_on}, loaded: {loaded}): load that model with --model first"
+        "adapter \"{adapter}\" was trained on another base model ({trained_on}, loaded: {loaded}): load that model first (--model, or /model in the console)"
     )]
     OtherBase {
         /// The adapter.
@@ -308,9 +308,17 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
-/// Says what helps when a job is in the wrong state.
-fn transition_remedy(from: JobState) -> &'static str {
-    if from.is_final() { ": it has ended, enqueue a new one" } else { "" }
+/// Says why a job in one state gets to no other, and what helps.
+fn no_transition(from: JobState, to: JobState) -> String {
+    match (from.is_final(), to) {
+        (true, JobState::Cancelled) => {
+            format!("has ended already ({from}): there is nothing left to cancel")
+        }
+        (true, _) => {
+            format!("has ended already ({from}) and cannot become {to}: enqueue a new one")
+        }
+        (false, _) => format!("is {from} and cannot become {to}"),
+    }
 }
 
 /// The present, in whole milliseconds as the database keeps it.

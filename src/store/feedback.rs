@@ -30,6 +30,8 @@ pub struct NewFeedback {
     pub domain: String,
     /// The adapter that gave the answer; `None` for the base.
     pub adapter: Option<AdapterId>,
+    /// The hash of the model that gave the answer; `None` lets every model learn it.
+    pub base: Option<String>,
 }
 
 /// A stored mark, and what became of it. Serialises to a row of `feedback list` and `export`.
@@ -53,6 +55,8 @@ pub struct FeedbackRow {
     pub domain: String,
     /// The adapter that gave the answer; `None` for the base.
     pub adapter: Option<AdapterId>,
+    /// The hash of the model that gave the answer; `None` lets every model learn it.
+    pub base: Option<String>,
     /// When it was stored.
     pub created_at: DateTime<Utc>,
     /// The job that learned it.
@@ -84,6 +88,11 @@ impl FeedbackRow {
             target,
             weight: self.weight,
         })
+    }
+
+    /// Whether a model may learn it: one that gave the answer, or any where that is not known; without a `base` all are.
+    pub fn is_of(&self, base: Option<&str>) -> bool {
+        base.is_none() || self.base.is_none() || self.base.as_deref() == base
     }
 
     /// Whether it waits for a better answer before it can be learned.
@@ -167,7 +176,7 @@ impl Store {
             };
             let mut rows = Vec::new();
             for domain in domains {
-                rows.extend(buffer::rows_of_domain(db, &domain, filter.archived)?);
+                rows.extend(buffer::rows_of_domain(db, &domain, None, filter.archived)?);
             }
             rows.retain(|row| !(filter.unconsumed && row.consumed_by.is_some()));
             rows.sort_by_key(|row| row.id);
@@ -249,7 +258,7 @@ fn one(db: &Connection, id: i64) -> Result<FeedbackRow, StoreError> {
         .query_row([id], |row| row.get(0))
         .optional()?;
     let domain = found.ok_or(StoreError::UnknownFeedback(id))?;
-    let rows = buffer::rows_of_domain(db, &domain, true)?;
+    let rows = buffer::rows_of_domain(db, &domain, None, true)?;
     rows.into_iter().find(|row| row.id == id).ok_or(StoreError::UnknownFeedback(id))
 }
 
@@ -265,8 +274,9 @@ pub(super) fn insert(db: &Connection, new: &NewFeedback) -> Result<i64, StoreErr
     let messages = serde_json::to_string(&new.messages)
         .map_err(|e| StoreError::InvalidFeedback(e.to_string()))?;
     db.prepare_cached(
-        "INSERT INTO feedback (messages, response, mark, weight, note, fix, domain, adapter, created_at)
-         VALUES (:messages, :response, :mark, :weight, :note, :fix, :domain, :adapter, :created_at)",
+        "INSERT INTO feedback
+             (messages, response, mark, weight, note, fix, domain, adapter, base, created_at)
+         VALUES (:messages, :response, :mark, :weight, :note, :fix, :domain, :adapter, :base, :created_at)",
     )?
     .execute(named_params! {
         ":messages": messages,
@@ -277,6 +287,7 @@ pub(super) fn insert(db: &Connection, new: &NewFeedback) -> Result<i64, StoreErr
         ":fix": new.fix,
         ":domain": new.domain,
         ":adapter": new.adapter.as_ref().map(AdapterId::as_str),
+        ":base": new.base,
         ":created_at": now().timestamp_millis(),
     })?;
     Ok(db.last_insert_rowid())
@@ -299,6 +310,7 @@ pub(super) fn read_row(row: &Row<'_>) -> Result<FeedbackRow, StoreError> {
         fix: row.get("fix")?,
         domain: row.get("domain")?,
         adapter: adapter.map(|a| a.parse().map_err(|e| bad(format!("{e}")))).transpose()?,
+        base: row.get("base")?,
         created_at: from_millis(row.get("created_at")?),
         consumed_by: row.get("consumed_by")?,
         in_job: row.get("in_job")?,

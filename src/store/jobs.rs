@@ -82,6 +82,15 @@ impl ExampleRole {
     }
 }
 
+/// The model that a job trains an adapter for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JobBase {
+    /// The hash of its weights: the job learns the marks of this model.
+    pub hash: String,
+    /// How to load it.
+    pub model: serde_json::Value,
+}
+
 /// A job to enqueue.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NewJob {
@@ -100,6 +109,8 @@ pub struct NewJob {
     pub replay_limit: usize,
     /// Only these marks are new in it; all of the domain when there is no list.
     pub only: Option<Vec<i64>>,
+    /// The model that it trains; `None` is the one in use when it runs, and marks of all models.
+    pub base: Option<JobBase>,
     /// It is refused when so many jobs wait already.
     pub max_queued: usize,
 }
@@ -155,6 +166,16 @@ pub struct JobRow {
     pub gate: Option<serde_json::Value>,
     /// The hyper-parameters as configured when it was enqueued; "auto" is resolved when the job is claimed.
     pub params: serde_json::Value,
+    /// The model that it trains; `None` is the one in use when it runs.
+    #[serde(skip)]
+    pub base: Option<JobBase>,
+}
+
+impl NewJob {
+    /// Returns the hash of the model that it trains.
+    pub(super) fn base_hash(&self) -> Option<&str> {
+        self.base.as_ref().map(|base| base.hash.as_str())
+    }
 }
 
 impl Store {
@@ -177,7 +198,7 @@ impl Store {
         threshold: usize,
     ) -> Result<Option<JobRow>, StoreError> {
         self.write(|db| {
-            if !buffer::is_due(db, &new.domain, threshold)? {
+            if !buffer::is_due(db, &new.domain, new.base_hash(), threshold)? {
                 return Ok(None);
             }
             enqueue(db, new).map(Some)
@@ -235,7 +256,7 @@ impl Store {
 }
 
 fn enqueue(db: &Connection, new: &NewJob) -> Result<JobRow, StoreError> {
-    enqueue_from(db, new, &buffer::rows_of_domain(db, &new.domain, true)?)
+    enqueue_from(db, new, &buffer::rows_of_domain(db, &new.domain, new.base_hash(), true)?)
 }
 
 /// Enqueues a job with a snapshot of its domain's marks as they were read.
@@ -252,7 +273,9 @@ pub(super) fn enqueue_from(
     let only: Option<HashSet<&i64>> = new.only.as_ref().map(|ids| ids.iter().collect());
     let listed = |row: &&FeedbackRow| only.as_ref().is_none_or(|ids| ids.contains(&row.id));
     let fresh: Vec<_> = rows.iter().filter(|r| buffer::is_new(r)).filter(listed).collect();
-    let old: Vec<_> = rows.iter().filter(|row| row.consumed_by.is_some()).collect();
+    let all = all_models(db, new)?;
+    let old = all.as_deref().unwrap_or(rows).iter();
+    let old: Vec<_> = old.filter(|row| row.consumed_by.is_some()).collect();
     if fresh.is_empty() && (new.from != StartFrom::Fresh || old.is_empty()) {
         return Err(BufferStatus::of(rows).nothing_to_train(&new.domain));
     }
@@ -275,6 +298,12 @@ pub(super) fn enqueue_from(
     one(db, id)
 }
 
+/// Reads the marks of all models for a job that starts fresh: what one of them learned, it learns too.
+fn all_models(db: &Connection, new: &NewJob) -> Result<Option<Vec<FeedbackRow>>, StoreError> {
+    let wanted = new.from == StartFrom::Fresh && new.base.is_some();
+    wanted.then(|| buffer::rows_of_domain(db, &new.domain, None, true)).transpose()
+}
+
 /// Draws the old examples that a job replays: another sample for each job, the same each time.
 fn replayed<'a>(mut old: Vec<&'a FeedbackRow>, new: &NewJob, job: i64) -> Vec<&'a FeedbackRow> {
     if new.from != StartFrom::Fresh {
@@ -291,8 +320,8 @@ fn insert(
     examples: usize,
 ) -> Result<i64, StoreError> {
     db.prepare_cached(
-        "INSERT INTO jobs (name, domain, start, priority, examples, params, created_at)
-         VALUES (:name, :domain, :start, :priority, :examples, :params, :created_at)",
+        "INSERT INTO jobs (name, domain, start, priority, examples, params, base, model, created_at)
+         VALUES (:name, :domain, :start, :priority, :examples, :params, :base, :model, :created_at)",
     )?
     .execute(named_params! {
         ":name": name.as_str(),
@@ -301,6 +330,8 @@ fn insert(
         ":priority": new.priority,
         ":examples": stored(examples),
         ":params": new.params.to_string(),
+        ":base": new.base_hash(),
+        ":model": new.base.as_ref().map(|base| base.model.to_string()),
         ":created_at": now().timestamp_millis(),
     })?;
     Ok(db.last_insert_rowid())
@@ -402,6 +433,12 @@ pub(super) fn read_row(row: &Row<'_>) -> Result<JobRow, StoreError> {
         cancel_requested: row.get("cancel_requested")?,
         gate: json(row, "gate", id)?,
         params: json(row, "params", id)?.unwrap_or_default(),
+        base: match row.get("base")? {
+            None => None,
+            Some(hash) => {
+                Some(JobBase { hash, model: json(row, "model", id)?.unwrap_or_default() })
+            }
+        },
     })
 }
 

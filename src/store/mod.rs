@@ -37,7 +37,7 @@ pub use feedback::{FeedbackEdit, FeedbackFilter, FeedbackRow, Forgotten, NewFeed
 pub use finish::JobMetrics;
 pub use home::{Home, QueueLock};
 pub use job_state::JobState;
-pub use jobs::{ExampleRole, JobRow, NewJob, StartFrom};
+pub use jobs::{ExampleRole, JobBase, JobRow, NewJob, StartFrom};
 pub use queue::{Orphans, Progress};
 pub use reconcile::Reconciled;
 pub use schema::SCHEMA_VERSION;

@@ -11,8 +11,11 @@ use super::home::open_private;
 /// The steps from an empty database to the newest schema; `user_version` counts those applied.
 ///
 /// A step that was released never changes; a new schema is a new step.
-const MIGRATIONS: &[&str] =
-    &[include_str!("migrations/0001_initial.sql"), include_str!("migrations/0002_sweeps.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("migrations/0001_initial.sql"),
+    include_str!("migrations/0002_sweeps.sql"),
+    include_str!("migrations/0003_bases.sql"),
+];
 
 /// How long a statement waits for another process's write; the longest write here is a snapshot
 /// of a few hundred rows.

@@ -39,7 +39,7 @@ struct Snapshot {
 impl Store {
     /// Stores the marks of all sets and enqueues the jobs, each with the place of its set, in one transaction.
     ///
-    /// Jobs of the same set make a sweep: they must start fresh. All jobs of a domain see the same marks held out, so
+    /// All jobs train the same model. Jobs of the same set make a sweep: they must start fresh. All jobs of a domain see the same marks held out, so
     /// what is measured can be compared and nothing that one measures is learned by another.
     ///
     /// # Errors
@@ -59,9 +59,10 @@ impl Store {
                 stored.push(store_marks(db, set)?);
             }
             let mut rows = BTreeMap::new();
+            let base = jobs.first().and_then(|(_, new)| new.base_hash());
             for set in sets {
                 if !rows.contains_key(&set.domain) {
-                    let of_domain = buffer::rows_of_domain(db, &set.domain, true)?;
+                    let of_domain = buffer::rows_of_domain(db, &set.domain, base, true)?;
                     rows.insert(set.domain.clone(), of_domain);
                 }
             }

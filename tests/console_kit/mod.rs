@@ -13,11 +13,13 @@ use shammah::actors::console::{
     Banner, ConsoleActor, ConsoleOptions, ConsolePorts, Frontend, Settings,
 };
 use shammah::config::Config;
-use shammah::domain::{AdapterId, Mark};
+use shammah::domain::{AdapterId, Mark, Role};
 use shammah::engine::FinishReason;
 use shammah::messages::console::{CloseConsole, JobNotice, Progress};
 use shammah::messages::feedback::{AddFix, AddMark, Buffer, Marked, SetAutoTrain, UndoMark};
-use shammah::messages::inference::{Answer, Generate, Piece};
+use shammah::messages::inference::{
+    AdapterChoice, Answer, Generate, ModelLine, Piece, ShowModel, SwitchModel,
+};
 use shammah::messages::registry::{
     AdapterLine, DeleteAdapter, ListAdapters, LoadAdapter, RollbackAdapter, RolledBack,
     UnloadAdapter,
@@ -37,6 +39,10 @@ pub struct Script {
     pub step_pause: Duration,
     /// How a job ends.
     pub rejected: bool,
+    /// Whether an adapter is live.
+    pub adapter: bool,
+    /// How long another model takes to load.
+    pub load_pause: Duration,
 }
 
 impl Default for Script {
@@ -46,6 +52,8 @@ impl Default for Script {
             steps: 8,
             step_pause: Duration::from_millis(2),
             rejected: false,
+            adapter: false,
+            load_pause: Duration::ZERO,
         }
     }
 }
@@ -60,6 +68,7 @@ struct Row {
 
 pub struct Others {
     script: Script,
+    model: ModelLine,
     rows: BTreeMap<i64, Row>,
     threshold: Option<usize>,
     jobs: i64,
@@ -134,6 +143,14 @@ impl Handler<Generate> for Others {
 
     fn handle(&mut self, message: Generate, ctx: &mut Self::Context) -> Self::Result {
         let pause = self.script.pause;
+        let (model, base) =
+            (self.model.name.clone(), matches!(message.adapters, AdapterChoice::Base));
+        let adapters: Vec<_> = match base {
+            true => Vec::new(),
+            false => self.model.adapters.iter().map(|id| (id.clone(), 1.0)).collect(),
+        };
+        let system =
+            message.messages.first().filter(|m| m.role == Role::System).map(|m| m.content.clone());
         let said = message.messages.last().map(|m| m.content.clone()).unwrap_or_default();
         let turns = message.messages.len();
         let work = async move {
@@ -144,7 +161,14 @@ impl Handler<Generate> for Others {
                 return;
             }
             let (mut text, mut reason) = (String::new(), FinishReason::Stop);
-            for word in answer_to(&said).split_inclusive(' ') {
+            let mut whole = answer_to(&said);
+            if said == "who?" {
+                whole = format!("{model}{}", if adapters.is_empty() { "" } else { ", taught" });
+            }
+            if let Some(system) = system {
+                whole = format!("[{system}] {whole}");
+            }
+            for word in whole.split_inclusive(' ') {
                 if message.cancel.load(Ordering::Relaxed) {
                     reason = FinishReason::Cancelled;
                     break;
@@ -156,17 +180,61 @@ impl Handler<Generate> for Others {
             let answer = Answer {
                 new_tokens: text.split(' ').count(),
                 text,
-                adapters: Vec::new(),
+                adapters,
                 prompt_tokens: turns,
                 cached_tokens: 0,
                 prefill_ms: 1,
                 decode_ms: 1,
                 finish_reason: reason,
+                dropped_turns: usize::from(said == "overflow"),
+                base: "parrot".to_owned(),
             };
             let _ = message.out.send(Piece::Ended(Ok(answer))).await;
         };
         ctx.spawn(work.into_actor(self));
         Ok(())
+    }
+}
+
+impl Handler<ShowModel> for Others {
+    type Result = Result<ModelLine, ActorError>;
+
+    fn handle(&mut self, _: ShowModel, _: &mut Self::Context) -> Self::Result {
+        Ok(self.model.clone())
+    }
+}
+
+impl Handler<SwitchModel> for Others {
+    type Result = ResponseActFuture<Self, Result<ModelLine, ActorError>>;
+
+    fn handle(&mut self, m: SwitchModel, _: &mut Self::Context) -> Self::Result {
+        let pause = self.script.load_pause;
+        let load = async move { tokio::time::sleep(pause).await };
+        Box::pin(load.into_actor(self).map(move |(), this, _| {
+            if m.source == "broken" {
+                let error = "/models/broken: no such model directory: give another";
+                return Err(ActorError::ModelUnavailable(error.into()));
+            }
+            let takes_system = m.source != "gemma";
+            this.model =
+                ModelLine { name: m.source.clone(), source: m.source, takes_system, ..line() };
+            Ok(this.model.clone())
+        }))
+    }
+}
+
+/// The model that the fake says it is.
+fn line() -> ModelLine {
+    ModelLine {
+        name: "parrot".into(),
+        source: "builtin".into(),
+        family: "llama".into(),
+        parameters: 3_400_000,
+        format: "f32".into(),
+        context_length: 1024,
+        device: "cpu".into(),
+        takes_system: true,
+        ..ModelLine::default()
     }
 }
 
@@ -389,6 +457,8 @@ where
 fn ports(others: &Addr<Others>) -> ConsolePorts {
     ConsolePorts {
         generate: port(ActorName::Inference, others),
+        show_model: port(ActorName::Inference, others),
+        switch_model: port(ActorName::Inference, others),
         add_mark: port(ActorName::Feedback, others),
         add_fix: port(ActorName::Feedback, others),
         undo_mark: port(ActorName::Feedback, others),
@@ -423,7 +493,9 @@ impl Handler<Meet> for Others {
 pub fn run(frontend: Frontend, script: Script) -> u8 {
     System::new().block_on(async move {
         let (shutdown, asked) = oneshot::channel();
+        let adapters = script.adapter.then(|| "lora_1".parse().expect("an id"));
         let others = Others {
+            model: ModelLine { adapters: adapters.into_iter().collect(), ..line() },
             script,
             rows: BTreeMap::new(),
             threshold: Some(10),
@@ -442,7 +514,7 @@ pub fn run(frontend: Frontend, script: Script) -> u8 {
         };
         let config = Config::defaults().expect("the defaults fit");
         let options =
-            ConsoleOptions { banner, settings: Settings::new(&config), show_usage: false };
+            ConsoleOptions { banner, settings: Settings::new(&config, false), show_usage: false };
         let console = ConsoleActor::new(frontend, ports(&others), options, None).start();
         others.send(Meet(console.clone())).await.expect("the fake lives");
         let code = asked.await.expect("the console asks to end");

@@ -45,6 +45,10 @@ impl ConsoleActor {
         let streaming = stream(port, question, pieces, outputs);
         ctx.spawn(streaming.into_actor(self).map(move |result, this, ctx| {
             this.answer_ended(result, max_tokens);
+            if this.intake.text_is_next() {
+                // Its question was typed above: nothing else would part the answers.
+                this.say("");
+            }
             drop(ticket);
             this.go_on(ctx);
         }));
@@ -60,6 +64,9 @@ impl ConsoleActor {
                 let usage = self.options.show_usage;
                 if let Some(tail) = render::answer_tail(&answer, max_tokens, usage) {
                     self.say(tail);
+                }
+                if answer.dropped_turns > 0 && !std::mem::replace(&mut self.slid, true) {
+                    self.say(render::slid(answer.dropped_turns));
                 }
             }
             Err(error) => {
@@ -89,6 +96,9 @@ impl ConsoleActor {
             Command::Jobs(JobsCommand::Wait) => self.wait_for_jobs(ticket, ctx),
             Command::Jobs(command) => self.jobs(command, ticket, ctx),
             Command::Adapters(command) => self.adapters(command, ticket, ctx),
+            Command::Compare(prompt) => self.compare(prompt, ticket, ctx),
+            Command::Model(name) => self.model(name, ticket, ctx),
+            Command::System(command) => self.system(command, ticket, ctx),
             Command::Set { key, value } => self.set(key, value, ticket, ctx),
             Command::Clear => self.clear(),
             Command::Help(name) => self.help(name.as_deref()),
@@ -97,7 +107,7 @@ impl ConsoleActor {
     }
 
     /// Asks, says what `then` makes of the reply or why there is none, and goes on.
-    fn work<T: 'static>(
+    pub(super) fn work<T: 'static>(
         &mut self,
         ticket: Option<Ticket>,
         ctx: &mut Context<Self>,
@@ -237,18 +247,23 @@ impl ConsoleActor {
             AdaptersCommand::Unload(id) => {
                 let port = self.ports.unload_adapter.clone();
                 let ask = async move { port.ask(UnloadAdapter { id }).await };
-                self.work(ticket, ctx, ask, |_, were| {
+                self.work(ticket, ctx, ask, |this, were| {
                     let were: Vec<&str> = were.iter().map(|id| id.as_str()).collect();
-                    format!("Unloaded {}: the base answers from now on.", were.join(", "))
+                    let text =
+                        format!("Unloaded {}: the base answers from now on.", were.join(", "));
+                    this.with_reminder(text)
                 });
             }
             AdaptersCommand::Rollback { domain } => {
                 let domain = domain.unwrap_or_else(|| DEFAULT_DOMAIN.to_owned());
                 let port = self.ports.rollback_adapter.clone();
                 let ask = async move { port.ask(RollbackAdapter { domain }).await };
-                self.work(ticket, ctx, ask, |_, done| match done.to {
-                    Some(to) => format!("Rolled back from {} to {to}.", done.from),
-                    None => format!("Rolled back from {} to the base.", done.from),
+                self.work(ticket, ctx, ask, |this, done| {
+                    let text = match done.to {
+                        Some(to) => format!("Rolled back from {} to {to}.", done.from),
+                        None => format!("Rolled back from {} to the base.", done.from),
+                    };
+                    this.with_reminder(text)
                 });
             }
             AdaptersCommand::Delete(id) => {
@@ -258,6 +273,16 @@ impl ConsoleActor {
                     format!("Deleted {name} ({}).", render::size(bytes))
                 });
             }
+        }
+    }
+
+    /// Adds that what an adapter said is still in the conversation, where that is so.
+    fn with_reminder(&self, text: String) -> String {
+        match self.conversation.has_answers() {
+            true => {
+                format!("{text}\nThe conversation still holds its answers: /clear starts anew.")
+            }
+            false => text,
         }
     }
 
@@ -289,13 +314,14 @@ impl ConsoleActor {
     }
 
     /// Starts anew; an answer that streams is stopped before, and what was typed ahead for it dropped.
-    fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         if self.intake.answering {
             self.interrupt();
             self.clear_next = true;
             return;
         }
         self.conversation.clear(self.options.settings.system());
+        self.slid = false;
         self.say("A new conversation.");
     }
 

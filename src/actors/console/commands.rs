@@ -46,6 +46,12 @@ pub enum Command {
         /// Its new value; shown when missing.
         value: Option<String>,
     },
+    /// `/compare PROMPT`.
+    Compare(String),
+    /// `/model [M]`.
+    Model(Option<String>),
+    /// `/system …`.
+    System(SystemCommand),
     /// `/clear`: a new conversation.
     Clear,
     /// `/help [COMMAND]`.
@@ -63,6 +69,17 @@ pub enum JobsCommand {
     Cancel(i64),
     /// Waits until the queue is empty.
     Wait,
+}
+
+/// What `/system` can do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SystemCommand {
+    /// Shows the system message.
+    Show,
+    /// Sets it.
+    Set(String),
+    /// Takes it away.
+    Off,
 }
 
 /// What `/adapters` can do.
@@ -177,6 +194,24 @@ pub const COMMANDS: &[Help] = &[
         detail: "load makes one live, unload goes back to the base, rollback to the one before, delete removes one that is not in use.",
     },
     Help {
+        name: "compare",
+        usage: "/compare PROMPT",
+        summary: "what the live adapter changes in an answer",
+        detail: "PROMPT alone is answered by the model and by its live adapter, with the same seed. Neither answer becomes part of the conversation.",
+    },
+    Help {
+        name: "model",
+        usage: "/model [MODEL]",
+        summary: "the model: show, change",
+        detail: "MODEL is what --model takes; one of the hub must be in the cache (shammah models pull). It is loaded while the old one answers. The conversation goes on; adapters, marks and jobs belong to the model they were made with.",
+    },
+    Help {
+        name: "system",
+        usage: "/system [TEXT|off]",
+        summary: "the system message: show, set, take away",
+        detail: "It holds for this conversation; after /clear the configured one (generation.system) is back.",
+    },
+    Help {
         name: "set",
         usage: "/set [KEY [VALUE]]",
         summary: "settings of this session: show, change",
@@ -259,6 +294,15 @@ fn command(help: &'static Help, argument: &str) -> Result<Command, InputError> {
         "train" => Ok(Command::Train { domain: domain(text).map_err(wrong)? }),
         "jobs" => jobs(argument).map(Command::Jobs).map_err(wrong),
         "adapters" => adapters(argument).map(Command::Adapters).map_err(wrong),
+        "compare" => {
+            text.map(Command::Compare).ok_or_else(|| wrong("the question is missing".into()))
+        }
+        "model" => Ok(Command::Model(text)),
+        "system" => Ok(Command::System(match text {
+            None => SystemCommand::Show,
+            Some(text) if text == "off" => SystemCommand::Off,
+            Some(text) => SystemCommand::Set(text),
+        })),
         "set" => Ok(setting(argument)),
         "clear" => bare(Command::Clear),
         "help" => Ok(Command::Help(text)),

@@ -57,6 +57,20 @@ fn settings_are_shown_and_set_in_every_usual_spelling() {
 }
 
 #[test]
+fn the_commands_about_the_model_take_the_rest_of_the_line() {
+    let system = |command| Input::Command(Command::System(command));
+    assert_eq!(ok("/model"), Input::Command(Command::Model(None)));
+    assert_eq!(ok("/model /a b"), Input::Command(Command::Model(Some("/a b".into()))));
+    assert_eq!(
+        ok("/compare who are you?"),
+        Input::Command(Command::Compare("who are you?".into()))
+    );
+    assert_eq!(ok("/system"), system(SystemCommand::Show));
+    assert_eq!(ok("/system off"), system(SystemCommand::Off));
+    assert_eq!(ok("/system off with you"), system(SystemCommand::Set("off with you".into())));
+}
+
+#[test]
 fn an_unknown_command_gets_its_nearest_match() {
     for (typed, meant) in
         [("/god", "good"), ("/critcal x", "critical"), ("/adapter", "adapters"), ("/exit", "fix")]
@@ -68,7 +82,7 @@ fn an_unknown_command_gets_its_nearest_match() {
             assert!(message.ends_with(&format!("did you mean /{meant}?")), "{message}");
         }
     }
-    for later in ["/domain rust", "/model big", "/memory", "/save x"] {
+    for later in ["/domain rust", "/memory", "/save x"] {
         let message = refused(later);
         assert!(!message.contains("did you mean"), "{message}");
         assert!(message.contains(": /help lists the commands"), "{message}");
@@ -88,6 +102,7 @@ fn wrong_arguments_say_how_it_is_used() {
         ("/adapters load", "the id of the adapter is missing"),
         ("/adapters load ../x", "invalid adapter id"),
         ("/train Not A Name", "is no name of a domain"),
+        ("/compare", "the question is missing: use /compare PROMPT"),
     ] {
         let message = refused(line);
         assert!(message.contains(words), "{line}: {message}");

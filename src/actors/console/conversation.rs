@@ -42,20 +42,55 @@ impl Conversation {
         }
     }
 
+    /// Returns the system message, if there is one.
+    pub fn system(&self) -> Option<&str> {
+        let first = self.messages.first().filter(|message| message.role == Role::System);
+        first.map(|message| message.content.as_str())
+    }
+
+    /// Changes the system message of what is said from now on; an empty one takes it away.
+    pub fn set_system(&mut self, text: &str) {
+        self.messages.retain(|message| message.role != Role::System);
+        if !text.is_empty() {
+            self.messages.insert(0, Message::system(text));
+        }
+    }
+
+    /// Returns what to ask for an answer that is no part of the conversation: its system message and the text.
+    pub fn aside(&self, text: String) -> Vec<Message> {
+        let system = self.messages.iter().filter(|message| message.role == Role::System);
+        system.cloned().chain([Message::user(text)]).collect()
+    }
+
+    /// Whether the model has answered in this conversation.
+    pub fn has_answers(&self) -> bool {
+        self.messages.iter().any(|message| message.role == Role::Assistant)
+    }
+
     /// Takes in the user's text and returns the conversation that the model must answer: the system
     /// message, the last `history_turns` questions with their answers, and the text. What is older is
     /// forgotten, so that a mark is about what the model saw.
     pub fn ask(&mut self, text: String, history_turns: usize) -> Vec<Message> {
-        let system = self.messages.iter().take_while(|m| m.role == Role::System).count();
-        let turns = (self.messages.len() - system) / 2;
-        let old = turns.saturating_sub(history_turns) * 2;
-        self.messages.drain(system..system + old);
+        let turns = (self.messages.len() - self.system_messages()) / 2;
+        self.forget(turns.saturating_sub(history_turns));
         self.messages.push(Message::user(text));
         self.messages.clone()
     }
 
-    /// Takes in the answer; one without any text counts as none.
+    /// Forgets the oldest turns.
+    fn forget(&mut self, turns: usize) {
+        let system = self.system_messages();
+        let end = (system + 2 * turns).min(self.messages.len());
+        self.messages.drain(system..end);
+    }
+
+    fn system_messages(&self) -> usize {
+        self.messages.iter().take_while(|message| message.role == Role::System).count()
+    }
+
+    /// Takes in the answer; one without any text counts as none. What the model did not see any more is forgotten.
     pub fn answered(&mut self, answer: &Answer) {
+        self.forget(answer.dropped_turns);
         if answer.text.is_empty() {
             return self.unanswered();
         }
@@ -65,6 +100,7 @@ impl Conversation {
                 response: answer.text.clone(),
                 domain: DEFAULT_DOMAIN.to_owned(),
                 adapter: strongest(&answer.adapters),
+                base: Some(answer.base.clone()),
             },
             finish_reason: answer.finish_reason,
             mark: None,

@@ -11,6 +11,8 @@ fn answer(text: &str, finish_reason: FinishReason) -> Answer {
         prefill_ms: 1,
         decode_ms: 1,
         finish_reason,
+        dropped_turns: 0,
+        base: "b1".into(),
     }
 }
 
@@ -132,4 +134,48 @@ fn only_the_last_turns_are_sent_and_the_system_message_stays() {
     assert_eq!(said, ["be kind", "three", "yes", "four"]);
     let mut conversation = talked();
     assert_eq!(conversation.ask("alone".into(), 0).len(), 1);
+}
+
+#[test]
+fn what_the_model_did_not_see_is_forgotten_and_no_part_of_a_mark() {
+    let mut conversation = Conversation::new("be kind");
+    for question in ["one", "two"] {
+        conversation.ask(question.into(), usize::MAX);
+        conversation.answered(&answer("yes", FinishReason::Stop));
+    }
+    conversation.ask("three".into(), usize::MAX);
+    conversation.answered(&Answer { dropped_turns: 1, ..answer("no", FinishReason::Stop) });
+    let turn = conversation.mark(Mark::Good, None).expect("an answer").turn;
+    let said: Vec<&str> = turn.messages.iter().map(|m| m.content.as_str()).collect();
+    assert_eq!(said, ["be kind", "two", "yes", "three"]);
+    assert_eq!(turn.base.as_deref(), Some("b1"), "it belongs to the model that answered");
+    let next = conversation.ask("four".into(), usize::MAX);
+    assert_eq!(next.iter().filter(|m| m.role == Role::User).count(), 3);
+}
+
+#[test]
+fn the_system_message_can_be_set_changed_and_taken_away() {
+    let mut conversation = talked();
+    assert_eq!(conversation.system(), None);
+    for text in ["be brief", "be kind"] {
+        conversation.set_system(text);
+        assert_eq!(conversation.system(), Some(text));
+    }
+    let messages = conversation.ask("next".into(), usize::MAX);
+    let said: Vec<&str> = messages.iter().map(|m| m.content.as_str()).collect();
+    assert_eq!(said, ["be kind", "hello", "hi", "next"]);
+    conversation.unanswered();
+    conversation.set_system("");
+    assert_eq!(conversation.system(), None);
+    assert_eq!(conversation.ask("next".into(), usize::MAX).len(), 3);
+}
+
+#[test]
+fn a_question_aside_has_the_system_message_and_leaves_no_trace() {
+    let mut conversation = talked();
+    conversation.set_system("be kind");
+    let aside = conversation.aside("who?".into());
+    let said: Vec<&str> = aside.iter().map(|m| m.content.as_str()).collect();
+    assert_eq!(said, ["be kind", "who?"]);
+    assert_eq!(conversation.ask("next".into(), usize::MAX).len(), 4);
 }

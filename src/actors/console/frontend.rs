@@ -2,6 +2,7 @@
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::compare::Pair;
 use super::prompt::JobStatus;
 
 /// Outputs that wait for the screen: a few seconds of a fast answer. When it is full the answer waits, which makes the model wait.
@@ -43,6 +44,8 @@ pub enum Output {
     EndAnswer,
     /// Whole lines.
     Say(String),
+    /// Two answers to compare.
+    Pair(Pair),
     /// An error, one line.
     Error(String),
     /// What the running job does.

@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 
-use super::commands::Command;
+use super::commands::{Command, SystemCommand};
 use super::frontend::Ticket;
 
 /// Inputs that wait while an answer streams: a person types ahead a few lines, a paste of a file is refused.
@@ -35,8 +35,12 @@ enum Kind {
 impl Work {
     fn kind(&self) -> Kind {
         match self {
-            Work::Say(_) => Kind::Text,
+            Work::Say(_) | Work::Command(Command::Compare(_)) => Kind::Text,
             Work::Command(Command::Mark { .. } | Command::Fix(_)) => Kind::Mark,
+            // What an answer was asked with must not change under it.
+            Work::Command(Command::System(SystemCommand::Set(_) | SystemCommand::Off)) => {
+                Kind::Mark
+            }
             Work::Command(Command::Undo | Command::Train { .. }) => Kind::Marks,
             Work::Command(_) => Kind::Free,
         }
@@ -83,6 +87,12 @@ impl Intake {
                 !self.answering && earlier.iter().all(|kind| *kind == Kind::Free)
             }
         }
+    }
+
+    /// Whether the next input that is no free command is a text for the model.
+    pub fn text_is_next(&self) -> bool {
+        let mut kinds = self.waiting.iter().map(|(work, _)| work.kind());
+        kinds.find(|kind| *kind != Kind::Free) == Some(Kind::Text)
     }
 
     /// Returns how many inputs wait.
@@ -136,6 +146,18 @@ mod tests {
         assert!(intake.next().is_none(), "the mark is for the answer to hello");
         intake.answering = false;
         next(&mut intake, "/good");
+    }
+
+    #[test]
+    fn a_comparison_and_a_system_message_wait_for_their_turn() {
+        let mut intake = filled(&["/system be brief", "/compare who?", "/system", "/model"]);
+        intake.answering = true;
+        next(&mut intake, "/system");
+        next(&mut intake, "/model");
+        assert!(intake.next().is_none());
+        intake.answering = false;
+        next(&mut intake, "/system be brief");
+        next(&mut intake, "/compare who?");
     }
 
     #[test]

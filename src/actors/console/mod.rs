@@ -16,12 +16,14 @@ use tokio::sync::oneshot;
 
 mod act;
 pub mod commands;
+mod compare;
 mod conversation;
 pub mod flow;
 mod frontend;
 mod history;
 mod intake;
 pub mod lists;
+mod model;
 mod paint;
 pub mod plain;
 pub mod prompt;
@@ -40,7 +42,7 @@ use self::intake::{Intake, WAITING_INPUTS, Work};
 use self::prompt::JobStatus;
 use crate::messages::console::{CloseConsole, JobNotice, LiveChanged, Notice, Progress};
 use crate::messages::feedback::{AddFix, AddMark, SetAutoTrain, UndoMark};
-use crate::messages::inference::Generate;
+use crate::messages::inference::{Generate, ShowModel, SwitchModel};
 use crate::messages::registry::{
     DeleteAdapter, ListAdapters, LoadAdapter, RollbackAdapter, UnloadAdapter,
 };
@@ -60,6 +62,10 @@ const PROGRESS_LINES: usize = 4;
 pub struct ConsolePorts {
     /// Texts.
     pub generate: Port<Generate>,
+    /// `/model`.
+    pub show_model: Port<ShowModel>,
+    /// `/model M`.
+    pub switch_model: Port<SwitchModel>,
     /// `/good`, `/medium`, `/critical`.
     pub add_mark: Port<AddMark>,
     /// `/fix`.
@@ -112,6 +118,10 @@ pub struct ConsoleActor {
     cancel: Option<Arc<AtomicBool>>,
     /// Stops `/jobs wait`.
     wait: Option<AbortHandle>,
+    /// Another model is being loaded.
+    loading: bool,
+    /// The user knows that the oldest turns of this conversation are left out.
+    slid: bool,
     /// Quarters of the running job that a waiting script was told about.
     told: usize,
     /// The conversation is cleared when the answer that is being stopped has ended.
@@ -140,6 +150,8 @@ impl ConsoleActor {
             status: JobStatus::Idle,
             cancel: None,
             wait: None,
+            loading: false,
+            slid: false,
             told: 0,
             clear_next: false,
             failed: false,

@@ -156,6 +156,7 @@ fn write(
             }
             Output::Say(text) if answering && held.len() < HELD_NOTICES => held.push(text),
             Output::Say(text) => put(&mut output, &flow.lines(&text))?,
+            Output::Pair(pair) => put(&mut output, &flow.lines(&pair.lines(None)))?,
             Output::Error(text) => {
                 put(&mut output, &flow.interrupt())?;
                 put(&mut errors, &flow.lines(&format!("error: {text}")))?;

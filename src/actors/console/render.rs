@@ -7,7 +7,7 @@ use crate::domain::{AdapterId, Mark};
 use crate::engine::FinishReason;
 use crate::messages::console::{JobNotice, LiveChanged, Progress};
 use crate::messages::feedback::{Buffer, Marked};
-use crate::messages::inference::Answer;
+use crate::messages::inference::{Answer, ModelLine};
 use crate::text::{need, printable_line, shortened};
 
 /// Characters of a note or error that an acknowledgement repeats: enough to recognise it.
@@ -62,6 +62,63 @@ fn live(adapters: &[AdapterId]) -> String {
             many.iter().map(AdapterId::as_str).collect::<Vec<_>>().join(", ")
         ),
     }
+}
+
+/// Names the adapters of an answer.
+pub fn with_adapters(adapters: &[(AdapterId, f64)]) -> String {
+    match adapters {
+        // Unloaded meanwhile.
+        [] => "without an adapter".to_owned(),
+        some => {
+            let names: Vec<&str> = some.iter().map(|(id, _)| id.as_str()).collect();
+            format!("with {}", names.join(", "))
+        }
+    }
+}
+
+/// Says which model is in use, one property a line.
+pub fn model(line: &ModelLine) -> String {
+    let rows = [
+        ("model", printable_line(&line.name)),
+        ("from", printable_line(&line.source)),
+        ("family", printable_line(&line.family)),
+        ("parameters", count(line.parameters)),
+        ("format", printable_line(&line.format)),
+        ("context", format!("{} tokens", line.context_length)),
+        ("device", printable_line(&line.device)),
+        (
+            "adapter",
+            match line.adapters.as_slice() {
+                [] => "none is live".to_owned(),
+                ids => ids.iter().map(AdapterId::as_str).collect::<Vec<_>>().join(", "),
+            },
+        ),
+    ];
+    let line = |(name, value): &(&str, String)| format!("{name:<10}  {value}");
+    rows.iter().filter(|(_, value)| !value.is_empty()).map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// Says that another model answers now.
+pub fn switched(line: &ModelLine) -> String {
+    let mut text = format!(
+        "{} ({} parameters, {}) answers from now on, and the conversation goes on. New marks and jobs belong to it.\n{}.",
+        printable_line(&line.name),
+        count(line.parameters),
+        printable_line(&line.format),
+        live(&line.adapters)
+    );
+    for note in &line.notes {
+        text.push_str(&format!("\n{}", printable_line(note)));
+    }
+    text
+}
+
+/// Says that the oldest turns are left out; once a conversation, as it goes on like that.
+pub fn slid(turns: usize) -> String {
+    let turns = if turns == 1 { "oldest turn".to_owned() } else { format!("{turns} oldest turns") };
+    format!(
+        "[the context is full: the model no longer sees the {turns}, and later ones go as it fills; /clear starts anew]"
+    )
 }
 
 /// Returns a count in the unit that leaves three or four digits (`3.4 M`, `494 M`).
@@ -166,7 +223,7 @@ pub fn job_notice(notice: &JobNotice) -> Option<String> {
         ),
         JobNotice::Succeeded { job, adapter, path, examples, final_loss, report, live } => {
             let state =
-                if *live { "is live" } else { "is stored, and live from the next start on" };
+                if *live { "is live" } else { "is stored, and live when its model is loaded next" };
             format!(
                 "Job {job} finished: {}, final loss {final_loss:.4}\n{}\nAdapter {adapter} {state}: {}",
                 counted(*examples, "example"),

@@ -168,6 +168,8 @@ fn answer(finish_reason: FinishReason, new_tokens: usize) -> Answer {
         prefill_ms: 5,
         decode_ms: 500,
         finish_reason,
+        dropped_turns: 0,
+        base: String::new(),
     }
 }
 

@@ -179,6 +179,7 @@ impl Screen {
             Output::Piece(text) => self.flow.piece(&text),
             Output::EndAnswer => self.flow.end(),
             Output::Say(text) => self.flow.lines(&text),
+            Output::Pair(pair) => self.flow.lines(&pair.lines(Some(columns()))),
             Output::Error(text) => self.flow.lines(&format!("error: {text}")),
             Output::Status(status) => {
                 self.status = status;

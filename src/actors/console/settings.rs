@@ -23,8 +23,6 @@ const KEYS: &[(&str, &str)] = &[
 /// Share of equal letters below which a suggestion is a guess.
 const CLOSE_ENOUGH: f64 = 0.5;
 
-/// The name of the built-in model in the configuration.
-const BUILTIN: &str = "builtin";
 /// Earlier turns that the built-in model can follow: nearly all it was trained on are of one or two.
 const BUILTIN_TURNS: usize = 1;
 
@@ -47,16 +45,19 @@ pub enum Changed {
 }
 
 impl Settings {
-    /// Takes the values of the configuration.
-    pub fn new(config: &Config) -> Self {
+    /// Takes the values of the configuration, for the built-in model or another.
+    pub fn new(config: &Config, builtin: bool) -> Self {
         Self {
             generation: config.generation.clone(),
-            history_turns: config.generation.history_turns.resolve(|| {
-                if config.model.source == BUILTIN { BUILTIN_TURNS } else { usize::MAX }
-            }),
+            history_turns: history_turns(&config.generation, builtin),
             auto_train: config.lora.training.auto_train,
             auto_train_threshold: config.lora.training.auto_train_threshold,
         }
+    }
+
+    /// Fits what is "auto" to another model.
+    pub fn adopt(&mut self, builtin: bool) {
+        self.history_turns = history_turns(&self.generation, builtin);
     }
 
     /// Returns the sampling of the next answer; `draw` gives the seed when none is fixed.
@@ -150,6 +151,10 @@ impl Settings {
     }
 }
 
+fn history_turns(generation: &GenerationSection, builtin: bool) -> usize {
+    generation.history_turns.resolve(|| if builtin { BUILTIN_TURNS } else { usize::MAX })
+}
+
 /// Finds a setting by its short or its full name.
 fn find(key: &str) -> Result<(&'static str, &'static str), String> {
     if let Some(found) = KEYS.iter().find(|(name, full)| *name == key || *full == key) {
@@ -180,7 +185,7 @@ mod tests {
     use super::*;
 
     fn settings() -> Settings {
-        Settings::new(&Config::defaults().expect("the defaults fit"))
+        Settings::new(&Config::defaults().expect("the defaults fit"), true)
     }
 
     #[test]

@@ -48,6 +48,11 @@ impl Answering {
         self.state().refused.insert(domain.to_owned(), id);
     }
 
+    /// Forgets all: another model is being handed its own.
+    pub(super) fn forget(&self) {
+        *self.state() = State::default();
+    }
+
     /// Compares with the live rows.
     fn differences(&self, rows: &BTreeMap<String, AdapterId>) -> Vec<Difference> {
         let mut state = self.state();
@@ -65,7 +70,8 @@ impl Answering {
 impl RegistryParts {
     /// Brings the model to what the rows say, and tells the console about changes of other processes.
     pub(super) async fn follow(&self) {
-        let rows = match self.live_rows().await {
+        let base = self.current.get();
+        let rows = match self.live_rows(base.hash()).await {
             Ok(rows) => rows,
             Err(error) => return tracing::debug!(%error, "the live rows could not be read"),
         };
@@ -82,12 +88,16 @@ impl RegistryParts {
                 },
             };
             // A model that is being restarted gets it at the next look.
-            self.hand_over(&domain, live.as_ref(), true).await;
+            self.hand_over(&base, &domain, live.as_ref(), true).await;
         }
     }
 
-    async fn live_rows(&self) -> Result<BTreeMap<String, AdapterId>, DbError> {
-        let base_hash = self.base_hash.clone();
+    /// Reads which adapters of a base are live, by domain.
+    pub(super) async fn live_rows(
+        &self,
+        base_hash: &str,
+    ) -> Result<BTreeMap<String, AdapterId>, DbError> {
+        let base_hash = base_hash.to_owned();
         self.db.call(move |store| store.live_ids(&base_hash)).await
     }
 }

@@ -10,6 +10,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::notices::Subscribers;
 use super::retry::RetryPolicy;
+use crate::actors::base::CurrentBase;
 use crate::actors::db::Db;
 use crate::eval::{self, GateReport, ItemLoss, Measurements, Verdict};
 use crate::lora::{JobInput, Resources};
@@ -78,8 +79,8 @@ pub struct Runner {
     pub home: Home,
     /// Its database.
     pub db: Db,
-    /// The model that adapters are trained for.
-    pub base: TrainedBase,
+    /// The model in use, which jobs without one of their own train.
+    pub current: CurrentBase,
     /// Starts workers.
     pub launch: Launcher,
     /// Publishes.
@@ -106,14 +107,15 @@ impl Runner {
         job: &JobRow,
         wish: &mut watch::Receiver<Wish>,
     ) -> Result<(), ActorError> {
-        let request = self.request(job).await?;
+        let base = self.base_of(job)?;
+        let request = self.request(job, &base).await?;
         let attempt = u32::try_from(job.attempts).unwrap_or(u32::MAX);
         self.notices
             .tell(JobNotice::Started { job: job.id, examples: job.examples, attempt })
             .await;
         let (exit, step) = self.work(job, request, wish).await;
         match exit {
-            WorkerExit::Finished(measured) => self.judge(job, &measured).await,
+            WorkerExit::Finished(measured) => self.judge(job, &base, &measured).await,
             WorkerExit::Cancelled => self.stopped(job, step).await,
             exit if exit.may_succeed_again() => self.try_again(job, &exit).await,
             exit => {
@@ -123,10 +125,20 @@ impl Runner {
         }
     }
 
-    async fn request(&self, job: &JobRow) -> Result<JobRequest<JobInput>, ActorError> {
-        let (row, base_hash) = (job.clone(), self.base.base_hash.clone());
+    /// Returns the model that a job trains; whatever is in use later, it stays that.
+    fn base_of(&self, job: &JobRow) -> Result<TrainedBase, ActorError> {
+        let current = self.current.get();
+        current.trained.for_job(job).map_err(|error| ActorError::Refused(error.to_string()))
+    }
+
+    async fn request(
+        &self,
+        job: &JobRow,
+        base: &TrainedBase,
+    ) -> Result<JobRequest<JobInput>, ActorError> {
+        let (row, base_hash) = (job.clone(), base.base_hash.clone());
         let inputs = self.db.call(move |store| plan::read_inputs(store, &row, &base_hash)).await?;
-        let input = plan::job_input(&self.home, &self.base, job, inputs)
+        let input = plan::job_input(&self.home, base, job, inputs)
             .map_err(|error| ActorError::Refused(error.to_string()))?;
         Ok(JobRequest {
             checkpoint_dir: self.home.checkpoint(job.id),
@@ -249,7 +261,12 @@ impl Runner {
     }
 
     /// Lets the gate decide, and publishes or rejects.
-    async fn judge(&self, job: &JobRow, measured: &Measurements) -> Result<(), ActorError> {
+    async fn judge(
+        &self,
+        job: &JobRow,
+        base: &TrainedBase,
+        measured: &Measurements,
+    ) -> Result<(), ActorError> {
         let id = job.id;
         let state = self.db.call(move |store| Ok(store.job(id)?.state)).await?;
         if state == JobState::Running {
@@ -272,6 +289,8 @@ impl Runner {
                     domain: job.domain.clone(),
                     rank: lora.rank,
                     target_modules: lora.target_modules,
+                    base: base.name.clone(),
+                    base_hash: base.base_hash.clone(),
                     examples: measured.examples,
                     metrics,
                     promotion,

@@ -41,8 +41,11 @@ fn rollback_does_not_give_the_examples_back() {
     let f = fixture();
     f.train("a");
     f.store.rollback(BASE_HASH, DEFAULT_DOMAIN).unwrap();
-    assert_eq!(f.store.buffer_status(DEFAULT_DOMAIN).unwrap().examples, 0);
-    assert!(!f.store.should_train(DEFAULT_DOMAIN, 1).unwrap(), "or it would train the same again");
+    assert_eq!(f.store.buffer_status(DEFAULT_DOMAIN, None).unwrap().examples, 0);
+    assert!(
+        !f.store.should_train(DEFAULT_DOMAIN, None, 1).unwrap(),
+        "or it would train the same again"
+    );
 }
 
 #[test]

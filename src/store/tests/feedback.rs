@@ -22,7 +22,7 @@ fn a_criticised_answer_is_never_a_target() {
 fn the_buffer_counts_examples_and_weights() {
     let f = fixture();
     assert_eq!(
-        f.store.buffer_status(DEFAULT_DOMAIN).unwrap().to_string(),
+        f.store.buffer_status(DEFAULT_DOMAIN, None).unwrap().to_string(),
         "Training buffer: 0 examples (0.0 weighted)"
     );
     let kinds = [
@@ -37,10 +37,10 @@ fn the_buffer_counts_examples_and_weights() {
     for (n, kind) in kinds.into_iter().enumerate() {
         f.store.add_feedback(&mark(kind, n)).unwrap();
     }
-    let status = f.store.buffer_status(DEFAULT_DOMAIN).unwrap();
+    let status = f.store.buffer_status(DEFAULT_DOMAIN, None).unwrap();
     assert_eq!(status.to_string(), "Training buffer: 7 examples (42.0 weighted)");
     assert_eq!((status.trainable_unconsumed, status.waiting_for_correction), (1, 6));
-    let other = f.store.buffer_status("rust").unwrap();
+    let other = f.store.buffer_status("rust", None).unwrap();
     assert_eq!(other, BufferStatus::default());
     let one = BufferStatus { examples: 1, weighted: 2.5, ..BufferStatus::default() };
     assert_eq!(one.to_string(), "Training buffer: 1 example (2.5 weighted)");

@@ -24,7 +24,7 @@ fn a_job_learns_a_snapshot_of_what_there_was() {
     assert_eq!(first.examples, 3);
     let second = f.store.enqueue_job(&job()).unwrap();
     assert_eq!(f.ids(second.id, ExampleRole::New), after, "what waits in a job is not taken twice");
-    let status = f.store.buffer_status(DEFAULT_DOMAIN).unwrap();
+    let status = f.store.buffer_status(DEFAULT_DOMAIN, None).unwrap();
     assert_eq!((status.examples, status.in_training), (0, 5));
 }
 
@@ -45,7 +45,7 @@ fn examples_are_consumed_when_a_job_succeeds() {
     );
     assert!(done.finished_at.is_some());
     assert_eq!(states(&f, job.id), ["queued", "running", "evaluating", "succeeded"]);
-    assert_eq!(f.store.buffer_status(DEFAULT_DOMAIN).unwrap(), BufferStatus::default());
+    assert_eq!(f.store.buffer_status(DEFAULT_DOMAIN, None).unwrap(), BufferStatus::default());
 }
 
 #[test]
@@ -60,7 +60,7 @@ fn examples_return_when_a_job_fails_is_rejected_or_cancelled() {
         f.add(3);
         let job = f.measured_job(&job());
         end(&f, job.id);
-        assert_eq!(f.store.buffer_status(DEFAULT_DOMAIN).unwrap().examples, 3);
+        assert_eq!(f.store.buffer_status(DEFAULT_DOMAIN, None).unwrap().examples, 3);
         assert!(f.store.job(job.id).unwrap().error.is_some());
         assert!(f.store.adapters().unwrap().is_empty());
     }
@@ -89,7 +89,7 @@ fn held_out_marks_are_measured_and_not_learned() {
     for n in 0..40 {
         f.store.add_feedback(&alike(n)).unwrap();
     }
-    let status = f.store.buffer_status(DEFAULT_DOMAIN).unwrap();
+    let status = f.store.buffer_status(DEFAULT_DOMAIN, None).unwrap();
     assert!(status.heldout > 0 && status.trainable_unconsumed + status.heldout == 40);
     let listed = f.store.list_feedback(&FeedbackFilter::default()).unwrap();
     let held: Vec<i64> = listed.iter().filter(|r| r.heldout).map(|r| r.id).collect();
@@ -97,7 +97,7 @@ fn held_out_marks_are_measured_and_not_learned() {
     assert_eq!(f.ids(job.id, ExampleRole::Heldout), held);
     assert!(f.ids(job.id, ExampleRole::New).iter().all(|id| !held.contains(id)));
     f.succeed(&job);
-    let status = f.store.buffer_status(DEFAULT_DOMAIN).unwrap();
+    let status = f.store.buffer_status(DEFAULT_DOMAIN, None).unwrap();
     assert_eq!((status.examples, status.heldout), (held.len(), held.len()), "still held out");
     let error = f.store.enqueue_job(&super::job()).unwrap_err().to_string();
     assert!(error.contains(&format!("{} held out", held.len())), "{error}");
@@ -107,7 +107,7 @@ fn held_out_marks_are_measured_and_not_learned() {
 fn ten_alike_marks_start_the_first_job() {
     let f = fixture();
     for n in 0..10 {
-        assert!(!f.store.should_train(DEFAULT_DOMAIN, 10).unwrap());
+        assert!(!f.store.should_train(DEFAULT_DOMAIN, None, 10).unwrap());
         f.store.add_feedback(&alike(n)).unwrap();
     }
     let job = f.store.enqueue_if_due(&job(), 10).unwrap().unwrap();
@@ -122,11 +122,11 @@ fn after_a_rejected_job_the_next_waits_for_new_marks() {
     let job = f.measured_job(&job());
     f.add(1);
     f.store.finish_rejected(job.id, &["worse".to_owned()], &metrics()).unwrap();
-    assert!(!f.store.should_train(DEFAULT_DOMAIN, 4).unwrap(), "one new mark of four");
+    assert!(!f.store.should_train(DEFAULT_DOMAIN, None, 4).unwrap(), "one new mark of four");
     f.add(2);
-    assert!(!f.store.should_train(DEFAULT_DOMAIN, 4).unwrap());
+    assert!(!f.store.should_train(DEFAULT_DOMAIN, None, 4).unwrap());
     f.add(1);
-    assert!(f.store.should_train(DEFAULT_DOMAIN, 4).unwrap());
+    assert!(f.store.should_train(DEFAULT_DOMAIN, None, 4).unwrap());
     let next = f.store.enqueue_if_due(&super::job(), 4).unwrap().unwrap();
     assert_eq!(next.examples, 8, "the old ones are learned too");
 }
@@ -137,9 +137,9 @@ fn a_failed_job_is_not_tried_for_ever() {
     f.add(3);
     let job = f.measured_job(&job());
     f.store.finish_failed(job.id, "no memory").unwrap();
-    assert!(!f.store.should_train(DEFAULT_DOMAIN, 3).unwrap());
+    assert!(!f.store.should_train(DEFAULT_DOMAIN, None, 3).unwrap());
     f.add(1);
-    assert!(f.store.should_train(DEFAULT_DOMAIN, 3).unwrap());
+    assert!(f.store.should_train(DEFAULT_DOMAIN, None, 3).unwrap());
     assert!(f.store.enqueue_job(&super::job()).is_ok(), "who asks gets it at once");
 }
 
@@ -201,7 +201,7 @@ fn a_dead_worker_is_retried_with_back_off_until_it_is_enough() {
     assert_eq!((again.attempts, again.not_before), (2, None));
     let over = f.store.requeue_or_fail(job.id, 2, Duration::ZERO, "signal 9").unwrap();
     assert_eq!((over.state, over.error.as_deref()), (JobState::Failed, Some("signal 9")));
-    assert_eq!(f.store.buffer_status(DEFAULT_DOMAIN).unwrap().examples, 1);
+    assert_eq!(f.store.buffer_status(DEFAULT_DOMAIN, None).unwrap().examples, 1);
 }
 
 #[test]
@@ -230,7 +230,10 @@ fn cancelling_reaches_a_running_job_from_another_process() {
     assert!(f.store.set_progress(running.id, &progress).unwrap());
     f.store.finish_cancelled(running.id).unwrap();
     let error = elsewhere.request_cancel(running.id).unwrap_err().to_string();
-    assert!(error.contains("is cancelled and cannot become cancelled: it has ended"), "{error}");
+    assert!(
+        error.contains("has ended already (cancelled): there is nothing left to cancel"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -308,7 +311,7 @@ fn a_job_that_takes_the_machine_down_each_time_fails_in_the_end() {
     let row = f.store.job(job).unwrap();
     assert_eq!(row.state, JobState::Failed);
     assert!(row.error.unwrap().contains("attempt 2 of 2"));
-    assert_eq!(f.store.buffer_status(DEFAULT_DOMAIN).unwrap().examples, 1);
+    assert_eq!(f.store.buffer_status(DEFAULT_DOMAIN, None).unwrap().examples, 1);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Tests of the store from inside the crate: only here a promotion can be made without a gate.
 
 mod adapters;
+mod bases;
 mod feedback;
 mod jobs;
 mod reconcile;
@@ -45,6 +46,7 @@ fn mark(kind: Mark, number: usize) -> NewFeedback {
         fix: (kind == Mark::Fix).then(|| format!("better number{number}")),
         domain: DEFAULT_DOMAIN.to_owned(),
         adapter: None,
+        base: None,
     }
 }
 
@@ -66,6 +68,7 @@ fn job() -> NewJob {
         params: serde_json::json!({"rank": 16}),
         replay_limit: 8,
         only: None,
+        base: None,
         max_queued: 100,
     }
 }

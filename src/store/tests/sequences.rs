@@ -105,7 +105,7 @@ fn check(f: &Fixture) {
         assert!(row.consumed_by.is_none() || row.in_job.is_none_or(in_sweep));
         assert!(!row.heldout || (row.consumed_by.is_none() && row.in_job.is_none()));
     }
-    let s = f.store.buffer_status(DEFAULT_DOMAIN).unwrap();
+    let s = f.store.buffer_status(DEFAULT_DOMAIN, None).unwrap();
     assert_eq!(s.examples, s.trainable_unconsumed + s.waiting_for_correction + s.heldout);
     assert_eq!(s.examples + s.in_training, rows.iter().filter(|r| r.consumed_by.is_none()).count());
     for adapter in f.store.adapters().unwrap() {

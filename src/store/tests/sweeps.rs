@@ -41,7 +41,7 @@ fn the_jobs_of_a_sweep_take_the_same_snapshot() {
         assert_eq!(f.ids(job.id, ExampleRole::New), learned);
         assert_eq!(f.ids(job.id, ExampleRole::Heldout), held, "held out of each of them");
     }
-    let status = f.store.buffer_status(DEFAULT_DOMAIN).unwrap();
+    let status = f.store.buffer_status(DEFAULT_DOMAIN, None).unwrap();
     assert_eq!((status.in_training, status.heldout), (learned.len(), held.len()), "counted once");
     assert!(f.store.enqueue_job(&job()).is_err(), "they are taken");
 }
@@ -58,7 +58,7 @@ fn marks_are_consumed_by_the_first_job_that_succeeds_and_the_others_go_on() {
     assert_eq!((row.consumed_by, row.in_job), (None, Some(jobs[1].id)), "still in the sweep");
     f.succeed(&measured(&f));
     assert_eq!(f.store.feedback(ids[0]).unwrap().consumed_by, Some(jobs[1].id));
-    assert_eq!(f.store.buffer_status(DEFAULT_DOMAIN).unwrap(), BufferStatus::default());
+    assert_eq!(f.store.buffer_status(DEFAULT_DOMAIN, None).unwrap(), BufferStatus::default());
     f.succeed(&measured(&f));
     assert_eq!(f.store.feedback(ids[0]).unwrap().consumed_by, Some(jobs[1].id));
     assert_eq!(f.live(), Some(f.store.job(jobs[2].id).unwrap().name), "the last to pass the gate");
@@ -76,9 +76,9 @@ fn a_sweep_that_was_rejected_gives_its_marks_back() {
         let job = measured(&f);
         f.store.finish_rejected(job.id, &["worse".to_owned()], &metrics()).unwrap();
     }
-    let status = f.store.buffer_status(DEFAULT_DOMAIN).unwrap();
+    let status = f.store.buffer_status(DEFAULT_DOMAIN, None).unwrap();
     assert_eq!((status.trainable_unconsumed, status.in_training), (3, 0));
-    assert!(!f.store.should_train(DEFAULT_DOMAIN, 3).unwrap(), "and waits for new ones");
+    assert!(!f.store.should_train(DEFAULT_DOMAIN, None, 3).unwrap(), "and waits for new ones");
     assert!(f.store.enqueue_job(&job()).is_ok(), "who asks gets it at once");
 }
 
@@ -221,7 +221,7 @@ fn a_database_of_the_first_schema_is_brought_up_to_date() {
     let store = Store::open(&home).unwrap();
     let version: i64 =
         store.connection.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
-    assert_eq!((version, SCHEMA_VERSION), (2, 2));
+    assert_eq!((version, SCHEMA_VERSION), (3, 3));
     let jobs = store.jobs().unwrap();
     assert!(jobs.len() == 2 && jobs.iter().all(|job| job.sweep.is_none()), "{jobs:?}");
     assert_eq!(store.feedback(1).unwrap().consumed_by, Some(1));
