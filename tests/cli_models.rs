@@ -1,5 +1,6 @@
 //! `shammah models list | inspect | logits`, and the memory that a model needs.
 
+mod gguf_kit;
 mod reference;
 mod support;
 
@@ -7,8 +8,9 @@ use std::io::Write;
 use std::path::Path;
 
 use candle_core::Device;
+use gguf_kit::Gguf;
 use reference::{FAMILIES, LOGITS, assert_near, fixture, tensors};
-use shammah::models::{ModelSource, inspect};
+use shammah::models::{ModelSource, inspect, load};
 use shammah::worker::available_memory;
 use support::Program;
 
@@ -147,6 +149,65 @@ fn the_refusal_names_the_quantisation_that_would_make_it_fit() {
     assert!(message.contains("set model.quantize = \"q4_0\" (it then needs "), "{message}");
     let told = ["models", "inspect", &model, "--json", "--set", "model.quantize=q4_0"];
     assert_eq!(program.run(&told).done().json()["fits"], true);
+}
+
+#[test]
+fn a_gguf_file_is_inspected_and_asked_and_a_cut_one_refused() {
+    let program = Program::new();
+    let whole = fixture("gguf/qwen3_q4_0.gguf");
+    let path = whole.to_str().unwrap();
+    let told = program.run(&["models", "inspect", path, "--json"]).done().json();
+    assert_eq!((&told["family"], &told["dtype"]), (&"qwen3".into(), &"q4_0, q8_0".into()));
+    assert_eq!((&told["context_length"], &told["fits"]), (&128.into(), &true.into()));
+    let model = load(&ModelSource::Gguf(whole.clone()), &Device::Cpu, None).unwrap();
+    assert_eq!(told["parameters"], model.parameters);
+    assert_eq!(told["file_bytes"], fs_err::metadata(&whole).unwrap().len());
+    assert!(told["weight_bytes"].as_u64() < told["file_bytes"].as_u64(), "{told}");
+
+    let ask =
+        |path: &str| program.run(&["ask", "hello", "--model", path, "--max-tokens", "4", "--json"]);
+    let answer = ask(path).done().json();
+    assert_eq!(answer["model"], "qwen3_q4_0.gguf");
+    assert!((1..=4).contains(&answer["new_tokens"].as_u64().unwrap()), "{answer}");
+
+    let bytes = fs_err::read(&whole).unwrap();
+    for (length, problem) in [(bytes.len() - 1, "ends behind the file"), (999, "bytes are left")] {
+        let cut = program.path("cut.gguf");
+        fs_err::write(&cut, &bytes[..length]).unwrap();
+        let cut = cut.to_str().unwrap();
+        for run in [ask(cut), program.run(&["models", "inspect", cut])] {
+            let message = run.failed(1);
+            assert!(message.contains("cut.gguf: not a whole GGUF file: "), "{message}");
+            assert!(message.contains(problem) && message.contains("download it"), "{message}");
+        }
+    }
+}
+
+/// Writes a file whose embedding takes 1 TiB, of which the disk holds nothing.
+fn sparse_gguf(path: &Path) {
+    let mut file = Gguf::new()
+        .text("general.architecture", "qwen3")
+        .count("qwen3.block_count", 1)
+        .count("qwen3.context_length", 1024)
+        .count("qwen3.embedding_length", 1 << 22)
+        .count("qwen3.feed_forward_length", 16)
+        .count("qwen3.attention.head_count", 1 << 16)
+        .float("qwen3.attention.layer_norm_rms_epsilon", 1e-6)
+        .tensor("token_embd.weight", &[1 << 22, 1 << 16]);
+    let bytes = std::mem::take(&mut file.data) as u64;
+    fs_err::write(path, file.bytes()).unwrap();
+    let written = fs_err::OpenOptions::new().append(true).open(path).unwrap();
+    written.set_len(written.metadata().unwrap().len() + bytes).unwrap();
+}
+
+#[test]
+fn a_gguf_file_that_cannot_fit_is_refused_before_it_is_read() {
+    let program = Program::new();
+    let path = program.path("large.gguf");
+    sparse_gguf(&path);
+    let message = program.run(&["ask", "hello", "--model", path.to_str().unwrap()]).failed(1);
+    assert!(message.contains("TiB of memory (1.0 TiB of weights"), "{message}");
+    assert!(message.contains("is available: choose a smaller model"), "{message}");
 }
 
 #[test]

@@ -160,7 +160,10 @@ fn metadata_that_no_model_is_made_of_is_refused_by_key() {
         says(&error(without(key)), &[&format!("{key} is missing")]);
     }
     let mamba = without("general.architecture").text("general.architecture", "mamba");
-    says(&error(mamba), &["architecture \"mamba\" is not supported", "llama, qwen2, qwen3"]);
+    says(
+        &error(mamba),
+        &["architecture \"mamba\" is not supported", "llama, qwen2, qwen3, gemma3"],
+    );
     let zero = without("qwen3.attention.head_count").count("qwen3.attention.head_count", 0);
     says(&error(zero), &["head_count is 0"]);
     let textual = without("qwen3.block_count").text("qwen3.block_count", "many");
@@ -170,6 +173,95 @@ fn metadata_that_no_model_is_made_of_is_refused_by_key() {
     let partial = model().count("qwen3.rope.dimension_count", 2);
     says(&error(partial), &["rope.dimension_count is 2, heads are 4 wide"]);
     says(&error(Gguf { tensors: vec![], ..model() }), &["token_embd.weight is missing"]);
+}
+
+/// The same model of another architecture.
+fn of(architecture: &str) -> Gguf {
+    let mut file = model();
+    for value in &mut file.values {
+        let (from, to) = (b"qwen3", architecture.as_bytes());
+        if let Some(at) = value.windows(from.len()).position(|part| part == from) {
+            value.splice(at..at + from.len(), to.iter().copied());
+            // The length of the key, or of the one value that is a name.
+            let length = if at == 8 { 0 } else { at - 8 };
+            value[length] = value[length] + to.len() as u8 - from.len() as u8;
+        }
+    }
+    file
+}
+
+/// The file's bytes with these numbers as its last tensor's data, f32.
+fn with_numbers(file: &Gguf, numbers: &[f32]) -> Vec<u8> {
+    let mut bytes = file.bytes();
+    let numbers: Vec<u8> = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
+    let at = bytes.len() - 32;
+    bytes[at..at + numbers.len()].copy_from_slice(&numbers);
+    bytes
+}
+
+#[test]
+fn divisors_of_frequencies_are_positive_numbers_one_for_each() {
+    let llama = |count: u64| of("llama").tensor("rope_freqs.weight", &[count]);
+    let rope = |bytes: &[u8]| read(bytes).unwrap().config().unwrap().rope;
+    let scaled = rope(&with_numbers(&llama(2), &[1.0, 8.0])).frequencies();
+    let plain = rope(&of("llama").bytes()).frequencies();
+    assert_eq!(scaled, [plain[0], plain[1] / 8.0]);
+    for wrong in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+        let error = read(&with_numbers(&llama(2), &[1.0, wrong])).unwrap_err().to_string();
+        says(&error, &["rope_freqs.weight holds ", "not positive numbers alone"]);
+    }
+    let three = read(&with_numbers(&llama(3), &[1.0; 3])).unwrap();
+    says(&three.config().unwrap_err().to_string(), &["holds 3 numbers, not 2 positive ones"]);
+    refused(&llama(1 << 13), &["rope_freqs.weight is [8192] of f32, not some numbers in f32"]);
+    let mut half = llama(2);
+    half.tensors[1].kind = 1;
+    refused(&half, &["rope_freqs.weight is [2] of f16"]);
+    let yarn = llama(2).text("llama.rope.scaling.type", "yarn");
+    let error = read(&with_numbers(&yarn, &[1.0; 2])).unwrap().config().unwrap_err();
+    says(&error.to_string(), &["llama.rope.scaling.type is \"yarn\" beside divisors"]);
+}
+
+#[test]
+fn a_factor_without_a_type_scales_linearly() {
+    let rope = |file: Gguf| file.read().unwrap().config().unwrap().rope;
+    let scaled = rope(model().float("qwen3.rope.scaling.factor", 4.0)).frequencies();
+    let plain = rope(model()).frequencies();
+    assert_eq!(scaled, [plain[0] / 4.0, plain[1] / 4.0]);
+    let none = model().float("qwen3.rope.scaling.factor", 4.0);
+    assert_eq!(rope(none.text("qwen3.rope.scaling.type", "none")).frequencies(), plain);
+}
+
+#[test]
+fn windows_are_those_of_the_architecture() {
+    let windows = |file: Gguf| file.read().unwrap().config().unwrap().layer_windows;
+    let window = |name: &str| of(name).count(&format!("{name}.attention.sliding_window"), 9);
+    assert_eq!(windows(window("llama")), [Some(9)]);
+    assert_eq!(windows(window("phi3")), [Some(9)]);
+    assert_eq!(windows(window("gemma3")), [Some(9)]);
+    assert_eq!(windows(of("gemma3")), [None]);
+    assert_eq!(windows(of("phi3").count("phi3.attention.sliding_window", 0)), [None]);
+    let period = window("gemma3").count("gemma3.attention.sliding_window_pattern", 1);
+    assert_eq!(windows(period), [None]);
+    let local = of("gemma3").float("gemma3.rope.freq_base_swa", 5e3).read().unwrap();
+    let local = local.config().unwrap();
+    assert_eq!(local.sliding_rope.unwrap().theta, 5e3);
+    assert_eq!(local.attention_scale, 0.5, "by the width of heads");
+    let softcap = of("gemma3").float("gemma3.final_logit_softcapping", 30.0);
+    let error = softcap.read().unwrap().config().unwrap_err().to_string();
+    says(&error, &["gemma3.final_logit_softcapping = 30 is not supported"]);
+}
+
+/// Files of the largest Gemma 3 do not say that its scores are scaled by hidden size over heads.
+#[test]
+fn the_scale_of_the_largest_gemma_is_known_by_its_layers() {
+    let mut file = of("gemma3");
+    file.values.retain(|v| !v.starts_with(&text("gemma3.block_count")));
+    file.values.retain(|v| !v.starts_with(&text("gemma3.embedding_length")));
+    let file = file
+        .count("gemma3.block_count", 62)
+        .count("gemma3.embedding_length", 32)
+        .count("gemma3.attention.key_length", 4);
+    assert_eq!(file.read().unwrap().config().unwrap().attention_scale, 0.25);
 }
 
 #[test]

@@ -231,3 +231,23 @@ fn the_end_of_text_is_special_whatever_its_type() {
     assert_eq!((tokenizer.stop_ids(), tokenizer.is_special(2)), (&[2u32][..], true));
     assert_eq!(tokenizer.encode_text("ab").unwrap(), [0, 1]);
 }
+
+/// Gemma's line breaks and runs of spaces are tokens that a user defined, of the worst score; its markers are others.
+#[test]
+fn white_space_that_a_file_defines_is_text_and_taken_first() {
+    let tokens =
+        ["end", "a", "\u{2581}", "\u{2581}a", "\n", "\n\n", "  ", "<table>"].map(str::to_owned);
+    let file = Gguf::new()
+        .text("tokenizer.ggml.model", "llama")
+        .texts("tokenizer.ggml.tokens", &tokens)
+        .integers("tokenizer.ggml.token_type", &[3, 1, 1, 1, 4, 4, 4, 4])
+        .floats("tokenizer.ggml.scores", &[0.0, 0.0, 0.0, -1.0, -1e3, -1e3, -1e3, -1e3])
+        .flag("tokenizer.ggml.add_space_prefix", false)
+        .count("tokenizer.ggml.eos_token_id", 0);
+    let tokenizer = file.read().unwrap().tokenizer().unwrap();
+    let text = "a\n\n  a a\n";
+    let ids = tokenizer.encode_text(text).unwrap();
+    assert_eq!(ids, [1, 5, 6, 1, 3, 4]);
+    assert_eq!(tokenizer.decode(&ids).unwrap(), text);
+    assert!(tokenizer.is_special(7) && tokenizer.is_special(0) && !tokenizer.is_special(5));
+}

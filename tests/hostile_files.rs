@@ -111,7 +111,7 @@ fn read_gguf(bytes: &[u8]) {
 }
 
 fn gguf(cases: u64) {
-    for name in ["llama_q8_0", "qwen3_q4_0"] {
+    for name in ["llama3_q8_0", "qwen3_q4_0", "phi3_longrope_q8_0"] {
         let bytes = fs_err::read(fixture(&format!("gguf/{name}.gguf"))).unwrap();
         let header = header_of(&bytes);
         mutate(name, &bytes, header, cases, read_gguf);

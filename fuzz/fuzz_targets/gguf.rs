@@ -1,13 +1,15 @@
 //! A GGUF file's header, and all that is made of it.
 #![no_main]
 
+use std::io::Cursor;
 use std::path::Path;
 
 use libfuzzer_sys::fuzz_target;
 use shammah::models::gguf::GgufFile;
 
 fuzz_target!(|bytes: &[u8]| {
-    let Ok(file) = GgufFile::read(bytes, bytes.len() as u64, Path::new("model.gguf")) else {
+    let size = bytes.len() as u64;
+    let Ok(file) = GgufFile::read(Cursor::new(bytes), size, Path::new("model.gguf")) else {
         return;
     };
     let _ = (file.config(), file.describe());

@@ -240,9 +240,10 @@ impl Vocabulary {
     pub fn of_byte_pairs(
         mut model: BytePairs,
         frame: Frame,
-        added: Vec<(String, u32)>,
+        mut added: Vec<(String, u32)>,
         first: Option<&str>,
     ) -> Result<Self, String> {
+        added.retain(|(text, _)| !(is_blank(text) && model.vocab.contains_key(text)));
         model.forget(&added);
         let vocab = model.vocab.iter().map(|(text, id)| (text.as_str(), *id));
         let table = TokenTable::new(vocab, &added, frame.byte_level)?;
@@ -340,6 +341,12 @@ impl<'de> Deserialize<'de> for Merge {
         }
         input.deserialize_any(Pair)
     }
+}
+
+/// Whether a token is white space: some families (Gemma) add line breaks and runs of spaces to their vocabularies. They are
+/// text, not markers.
+pub(super) fn is_blank(token: &str) -> bool {
+    token.chars().all(|c| c.is_whitespace() || c == '\u{2581}')
 }
 
 /// Splits a merge that is written with a space between its tokens.

@@ -93,3 +93,18 @@ fn ids_beyond_all_vocabularies_are_refused() {
     let error = Vocabulary::from_json(text.as_bytes()).map(|_| ()).unwrap_err();
     assert!(error.contains("4000000000, above"), "{error}");
 }
+
+/// Gemma's `tokenizer.json` names line breaks among the added tokens.
+#[test]
+fn white_space_among_the_added_tokens_is_text() {
+    let added = |id: u32, text: &str| {
+        serde_json::json!({"id": id, "content": text, "special": false, "single_word": false,
+            "lstrip": false, "rstrip": false, "normalized": false})
+    };
+    let file = serde_json::json!({"version": "1.0", "added_tokens": [added(1, "\n"), added(2, "\n\n"), added(3, "<x>")],
+        "model": {"type": "BPE", "vocab": {"a": 0, "\n": 1, "\n\n": 2, "<x>": 3}, "merges": [["\n", "\n"]]}});
+    let vocabulary = Vocabulary::from_json(file.to_string().as_bytes()).unwrap();
+    let ids = vocabulary.plain.encode_fast("a\n\n", false).unwrap().get_ids().to_vec();
+    assert_eq!(ids, [0, 2]);
+    assert_eq!((vocabulary.table.bytes(2), vocabulary.table.bytes(3)), (&b"\n\n"[..], &b""[..]));
+}

@@ -1,6 +1,7 @@
 //! Writes GGUF files, whole ones and others.
 #![allow(dead_code, reason = "each test uses some of it")]
 
+use std::io::Cursor;
 use std::path::Path;
 
 use serde_json::Value;
@@ -166,5 +167,5 @@ impl Gguf {
 
 /// Reads a file's header from memory.
 pub fn read(bytes: &[u8]) -> Result<GgufFile, ModelError> {
-    GgufFile::read(bytes, bytes.len() as u64, Path::new("model.gguf"))
+    GgufFile::read(Cursor::new(bytes), bytes.len() as u64, Path::new("model.gguf"))
 }

@@ -1,6 +1,7 @@
 //! GGUF files: a model in one file, with its tokenizer and its chat template.
 
 mod config;
+mod divisors;
 mod names;
 mod reader;
 mod tensor_type;
@@ -9,9 +10,10 @@ mod vocabulary;
 mod weights;
 
 use std::collections::BTreeMap;
-use std::io::{BufReader, Read};
+use std::io::{BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
 
+use config::{Architecture, architecture};
 pub use reader::{Header, Refusal, TensorInfo};
 pub use value::{Metadata, Value};
 pub(super) use weights::load;
@@ -24,6 +26,8 @@ pub struct GgufFile {
     path: PathBuf,
     bytes: u64,
     header: Header,
+    /// What the rotary frequencies are divided by, if the file says so.
+    divisors: Option<Vec<f32>>,
 }
 
 /// What a file says of its model.
@@ -64,8 +68,8 @@ impl GgufFile {
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn read(input: impl Read, bytes: u64, path: &Path) -> Result<Self, ModelError> {
-        let header = Header::read(input, bytes).map_err(|refusal| match refusal {
+    pub fn read(mut input: impl Read + Seek, bytes: u64, path: &Path) -> Result<Self, ModelError> {
+        let header = Header::read(&mut input, bytes).map_err(|refusal| match refusal {
             Refusal::Broken(problem) => ModelError::invalid(
                 path,
                 format!("not a whole GGUF file: {problem}"),
@@ -75,7 +79,11 @@ impl GgufFile {
                 ModelError::Unsupported { path: path.to_owned(), what, remedy: remedy.to_owned() }
             }
         })?;
-        let file = Self { path: path.to_owned(), bytes, header };
+        let mut file = Self { path: path.to_owned(), bytes, header, divisors: None };
+        if let Ok(Architecture { divisors: [name, ..], .. }) = architecture(&file.header, path) {
+            let divisors = divisors::read(&mut input, &file.header, name);
+            file.divisors = divisors.map_err(|e| file.invalid(e))?;
+        }
         match file.header.metadata.unsigned("split.count") {
             Ok(Some(parts)) if parts > 1 => Err(ModelError::Unsupported {
                 path: path.to_owned(),
@@ -93,6 +101,7 @@ impl GgufFile {
     /// Metadata that describe no model of a supported family.
     pub fn describe(&self) -> Result<Description, ModelError> {
         let config = self.config()?;
+        let no_weights = architecture(&self.header, &self.path)?.divisors;
         let mut formats = BTreeMap::new();
         for tensor in self.header.tensors.values() {
             *formats.entry(tensor.kind.name()).or_default() += tensor.bytes;
@@ -101,7 +110,11 @@ impl GgufFile {
         Ok(Description {
             name: text("general.name")?.map(str::to_owned),
             family: config.family,
-            parameters: self.header.tensors.values().map(TensorInfo::elements).sum(),
+            parameters: self
+                .tensors()
+                .filter(|tensor| !no_weights.contains(&tensor.name.as_str()))
+                .map(TensorInfo::elements)
+                .sum(),
             formats,
             context_length: config.max_position_embeddings,
             bytes: self.bytes,
@@ -125,7 +138,7 @@ impl GgufFile {
     /// As [`Self::describe`].
     pub fn config(&self) -> Result<ModelConfig, ModelError> {
         let ends = vocabulary::ends(&self.header.metadata).map_err(|e| self.invalid(e))?;
-        config::config(&self.header, &ends, &self.path)
+        config::config(&self.header, self.divisors.as_deref(), &ends, &self.path)
     }
 
     /// Builds the tokenizer, with the file's chat template.

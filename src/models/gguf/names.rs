@@ -13,7 +13,7 @@ pub struct Place {
 }
 
 /// Parts of a layer: the decoder's names, and those of the files.
-const PARTS: [(&str, &str); 11] = [
+const PARTS: [(&str, &str); 15] = [
     ("input_layernorm", "attn_norm"),
     ("self_attn.q_proj", "attn_q"),
     ("self_attn.k_proj", "attn_k"),
@@ -25,6 +25,10 @@ const PARTS: [(&str, &str); 11] = [
     ("mlp.gate_proj", "ffn_gate"),
     ("mlp.up_proj", "ffn_up"),
     ("mlp.down_proj", "ffn_down"),
+    ("self_attn.qkv_proj", "attn_qkv"),
+    ("mlp.gate_up_proj", "ffn_up"),
+    ("pre_feedforward_layernorm", "ffn_norm"),
+    ("post_feedforward_layernorm", "post_ffw_norm"),
 ];
 
 /// Finds the place of a weight by the decoder's name for it; none if files have no such weight.
@@ -43,6 +47,11 @@ pub(super) fn place(
     let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
     let (part, kind) = rest.rsplit_once('.')?;
     let (_, theirs) = PARTS.into_iter().find(|(ours, _)| *ours == part)?;
+    let theirs = match part {
+        // Where outputs have norms, it is the one of attention's output.
+        "post_attention_layernorm" if config.output_norms => "post_attention_norm",
+        _ => theirs,
+    };
     let paired_heads = match part {
         "self_attn.q_proj" if architecture.pairs => Some(config.num_attention_heads),
         "self_attn.k_proj" if architecture.pairs => Some(config.num_key_value_heads),

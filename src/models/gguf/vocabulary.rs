@@ -6,7 +6,7 @@ use serde_json::{Value as Json, json};
 
 use super::value::{Metadata, required};
 use crate::models::tokenizer::ChatTexts;
-use crate::models::vocabulary::{BytePairs, Frame, Vocabulary, split_merge};
+use crate::models::vocabulary::{BytePairs, Frame, Vocabulary, is_blank, split_merge};
 
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const TYPES: &str = "tokenizer.ggml.token_type";
@@ -218,10 +218,11 @@ impl Tokens<'_> {
     fn added(&self, marks: &[u32]) -> Vec<(String, u32)> {
         let all = self.texts.iter().zip(0u32..);
         all.filter(|(text, id)| {
-            let special = matches!(
-                self.kind(*id as usize),
-                kind::UNKNOWN | kind::CONTROL | kind::USER_DEFINED
-            );
+            let special = match self.kind(*id as usize) {
+                kind::UNKNOWN | kind::CONTROL => true,
+                kind::USER_DEFINED => !is_blank(text),
+                _ => false,
+            };
             !text.is_empty() && (special || marks.contains(id))
         })
         .map(|(text, id)| (text.clone(), id))
@@ -286,10 +287,20 @@ impl Tokens<'_> {
         if scores.len() != self.texts.len() || scores.iter().any(|s| s.is_nan()) {
             return Err(Refusal::Broken(format!("{SCORES} does not fit {TOKENS}")));
         }
+        let is_user_defined = |id: usize| self.kind(id) == kind::USER_DEFINED;
+        let blank = |id: usize| is_user_defined(id) && is_blank(&self.texts[id]);
         let control = (0..self.texts.len())
-            .filter(|id| matches!(self.kind(*id), kind::CONTROL | kind::USER_DEFINED));
-        let plain = self.plain(&control.map(|id| id as u32).collect())?;
-        let merges = merges_of(&plain, scores)?;
+            .filter(|id| self.kind(*id) == kind::CONTROL || is_user_defined(*id) && !blank(*id));
+        let mut plain = self.plain(&control.map(|id| id as u32).collect())?;
+        let mut scores = scores.to_vec();
+        for (text, id) in &mut plain {
+            if blank(*id as usize) {
+                // Converters write their spaces as such, and they are cut out of a text before all else.
+                *text = text.replace(' ', "\u{2581}");
+                scores[*id as usize] = f32::INFINITY;
+            }
+        }
+        let merges = merges_of(&plain, &scores)?;
         let unknown = self.named(metadata, "tokenizer.ggml.unknown_token_id")?;
         let unknown = unknown.map(|(_, text)| text).filter(|u| plain.iter().any(|(t, _)| t == u));
         let pairs = BytePairs::new(plain.into_iter(), merges).falling_back(unknown);

@@ -26,6 +26,9 @@ pub fn load(path: &Path, device: &Device) -> Result<(Decoder, Tokenizer, usize),
     let architecture = architecture(&file.header, path)?;
     let mapping = Arc::new(Mapping::of_file(fs_err::File::open(path)?.file())?);
     let mut unused: BTreeSet<&str> = file.header.tensors.keys().map(String::as_str).collect();
+    for part_of_the_config in architecture.divisors {
+        unused.remove(part_of_the_config);
+    }
     let mut parameters = 0;
     let shape = config.clone();
     let decoder = Decoder::new(config, device, &mut |name, dims| {
