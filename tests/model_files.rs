@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use candle_core::{DType, Device, Tensor};
 use reference::*;
 use serde_json::{Value, json};
+use shammah::domain::{Message, Role};
 use shammah::models::{ModelConfig, ModelSource, NoAdapter, base_hash, load};
 
 /// A copy of the qwen3 fixture with the smallest tokenizer there is.
@@ -99,6 +100,34 @@ fn the_builtin_model_loads() {
     assert_eq!(model.name, "builtin");
     assert_eq!(model.base_hash, base_hash(&ModelSource::Builtin, None).unwrap());
     assert!(model.tokenizer.vocab_size() <= model.decoder.config().vocab_size);
+}
+
+#[test]
+fn templates_and_ends_are_found_wherever_transformers_writes_them() {
+    let folder = Folder::new();
+    let rendered = || {
+        let model = load(&folder.source(), &Device::Cpu, None).unwrap();
+        let message = Message { role: Role::User, content: "a".to_owned() };
+        let text = model.tokenizer.render_chat(&[message], false).unwrap();
+        (text, model.tokenizer.stop_ids().to_vec())
+    };
+    let template =
+        |mark: &str| format!("{{% for m in messages %}}{mark}{{{{ m.content }}}}{{% endfor %}}");
+    let list = json!([
+        {"name": "tool_use", "template": template("")},
+        {"name": "default", "template": template("a")},
+    ]);
+    folder.write("tokenizer_config.json", &json!({"chat_template": list}).to_string());
+    let (text, ends) = rendered();
+    assert_eq!(text, [0, 0], "the default one of the list");
+    folder.write("chat_template.jinja", &template("aa"));
+    folder.write("generation_config.json", &json!({"eos_token_id": [9, 1_000_000]}).to_string());
+    let (text, more) = rendered();
+    assert_eq!(text, [0, 0, 0], "the file is newer");
+    assert!(!ends.contains(&9) && more.contains(&9), "{ends:?} {more:?}");
+    assert!(!more.contains(&1_000_000), "beyond the vocabulary");
+    folder.write("generation_config.json", "{");
+    folder.refused("generation_config.json", &["not JSON"]);
 }
 
 #[test]

@@ -177,6 +177,8 @@ fn files(top: &Path) -> Result<Vec<(PathBuf, u64)>, HubError> {
     while let Some(folder) = folders.pop() {
         for path in entries(&folder)? {
             match path.metadata() {
+                // A link to a folder may lead around in a circle.
+                Ok(meta) if meta.is_dir() && path.is_symlink() => {}
                 Ok(meta) if meta.is_dir() => folders.push(path),
                 // Of a link whose blob is gone nothing is there.
                 Err(_) => {}

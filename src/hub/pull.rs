@@ -99,7 +99,10 @@ fn info(hub: &Hub, id: &HubId) -> Result<RepoInfo, HubError> {
     let revision = id.revision().to_owned();
     let repo = api.repo(Repo::with_revision(id.repo.clone(), RepoType::Model, revision));
     let request = repo.info_request().config().http_status_as_error(false);
-    let request = request.timeout_connect(Some(SILENCE)).timeout_recv_response(Some(SILENCE));
+    let request = request
+        .timeout_connect(Some(SILENCE))
+        .timeout_recv_response(Some(SILENCE))
+        .timeout_recv_body(Some(SILENCE));
     let mut response =
         request.build().call().map_err(|error| unreachable(hub.endpoint.clone(), &error))?;
     if !response.status().is_success() {

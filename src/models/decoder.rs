@@ -293,8 +293,9 @@ impl Decoder {
         for layer in 0..self.layers.len() {
             x = self.layer(layer, &x, &pass, adapt)?;
         }
+        let x = self.finish(&x)?.reshape(hidden)?;
         cache.advance(seq);
-        Ok(self.finish(&x)?.reshape(hidden)?)
+        Ok(x)
     }
 
     /// Computes the hidden states `[rows, hidden]`, final norm applied, of packed sequences: those of the rows that are

@@ -21,6 +21,10 @@ const BUILTIN: [(&str, &[u8]); 4] = [
 pub(super) const CONFIG: &str = "config.json";
 pub(super) const TOKENIZER: &str = "tokenizer.json";
 pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+/// Where newer versions of transformers write the chat template.
+pub(super) const CHAT_TEMPLATE: &str = "chat_template.jinja";
+/// May name more tokens that end an answer than the config does.
+pub(super) const GENERATION_CONFIG: &str = "generation_config.json";
 const WEIGHTS: &str = "model.safetensors";
 /// Stands for a GGUF file, whatever it is called.
 const GGUF: &str = "model.gguf";
@@ -120,7 +124,8 @@ impl ModelSource {
     /// Reads a file that a model may lack.
     pub(super) fn read_optional(&self, file: &str) -> Result<Option<Vec<u8>>, ModelError> {
         match self {
-            Self::Dir(dir) if !dir.join(file).exists() => Ok(None),
+            Self::Builtin => Ok(builtin(file).map(<[u8]>::to_vec)),
+            _ if !self.path(file).exists() => Ok(None),
             _ => self.read(file).map(Some),
         }
     }

@@ -138,8 +138,8 @@ fn inspect_gguf(path: &Path, quantize: Option<Quantize>) -> Result<ModelInfo, Mo
 }
 
 fn cache_bytes_per_token(config: &ModelConfig) -> u64 {
-    let numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim;
-    CACHE_NUMBER * numbers as u64
+    let sizes = [config.num_hidden_layers, config.num_key_value_heads, config.head_dim];
+    sizes.into_iter().fold(2 * CACHE_NUMBER, |product, n| product.saturating_mul(n as u64))
 }
 
 /// Whether the decoder takes a tensor: not the head that tied models carry, nor the frequencies of old files.

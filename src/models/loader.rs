@@ -7,7 +7,9 @@ use std::sync::Arc;
 use candle_core::{DType, Device};
 use safetensors::Dtype;
 
-use super::files::{self, CONFIG, ModelSource, TOKENIZER, TOKENIZER_CONFIG};
+use super::files::{
+    self, CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, ModelSource, TOKENIZER, TOKENIZER_CONFIG,
+};
 use super::weight_file::WeightFile;
 use super::{Decoder, ModelConfig, ModelError, Quantize, Tokenizer, Weight, gguf, ops};
 
@@ -99,12 +101,7 @@ fn load_directory(
     let config_text = String::from_utf8(source.read(CONFIG)?)
         .map_err(|_| ModelError::invalid(&config_path, "not UTF-8", "download the model again"))?;
     let config = ModelConfig::parse(&config_text, &config_path)?;
-    let tokenizer = Tokenizer::new(
-        &source.read(TOKENIZER)?,
-        source.read_optional(TOKENIZER_CONFIG)?.as_deref(),
-        &config.eos_token_ids,
-        &source.path(TOKENIZER),
-    )?;
+    let tokenizer = tokenizer_of(source, &config)?;
     check_stop(&tokenizer, source)?;
     let mut tensors = read_tensors(source, &weight_files, device)?;
     let mut parameters = 0;
@@ -138,6 +135,38 @@ fn name_on_hub(dir: &Path) -> Option<String> {
         dir.parent().filter(|parent| parent.file_name() == Some("snapshots".as_ref()))?;
     let repo = snapshots.parent()?.file_name()?.to_str()?.strip_prefix("models--")?;
     Some(repo.replacen("--", "/", 1))
+}
+
+/// Builds the tokenizer of a directory, with what its other files say of templates and ends.
+fn tokenizer_of(source: &ModelSource, config: &ModelConfig) -> Result<Tokenizer, ModelError> {
+    let mut ends = config.eos_token_ids.clone();
+    if let Some(bytes) = source.read_optional(GENERATION_CONFIG)? {
+        let of_generation: serde_json::Value = serde_json::from_slice(&bytes).map_err(|e| {
+            let path = source.path(GENERATION_CONFIG);
+            ModelError::invalid(path, format!("not JSON: {e}"), "download it again")
+        })?;
+        let ids = &of_generation["eos_token_id"];
+        let ids = ids.as_array().map_or(std::slice::from_ref(ids), Vec::as_slice);
+        let ids = ids.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok());
+        ends.extend(ids.filter(|id| (*id as usize) < config.vocab_size));
+    }
+    let mut texts = source.read_optional(TOKENIZER_CONFIG)?;
+    if let Some(template) = source.read_optional(CHAT_TEMPLATE)? {
+        let path = source.path(CHAT_TEMPLATE);
+        let template = String::from_utf8(template)
+            .map_err(|_| ModelError::invalid(&path, "not UTF-8", "download it again"))?;
+        let mut config: serde_json::Value = match &texts {
+            Some(bytes) => serde_json::from_slice(bytes).unwrap_or_default(),
+            None => serde_json::json!({}),
+        };
+        // What is no object is refused below.
+        if let Some(keys) = config.as_object_mut() {
+            keys.insert("chat_template".to_owned(), template.into());
+            texts = Some(config.to_string().into_bytes());
+        }
+    }
+    let json = source.read(TOKENIZER)?;
+    Tokenizer::new(&json, texts.as_deref(), &ends, &source.path(TOKENIZER))
 }
 
 /// A model whose end no token marks would answer until its context is full.

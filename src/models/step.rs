@@ -105,9 +105,15 @@ impl Step<'_> {
                 Added::LowRank(terms) => terms,
                 Added::Otherwise => &[],
             };
-            let terms = terms
-                .iter()
-                .map(|term| Ok((Elements::of(term.a)?, Elements::of(term.b)?, term.scale)));
+            let (rows, _) = linear.dims()?;
+            let terms = terms.iter().map(|term| {
+                let (rank, cols) = term.a.dims2()?;
+                if cols != x.len() || term.b.dims2()? != (rows, rank) {
+                    let (a, b) = (term.a.shape(), term.b.shape());
+                    candle_core::bail!("factors {a:?}, {b:?} do not fit [{rows}, {}]", x.len());
+                }
+                Ok((Elements::of(term.a)?, Elements::of(term.b)?, term.scale))
+            });
             locked.push((linear.weight().lock()?, bias, terms.collect::<Result<Vec<_>>>()?));
         }
         let mut products = Vec::with_capacity(N);

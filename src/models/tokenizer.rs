@@ -45,6 +45,15 @@ pub(super) struct ChatTexts {
     pub eos_token: Option<String>,
 }
 
+/// A template's text, or in a list of named ones that of `default`.
+fn template_text(value: &Value) -> Option<&str> {
+    let named = |list: &'_ Vec<Value>| list.iter().position(|t| t["name"] == "default");
+    match value.as_array() {
+        Some(list) => list[named(list)?]["template"].as_str(),
+        None => value.as_str(),
+    }
+}
+
 impl Tokenizer {
     /// Builds a tokenizer of the texts of `tokenizer.json` and, if there is one,
     /// `tokenizer_config.json`; `eos_token_ids` are those that the model's config names.
@@ -65,7 +74,7 @@ impl Tokenizer {
             None => Value::Null,
         };
         let texts = ChatTexts {
-            template: config["chat_template"].as_str().map(str::to_owned),
+            template: template_text(&config["chat_template"]).map(str::to_owned),
             bos_token: token_text(&config["bos_token"]),
             eos_token: token_text(&config["eos_token"]),
         };

@@ -21,20 +21,24 @@ pub(super) fn figure(text: &str, key: &str) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(KIBIBYTE)
 }
 
-/// The files of one version of control groups: limit, usage, and the line of `memory.stat` with what can be given back.
+/// The files of one version of control groups: limit, usage, and the lines of `memory.stat` with what can be given back:
+/// pages of files, used lately (weights are mapped) or not.
 struct Files {
     limit: &'static str,
     usage: &'static str,
-    reclaimable: &'static str,
+    reclaimable: [&'static str; 2],
 }
 
 const VERSION_1: Files = Files {
     limit: "memory.limit_in_bytes",
     usage: "memory.usage_in_bytes",
-    reclaimable: "total_inactive_file ",
+    reclaimable: ["total_inactive_file ", "total_active_file "],
 };
-const VERSION_2: Files =
-    Files { limit: "memory.max", usage: "memory.current", reclaimable: "inactive_file " };
+const VERSION_2: Files = Files {
+    limit: "memory.max",
+    usage: "memory.current",
+    reclaimable: ["inactive_file ", "active_file "],
+};
 
 /// Returns the least room in any group that limits this process; `groups` is the text of `/proc/self/cgroup`.
 fn room_in_groups(mount: &Path, groups: &str) -> Option<u64> {
@@ -61,8 +65,11 @@ fn room(group: &Path, files: &Files) -> Option<u64> {
     let number = |name: &str| read(name)?.trim().parse::<u64>().ok();
     let (limit, usage) = (number(files.limit)?, number(files.usage)?);
     let stat = read("memory.stat").unwrap_or_default();
-    let reclaimable = stat.lines().find_map(|line| line.strip_prefix(files.reclaimable));
-    let reclaimable = reclaimable.and_then(|n| n.trim().parse().ok()).unwrap_or(0);
+    let bytes = |key| {
+        let line = stat.lines().find_map(|line| line.strip_prefix(key));
+        line.and_then(|n| n.trim().parse::<u64>().ok()).unwrap_or(0)
+    };
+    let reclaimable = files.reclaimable.into_iter().map(bytes).sum();
     Some(limit.saturating_sub(usage.saturating_sub(reclaimable)))
 }
 
@@ -91,7 +98,7 @@ mod tests {
             &[
                 ("memory.max", "1000\n"),
                 ("memory.current", "700\n"),
-                ("memory.stat", "anon 1\ninactive_file 100\n"),
+                ("memory.stat", "anon 1\ninactive_file 60\nactive_file 40\n"),
             ],
         );
         put("a/b", &[("memory.max", "max\n"), ("memory.current", "10\n")]);

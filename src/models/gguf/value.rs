@@ -138,7 +138,7 @@ impl Metadata {
     /// A value of another type.
     pub fn float(&self, key: &str) -> Found<Option<f64>> {
         self.typed(key, "a number", |v| match v {
-            Value::Float(n) => Some(*n),
+            Value::Float(n) => n.is_finite().then_some(*n),
             v => v.unsigned().map(|n| n as f64),
         })
     }

@@ -372,6 +372,28 @@ unsafe fn four_or_five_k<const FIVE: bool>(row: &[u8], x: &Activations<'_>) -> f
     sum(_mm256_sub_ps(_mm256_add_ps(acc[0], acc[1]), less))
 }
 
+/// The units of eight blocks of activations, each times the two scales of its weights.
+///
+/// # Safety
+/// Sixteen scales can be read.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn factors_of_q6(scales: *const u8, units: __m256) -> [f32; 16] {
+    let mut factors = [0f32; 16];
+    let twice = _mm256_set_epi32(3, 3, 2, 2, 1, 1, 0, 0);
+    for half in 0..2 {
+        // SAFETY: as above; there is room for twice eight factors.
+        unsafe {
+            let scales = _mm_loadl_epi64(scales.add(8 * half).cast());
+            let scales = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(scales));
+            let own = _mm256_add_epi32(twice, _mm256_set1_epi32(4 * half as i32));
+            let own = _mm256_permutevar8x32_ps(units, own);
+            _mm256_storeu_ps(factors.as_mut_ptr().add(8 * half), _mm256_mul_ps(scales, own));
+        }
+    }
+    factors
+}
+
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn q6_k(row: &[u8], x: &Activations<'_>) -> f32 {
@@ -386,18 +408,7 @@ unsafe fn q6_k(row: &[u8], x: &Activations<'_>) -> f32 {
             ahead(w, 210);
             let q = q.add(i * 256);
             let units = _mm256_mul_ps(scale(w.add(208)), _mm256_loadu_ps(u.add(i * 8)));
-            let mut factors = [0f32; 16];
-            let twice = _mm256_set_epi32(3, 3, 2, 2, 1, 1, 0, 0);
-            for half in 0..2 {
-                let scales = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(
-                    w.add(192 + 8 * half).cast(),
-                )));
-                let own = _mm256_permutevar8x32_ps(
-                    units,
-                    _mm256_add_epi32(twice, _mm256_set1_epi32(4 * half as i32)),
-                );
-                _mm256_storeu_ps(factors.as_mut_ptr().add(8 * half), _mm256_mul_ps(scales, own));
-            }
+            let factors = factors_of_q6(w.add(192), units);
             for half in 0..2 {
                 let (a, b) = (
                     _mm256_loadu_si256(w.add(half * 64).cast()),
