@@ -68,7 +68,7 @@ fn data_is_stored_and_the_job_learns_that_and_nothing_else() {
     program.run(&["jobs", "cancel", "1"]).done();
     assert_eq!(program.run(&["jobs", "show", "1", "--json"]).done().json()["state"], "cancelled");
     let message = program.run(&["jobs", "cancel", "1"]).failed(1);
-    assert!(message.contains("job 1 is cancelled"), "{message}");
+    assert!(message.contains("job 1 has ended already (cancelled)"), "{message}");
 }
 
 #[test]

@@ -57,7 +57,10 @@ pub type UsageSink = Box<dyn Fn(RecordUsage) + Send>;
 
 /// The live adapters by base and domain; a swap is a pointer store here. It outlives the actor, so a restarted one has them.
 #[derive(Clone, Default)]
-pub struct LiveTable(Arc<RwLock<BTreeMap<(String, String), Arc<LiveSet>>>>);
+pub struct LiveTable(Arc<RwLock<BTreeMap<LiveKey, Arc<LiveSet>>>>);
+
+/// Hash of a base model, and a domain.
+type LiveKey = (String, String);
 
 impl LiveTable {
     /// Returns what is live on `base` (by its hash) in `domain`, or the base.

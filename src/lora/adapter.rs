@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Result as TensorResult, Tensor};
@@ -85,7 +84,7 @@ pub struct LoraAdapter {
     sites: BTreeMap<Site, Factors>,
     digest: String,
     /// Where it was read from; empty for one made in memory.
-    dir: PathBuf,
+    pub(super) dir: PathBuf,
     /// At the sites of a DoRA adapter, what it multiplies the rows by.
     ratios: BTreeMap<Site, OfWeights>,
 }
@@ -147,7 +146,7 @@ impl LoraAdapter {
 }
 
 impl LoraAdapter {
-    fn added_times(&self, site: Site, weight: f64) -> Added<'_> {
+    pub(super) fn added_times(&self, site: Site, weight: f64) -> Added<'_> {
         match self.sites.get(&site) {
             None => Added::LowRank(Vec::new()),
             Some(factors) if factors.magnitude.is_some() => Added::Otherwise,
@@ -188,84 +187,6 @@ pub(super) fn add_delta(
 ) -> TensorResult<Tensor> {
     let delta = x.matmul(&factors.a.t()?)?.matmul(&factors.b.t()?)?;
     y + (delta * scale)?
-}
-
-/// Adapters with weights, acting together: `base(x) + Σ wᵢ · (αᵢ/rᵢ) · Bᵢ(Aᵢ x)`.
-#[derive(Debug, Clone, Default)]
-pub struct AdapterSet(Vec<(Arc<LoraAdapter>, f64)>);
-
-impl AdapterSet {
-    /// The base model alone.
-    pub fn empty() -> Self {
-        Self::default()
-    }
-
-    /// One adapter at its full weight.
-    pub fn single(adapter: Arc<LoraAdapter>) -> Self {
-        Self(vec![(adapter, 1.0)])
-    }
-
-    /// Several adapters with their weights.
-    ///
-    /// # Errors
-    /// A weight that is no finite number; a DoRA adapter beside another one or at a weight other than 1: it rescales the base's own output, so it is no
-    /// term of a sum.
-    pub fn weighted(adapters: Vec<(Arc<LoraAdapter>, f64)>) -> Result<Self, LoraError> {
-        if let Some((adapter, weight)) = adapters.iter().find(|(_, weight)| !weight.is_finite()) {
-            let problem = format!("its weight is {weight}");
-            return Err(invalid(&adapter.dir, problem, "give a finite number, as in rust:0.5"));
-        }
-        let alone = matches!(adapters.as_slice(), [] | [(_, 1.0)]);
-        match adapters.iter().find(|(adapter, _)| adapter.config.dora && !alone) {
-            Some((adapter, _)) => Err(invalid(
-                &adapter.dir,
-                "it is a DoRA adapter, which cannot be mixed with others or weighted",
-                "use it alone at weight 1",
-            )),
-            None => Ok(Self(adapters)),
-        }
-    }
-
-    /// Returns whether no adapter acts.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Returns the name of each adapter, in order.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().map(|(adapter, _)| adapter.name())
-    }
-
-    /// Returns digest and weight of each adapter, in order: what names the set's effect.
-    pub fn parts(&self) -> impl Iterator<Item = (&str, f64)> {
-        self.0.iter().map(|(adapter, weight)| (adapter.digest(), *weight))
-    }
-}
-
-impl Adapt for AdapterSet {
-    fn project(&self, site: Site, linear: &Linear, x: &Tensor) -> TensorResult<Tensor> {
-        if let [(adapter, 1.0)] = self.0.as_slice() {
-            return adapter.project(site, linear, x);
-        }
-        let mut y = linear.forward(x)?;
-        for (adapter, weight) in &self.0 {
-            if let Some(factors) = adapter.sites.get(&site) {
-                y = add_delta(factors, adapter.config.scale_of(factors) * weight, x, &y)?;
-            }
-        }
-        Ok(y)
-    }
-
-    fn added(&self, site: Site) -> Added<'_> {
-        let mut all = Vec::new();
-        for (adapter, weight) in &self.0 {
-            match adapter.added_times(site, *weight) {
-                Added::LowRank(terms) => all.extend(terms),
-                Added::Otherwise => return Added::Otherwise,
-            }
-        }
-        Added::LowRank(all)
-    }
 }
 
 pub(super) fn invalid(path: &Path, problem: impl Into<String>, remedy: &str) -> LoraError {

@@ -1,6 +1,7 @@
 //! LoRA: adapters, their training, and the losses and optimiser of it.
 
 mod adapter;
+mod adapter_set;
 mod budget;
 mod checkpoint;
 #[cfg(test)]
@@ -21,7 +22,8 @@ pub mod trainer;
 mod verified;
 mod watch;
 
-pub use adapter::{AdapterSet, CONFIG_FILE, Factors, LoraAdapter, LoraConfig, WEIGHTS_FILE, save};
+pub use adapter::{CONFIG_FILE, Factors, LoraAdapter, LoraConfig, WEIGHTS_FILE, save};
+pub use adapter_set::AdapterSet;
 pub use budget::{Bound, MemoryBudget, PROCESS_RESERVE, Resources};
 pub use error::{JobError, LoraError};
 pub use job::{JobEvent, JobInput, TRAINING_FILE, TrainingRecord, record_resources, run_job};

@@ -243,13 +243,20 @@ impl Keys<'_> {
         if of_llama {
             scaling["attention_factor"] = 1.0.into();
         }
+        // With YaRN llama.cpp multiplies this factor with the one that follows from the scaling; elsewhere it is the factor.
+        let own_factor = "rope.scaling.attn_factor";
+        let multiplied = kind == "yarn" && self.float(own_factor)?.is_some_and(|f| f != 1.0);
+        if multiplied {
+            return Err(format!("{} is not 1, which is not supported", self.key(own_factor)));
+        }
         for (name, key) in [
             ("factor", "rope.scaling.factor"),
             ("attention_factor", "rope.scaling.attn_factor"),
             ("beta_fast", "rope.scaling.yarn_beta_fast"),
             ("beta_slow", "rope.scaling.yarn_beta_slow"),
         ] {
-            if let Some(value) = self.float(key)? {
+            let value = self.float(key)?.filter(|_| key != own_factor || kind != "yarn");
+            if let Some(value) = value {
                 scaling[name] = value.into();
             }
         }
