@@ -227,6 +227,10 @@ fn a_factor_without_a_type_scales_linearly() {
     let scaled = rope(model().float("qwen3.rope.scaling.factor", 4.0)).frequencies();
     let plain = rope(model()).frequencies();
     assert_eq!(scaled, [plain[0] / 4.0, plain[1] / 4.0]);
+    let yarn = model().text("qwen3.rope.scaling.type", "yarn");
+    let yarn = yarn.float("qwen3.rope.scaling.attn_factor", 0.9);
+    let error = yarn.read().unwrap().config().unwrap_err().to_string();
+    says(&error, &["qwen3.rope.scaling.attn_factor is not 1"]);
     let none = model().float("qwen3.rope.scaling.factor", 4.0);
     assert_eq!(rope(none.text("qwen3.rope.scaling.type", "none")).frequencies(), plain);
 }
