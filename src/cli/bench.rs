@@ -90,7 +90,12 @@ fn show(figures: &Figures, as_json: bool) -> Result<()> {
     let step = figures.seconds_per_step.map(|s| format!(", {s:.3} s a step")).unwrap_or_default();
     let adapted = figures.decoding.as_ref().and_then(|decoding| decoding.adapter.as_ref());
     let adapted = adapted
-        .map(|a| format!(", {:.1} with an adapter of rank {}", a.tokens_per_second, a.rank))
+        .map(|a| {
+            format!(
+                ", {:.1} with an adapter of rank {} ({:+.2} ms for a swap)",
+                a.tokens_per_second, a.rank, a.swap_ms
+            )
+        })
         .unwrap_or_default();
     Ok(output::line(&format!(
         "{} of {} on {} ({}, {} threads): {:.1} tokens/s{adapted}{step} ({} measured); {memory}",

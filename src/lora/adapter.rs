@@ -85,6 +85,8 @@ pub struct LoraAdapter {
     digest: String,
     /// Where it was read from; empty for one made in memory.
     pub(super) dir: PathBuf,
+    /// The factors in f16, where that is close to them.
+    halves: BTreeMap<Site, (Tensor, Tensor)>,
     /// At the sites of a DoRA adapter, what it multiplies the rows by.
     ratios: BTreeMap<Site, OfWeights>,
 }
@@ -114,14 +116,26 @@ impl LoraAdapter {
         }
         hasher.update(&weights);
         let digest = hex(&hasher.finalize());
-        Ok(Self { digest, dir: dir.to_owned(), ..Self::from_factors(config, sites) })
+        Ok(Self { digest, dir: dir.to_owned(), ..Self::from_factors(config, sites)? })
     }
 
     /// Makes an adapter of factors in memory.
-    pub(super) fn from_factors(config: LoraConfig, sites: BTreeMap<Site, Factors>) -> Self {
+    ///
+    /// # Errors
+    /// A failed tensor operation.
+    pub(super) fn from_factors(
+        config: LoraConfig,
+        sites: BTreeMap<Site, Factors>,
+    ) -> TensorResult<Self> {
+        let mut halves = BTreeMap::new();
+        for (site, factors) in sites.iter().filter(|(_, factors)| factors.a.device().is_cpu()) {
+            if let (Some(a), Some(b)) = (half(&factors.a)?, half(&factors.b)?) {
+                halves.insert(*site, (a, b));
+            }
+        }
         let scaled = sites.iter().filter(|(_, factors)| factors.magnitude.is_some());
         let ratios = scaled.map(|(site, _)| (*site, OfWeights::default())).collect();
-        Self { config, sites, digest: String::new(), dir: PathBuf::new(), ratios }
+        Ok(Self { config, sites, digest: String::new(), dir: PathBuf::new(), halves, ratios })
     }
 
     /// Returns the adapter's shape.
@@ -152,7 +166,8 @@ impl LoraAdapter {
             Some(factors) if factors.magnitude.is_some() => Added::Otherwise,
             Some(factors) => {
                 let scale = (self.config.scale_of(factors) * weight) as f32;
-                Added::LowRank(vec![Term { a: &factors.a, b: &factors.b, scale }])
+                let halves = self.halves.get(&site).map(|(a, b)| (a, b));
+                Added::LowRank(vec![Term { a: &factors.a, b: &factors.b, halves, scale }])
             }
         }
     }
@@ -176,6 +191,14 @@ impl Adapt for LoraAdapter {
     fn added(&self, site: Site) -> Added<'_> {
         self.added_times(site, 1.0)
     }
+}
+
+/// Returns a factor in f16, unless that would be more than a thousandth off: its numbers may be too large or too small.
+fn half(factor: &Tensor) -> TensorResult<Option<Tensor>> {
+    let short = factor.to_dtype(DType::F16)?.contiguous()?;
+    let squares = |x: &Tensor| x.sqr()?.sum_all()?.to_vec0::<f32>();
+    let off = squares(&(short.to_dtype(DType::F32)? - factor)?)?;
+    Ok((off <= 1e-6 * squares(factor)?).then_some(short))
 }
 
 /// Returns `y + scale · B(A x)`.

@@ -10,7 +10,8 @@ use rayon::prelude::*;
 
 use super::adapter::{Factors, add_delta};
 use crate::models::kernels::gemm::View;
-use crate::models::kernels::{math, product};
+use crate::models::kernels::math::vectorised;
+use crate::models::kernels::product;
 use crate::models::{
     Activation, Gated, Linear, elements, gated_grads, gated_of, ops, with_elements,
 };
@@ -47,7 +48,7 @@ impl Dropout {
         let tasks = out.par_chunks_mut(DROPOUT_TASK).zip(x.par_chunks(DROPOUT_TASK));
         tasks.enumerate().for_each(|(task, (out, x))| {
             let from = (task * DROPOUT_TASK) as u32;
-            math::vectorised(|| {
+            vectorised!({
                 for (i, (out, x)) in out.iter_mut().zip(x).enumerate() {
                     let hash = hash((from.wrapping_add(i as u32) ^ low).wrapping_add(high));
                     f(if hash < limit { 0.0 } else { scale }, *x, out);
@@ -68,7 +69,12 @@ impl Dropout {
     /// Returns `x` with some elements zeroed and the others scaled.
     pub fn apply(&self, x: &[f32]) -> Vec<f32> {
         let mut out = vec![0f32; x.len()];
-        self.for_each(x, &mut out, |factor, x, out| *out = x * factor);
+        self.for_each(
+            x,
+            &mut out,
+            #[inline(always)]
+            |factor, x, out| *out = x * factor,
+        );
         out
     }
 }

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::{CpuStorage, CustomOp1, D, InplaceOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::models::kernels::math;
+use crate::models::kernels::math::{self, vectorised};
 use crate::models::{Linear, elements, ops, with_elements};
 
 /// Logits held at a time, in elements: 128 MiB. Each chunk reads the head's weights twice, so it should not be small.
@@ -156,7 +156,7 @@ fn row_cross_entropy(row: &mut [f32], target: usize, weight: f32, with_grad: boo
     let log_sum = math::log_sum_exp(row);
     let loss = f64::from(weight) * f64::from(log_sum - row[target]);
     if with_grad {
-        math::vectorised(|| row.iter_mut().for_each(|x| *x = math::exp(*x - log_sum) * weight));
+        vectorised!(row.iter_mut().for_each(|x| *x = math::exp(*x - log_sum) * weight));
         row[target] -= weight;
     }
     loss
@@ -165,7 +165,7 @@ fn row_cross_entropy(row: &mut [f32], target: usize, weight: f32, with_grad: boo
 /// w · KL(p ‖ q) in nats of two rows of logits; with a gradient, q becomes w · (softmax q − softmax p).
 fn row_kl(p: &[f32], q: &mut [f32], weight: f32, with_grad: bool) -> f64 {
     let (p_sum, q_sum) = (math::log_sum_exp(p), math::log_sum_exp(q));
-    math::vectorised(|| {
+    vectorised!({
         let mut kl = 0f64;
         // Blocks in f32, their sums in f64.
         for (p, q) in p.chunks(1024).zip(q.chunks(1024)) {

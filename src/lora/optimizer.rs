@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor, Var};
 use rayon::prelude::*;
 
-use crate::models::kernels::math;
+use crate::models::kernels::math::{self, vectorised};
 use crate::models::{ops, with_elements};
 
 /// The hyper-parameters of [`AdamW`]; the defaults are those of PyTorch, without weight decay.
@@ -144,7 +144,7 @@ impl Update {
         let (new1, new2) = (single(1.0 - self.config.beta1), single(1.0 - self.config.beta2));
         let (scale1, scale2) = (single(1.0 / self.correction1), single(1.0 / self.correction2));
         let (keep, rate) = (single(self.keep), single(self.learning_rate));
-        math::vectorised(|| {
+        vectorised!({
             let moments = first.iter_mut().zip(second).zip(gradient);
             for (value, ((first, second), &g)) in value.iter_mut().zip(moments) {
                 *first = *first * beta1 + g * new1;
@@ -192,7 +192,7 @@ fn square_sum(gradient: &Tensor) -> Result<f64> {
         return Ok(f64::from(gradient.sqr()?.sum_all()?.to_scalar::<f32>()?));
     }
     with_elements([&gradient.contiguous()?], |[g]| {
-        math::vectorised(|| f64::from(math::sum_map(g.len(), |i| g[i] * g[i])))
+        vectorised!(f64::from(math::sum_map(g.len(), |i| g[i] * g[i])))
     })
 }
 

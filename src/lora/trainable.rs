@@ -256,7 +256,7 @@ impl TrainableLora {
         for (site, trained) in &self.sites {
             sites.insert(*site, trained.factors(|var| Ok(var.as_tensor().copy()?.detach()))?);
         }
-        Ok(LoraAdapter::from_factors(self.config.clone(), sites))
+        LoraAdapter::from_factors(self.config.clone(), sites)
     }
 }
 

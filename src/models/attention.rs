@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::elements::{elements, with_elements};
 use super::kernels::gemm::{View, ViewMut, product};
-use super::kernels::math;
+use super::kernels::math::{self, vectorised};
 use super::ops;
 use super::packing::{Packing, Span};
 
@@ -280,7 +280,7 @@ impl Attention {
                     let width = seen.width();
                     scores.resize(block.len() * width, 0.0);
                     part.scores(&block, &seen, &mut scores);
-                    math::vectorised(|| {
+                    vectorised!({
                         for (row, scores) in block.clone().zip(scores.chunks_mut(width)) {
                             sums.row(row)[group] = softmax(scores, part.visible(row, &seen));
                         }
@@ -389,7 +389,7 @@ impl HeadGrad<'_> {
             let mut parts = ViewMut::whole(&mut grads, width).split_cols(before.len());
             product(&mut parts.0, grad, v_prefix.rows(before.clone()).t(), 1.0, false);
             product(&mut parts.1, grad, v.rows(own.clone()).t(), 1.0, false);
-            math::vectorised(|| {
+            vectorised!({
                 let rows = block.clone().zip(probs.chunks_mut(width).zip(grads.chunks_mut(width)));
                 for (row, (probs, grads)) in rows {
                     let visible = self.part.visible(row, &seen);

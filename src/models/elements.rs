@@ -5,6 +5,8 @@ use std::ops::Range;
 use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, bail};
 use parking_lot::RwLockReadGuard;
 
+use super::kernels::Rows;
+
 /// Returns the elements of a contiguous f32 storage.
 pub(crate) fn elements<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     let (start, end) = layout
@@ -37,6 +39,29 @@ impl<'a> Elements<'a> {
             _ => bail!("operand is not on the CPU"),
         };
         Ok(Self { storage, part })
+    }
+
+    /// Holds a tensor whose elements are read as [`Self::rows`]: f32 or f16.
+    ///
+    /// # Errors
+    /// A tensor that is not contiguous, neither of the two or not on the CPU.
+    pub fn of_rows(tensor: &'a Tensor) -> Result<Self> {
+        let (storage, layout) = tensor.storage_and_layout();
+        let part = match (&*storage, layout.contiguous_offsets()) {
+            (Storage::Cpu(CpuStorage::F32(_) | CpuStorage::F16(_)), Some((start, end))) => {
+                start..end
+            }
+            _ => bail!("operand is not contiguous f32 or f16 on the CPU"),
+        };
+        Ok(Self { storage, part })
+    }
+
+    /// Returns them as rows of a matrix.
+    pub fn rows(&self) -> Rows<'_> {
+        match &*self.storage {
+            Storage::Cpu(CpuStorage::F16(data)) => Rows::from(&data[self.part.clone()]),
+            _ => Rows::from(self.as_slice()),
+        }
     }
 
     /// Returns them.

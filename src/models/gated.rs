@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp2, D, Layout, Result, Shape, Tensor, bail}
 use rayon::prelude::*;
 
 use super::elements::{elements, with_elements};
-use super::kernels::math;
+use super::kernels::math::{self, vectorised};
 use super::ops::{PARALLEL_ELEMENTS, for_rows, fused};
 
 /// The function on the gate: `x · σ(z(x))`.
@@ -73,12 +73,17 @@ fn value_of(
     up: &[f32],
 ) -> Vec<f32> {
     let mut out = vec![0f32; gate.len()];
-    for_rows(&mut out, ROW, |i, row| {
-        let (gate, up) = (&gate[i * ROW..], &up[i * ROW..]);
-        for ((o, &g), &u) in row.iter_mut().zip(gate).zip(up) {
-            *o = g * math::sigmoid(argument(g).0) * u;
-        }
-    });
+    for_rows(
+        &mut out,
+        ROW,
+        #[inline(always)]
+        |i, row| {
+            let (gate, up) = (&gate[i * ROW..], &up[i * ROW..]);
+            for ((o, &g), &u) in row.iter_mut().zip(gate).zip(up) {
+                *o = g * math::sigmoid(argument(g).0) * u;
+            }
+        },
+    );
     out
 }
 
@@ -96,7 +101,7 @@ fn grads_of(
     dgate.par_chunks_mut(chunk).zip(dup.par_chunks_mut(chunk)).enumerate().for_each(
         |(task, (dgate, dup))| {
             let from = task * chunk;
-            math::vectorised(|| {
+            vectorised!({
                 let inputs = gate[from..].iter().zip(&up[from..]);
                 for ((dgate, dup), (&g, &u)) in dgate.iter_mut().zip(dup).zip(inputs) {
                     let (z, slope) = argument(g);

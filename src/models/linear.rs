@@ -126,6 +126,8 @@ pub struct Term<'a> {
     pub a: &'a Tensor,
     /// `[out, rank]`.
     pub b: &'a Tensor,
+    /// Both in f16, which a token takes beside weights of a few bits: half the bytes, and still far more exact than those.
+    pub halves: Option<(&'a Tensor, &'a Tensor)>,
     /// What it counts.
     pub scale: f32,
 }

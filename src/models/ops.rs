@@ -13,7 +13,7 @@ use candle_core::{
 use rayon::prelude::*;
 
 use super::elements::elements;
-use super::kernels::math;
+use super::kernels::math::{self, vectorised};
 
 /// Below this many elements threads cost more than they bring.
 pub(super) const PARALLEL_ELEMENTS: usize = 1 << 15;
@@ -54,14 +54,15 @@ impl InplaceOp1 for Forget {
     }
 }
 
-/// Runs `f(row index, output row)` over the rows of `out`, in parallel where that pays.
+/// Runs `f(row index, output row)` over the rows of `out`, in parallel where that pays. `f` must be inlined to profit from
+/// vector instructions.
 pub(super) fn for_rows(out: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
     if out.len() < PARALLEL_ELEMENTS {
-        math::vectorised(|| out.chunks_mut(width).enumerate().for_each(|(i, row)| f(i, row)));
+        vectorised!(out.chunks_mut(width).enumerate().for_each(|(i, row)| f(i, row)));
     } else {
         let rows_per_task = (PARALLEL_ELEMENTS / 4 / width).max(1);
         out.par_chunks_mut(width * rows_per_task).enumerate().for_each(|(task, chunk)| {
-            math::vectorised(|| {
+            vectorised!({
                 for (i, row) in chunk.chunks_mut(width).enumerate() {
                     f(task * rows_per_task + i, row);
                 }
@@ -128,13 +129,18 @@ impl CustomOp2 for RmsNorm {
 pub(super) fn rms_norm_of(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
     let width = weight.len();
     let mut out = vec![0f32; x.len()];
-    for_rows(&mut out, width, |i, row| {
-        let x = &x[i * width..][..width];
-        let scale = inverse_rms(x, eps);
-        for ((o, &x), &w) in row.iter_mut().zip(x).zip(weight) {
-            *o = x * scale * w;
-        }
-    });
+    for_rows(
+        &mut out,
+        width,
+        #[inline(always)]
+        |i, row| {
+            let x = &x[i * width..][..width];
+            let scale = inverse_rms(x, eps);
+            for ((o, &x), &w) in row.iter_mut().zip(x).zip(weight) {
+                *o = x * scale * w;
+            }
+        },
+    );
     out
 }
 
@@ -165,14 +171,19 @@ impl CustomOp3 for RmsNormGradX {
         let (x, weight) = (elements(x, x_layout)?, elements(weight, weight_layout)?);
         let grad = elements(grad, grad_layout)?;
         let mut out = vec![0f32; x.len()];
-        for_rows(&mut out, width, |i, row| {
-            let (x, g) = (&x[i * width..][..width], &grad[i * width..][..width]);
-            let s = inverse_rms(x, self.eps);
-            let dot = math::sum_map(width, |j| x[j] * weight[j] * g[j]) / width as f32;
-            for (j, o) in row.iter_mut().enumerate() {
-                *o = s * weight[j] * g[j] - x[j] * s * s * s * dot;
-            }
-        });
+        for_rows(
+            &mut out,
+            width,
+            #[inline(always)]
+            |i, row| {
+                let (x, g) = (&x[i * width..][..width], &grad[i * width..][..width]);
+                let s = inverse_rms(x, self.eps);
+                let dot = math::sum_map(width, |j| x[j] * weight[j] * g[j]) / width as f32;
+                for (j, o) in row.iter_mut().enumerate() {
+                    *o = s * weight[j] * g[j] - x[j] * s * s * s * dot;
+                }
+            },
+        );
         Ok((CpuStorage::F32(out), x_layout.shape().clone()))
     }
 }
@@ -250,17 +261,22 @@ impl CustomOp3 for Rope {
         let x = elements(x, x_layout)?;
         let (cos, sin) = (elements(cos, cos_layout)?, elements(sin, sin_layout)?);
         let mut out = vec![0f32; x.len()];
-        for_rows(&mut out, head_dim, |i, row| {
-            let x = &x[i * head_dim..][..head_dim];
-            let at = i / heads * half;
-            row[2 * half..].copy_from_slice(&x[2 * half..]);
-            let (low, high) = row[..2 * half].split_at_mut(half);
-            for j in 0..half {
-                let (c, s) = (cos[at + j], sin[at + j] * self.direction);
-                low[j] = x[j] * c - x[j + half] * s;
-                high[j] = x[j + half] * c + x[j] * s;
-            }
-        });
+        for_rows(
+            &mut out,
+            head_dim,
+            #[inline(always)]
+            |i, row| {
+                let x = &x[i * head_dim..][..head_dim];
+                let at = i / heads * half;
+                row[2 * half..].copy_from_slice(&x[2 * half..]);
+                let (low, high) = row[..2 * half].split_at_mut(half);
+                for j in 0..half {
+                    let (c, s) = (cos[at + j], sin[at + j] * self.direction);
+                    low[j] = x[j] * c - x[j + half] * s;
+                    high[j] = x[j + half] * c + x[j] * s;
+                }
+            },
+        );
         Ok((CpuStorage::F32(out), x_layout.shape().clone()))
     }
 
@@ -327,17 +343,22 @@ impl CustomOp1 for CausalSoftmax {
         let keys = last_dim(layout)?;
         let scores = elements(scores, layout)?;
         let mut out = vec![0f32; scores.len()];
-        for_rows(&mut out, keys, |i, row| {
-            let visible = visible(i, keys, self.seq, self.window);
-            let scores = &scores[i * keys..][visible.clone()];
-            let row = &mut row[visible];
-            let most = math::max(scores);
-            for (o, &s) in row.iter_mut().zip(scores) {
-                *o = math::exp((s - most) * self.scale);
-            }
-            let inverse = 1.0 / math::sum_map(row.len(), |j| row[j]);
-            row.iter_mut().for_each(|o| *o *= inverse);
-        });
+        for_rows(
+            &mut out,
+            keys,
+            #[inline(always)]
+            |i, row| {
+                let visible = visible(i, keys, self.seq, self.window);
+                let scores = &scores[i * keys..][visible.clone()];
+                let row = &mut row[visible];
+                let most = math::max(scores);
+                for (o, &s) in row.iter_mut().zip(scores) {
+                    *o = math::exp((s - most) * self.scale);
+                }
+                let inverse = 1.0 / math::sum_map(row.len(), |j| row[j]);
+                row.iter_mut().for_each(|o| *o *= inverse);
+            },
+        );
         Ok((CpuStorage::F32(out), layout.shape().clone()))
     }
 }

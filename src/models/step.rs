@@ -9,6 +9,7 @@ use super::attention;
 use super::decoder::{Attention, Layer, Mlp, Pass};
 use super::elements::Elements;
 use super::kernels::product::{LowRank, Product, token_products};
+use super::kernels::team::{Team, with_team};
 use super::linear::{Adapt, Added, Linear, Module, Site, Term};
 use super::rotation::Rotation;
 use super::{Decoder, KvCache, gated_of, ops};
@@ -23,9 +24,11 @@ impl Decoder {
         adapt: &dyn Adapt,
     ) -> Result<Vec<f32>> {
         let mut x = self.embed(&[id])?.flatten_all()?.to_vec1()?;
-        for (index, layer) in self.layers().iter().enumerate() {
-            Step { decoder: self, index, pass, cache, adapt }.layer(layer, &mut x)?;
-        }
+        with_team(|team| {
+            self.layers().iter().enumerate().try_for_each(|(index, layer)| {
+                Step { decoder: self, index, pass, cache, adapt, team }.layer(layer, &mut x)
+            })
+        })?;
         norm(&x, self.norm(), self.config().rms_norm_eps)
     }
 }
@@ -37,6 +40,7 @@ struct Step<'a> {
     pass: &'a Pass<'a>,
     cache: &'a KvCache,
     adapt: &'a dyn Adapt,
+    team: &'a Team<'a>,
 }
 
 impl Step<'_> {
@@ -72,7 +76,7 @@ impl Step<'_> {
         }
         let heads = config.heads(self.index);
         let y = self.cache.with_token(self.index, &k, &v, |keys, values, seen| {
-            attention::token(&q, keys, values, seen, heads)
+            attention::token(self.team, &q, keys, values, seen, heads)
         })?;
         let [y] = self.project(&y, [(Module::OProj, o_proj)])?;
         Ok(y)
@@ -106,13 +110,15 @@ impl Step<'_> {
                 Added::Otherwise => &[],
             };
             let (rows, _) = linear.dims()?;
+            let coarse = linear.weight().is_of_blocks();
             let terms = terms.iter().map(|term| {
                 let (rank, cols) = term.a.dims2()?;
                 if cols != x.len() || term.b.dims2()? != (rows, rank) {
                     let (a, b) = (term.a.shape(), term.b.shape());
                     candle_core::bail!("factors {a:?}, {b:?} do not fit [{rows}, {}]", x.len());
                 }
-                Ok((Elements::of(term.a)?, Elements::of(term.b)?, term.scale))
+                let (a, b) = term.halves.filter(|_| coarse).unwrap_or((term.a, term.b));
+                Ok((Elements::of_rows(a)?, Elements::of_rows(b)?, rank, term.scale))
             });
             locked.push((linear.weight().lock()?, bias, terms.collect::<Result<Vec<_>>>()?));
         }
@@ -123,15 +129,16 @@ impl Step<'_> {
                 candle_core::bail!("an input of {} does not fit weights [{rows}, {cols}]", x.len());
             }
             *y = vec![0f32; rows];
-            let low_rank = terms.iter().map(|(a, b, scale)| LowRank {
-                a: a.as_slice(),
-                b: b.as_slice(),
+            let low_rank = terms.iter().map(|(a, b, rank, scale)| LowRank {
+                a: a.rows(),
+                b: b.rows(),
+                rank: *rank,
                 scale: *scale,
             });
             let bias = bias.as_ref().map(Elements::as_slice);
             products.push(Product { weight: weight.rows(), bias, low_rank: low_rank.collect(), y });
         }
-        token_products(x, products);
+        token_products(self.team, x, products);
         Ok(outputs)
     }
 

@@ -252,6 +252,11 @@ impl Weight {
         }
     }
 
+    /// Tells whether they are kept in blocks of a few bits.
+    pub(super) fn is_of_blocks(&self) -> bool {
+        matches!(self, Self::Kept(matrix) if matrix.format().block() > 1)
+    }
+
     /// Returns the bytes that they take.
     pub fn bytes(&self) -> u64 {
         match self {

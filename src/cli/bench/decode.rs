@@ -29,6 +29,8 @@ pub(super) struct AdapterFigures {
     pub rank: usize,
     /// Median over runs, each beside one without it.
     pub tokens_per_second: f64,
+    /// How much longer a token takes, in the median, if another adapter acts at each.
+    pub swap_ms: f64,
     runs: Vec<f64>,
 }
 
@@ -38,26 +40,36 @@ pub(super) fn run(
     model: &LoadedModel,
     args: &BenchDecodeArgs,
 ) -> Result<(Vec<f64>, Figures)> {
-    let adapter = args.adapter_rank.map(|rank| adapter(session, model, rank)).transpose()?;
+    let adapter = |rank| adapter(session, model, rank);
+    let adapters =
+        args.adapter_rank.map(|rank| Ok::<_, anyhow::Error>([adapter(rank)?, adapter(rank)?]));
+    let adapters = adapters.transpose()?;
     let ids = some_ids(model, args.prompt_tokens + args.new_tokens)?;
-    let (mut runs, mut adapted, mut tokens) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut runs, mut tokens) = (Vec::new(), Vec::new());
+    let (mut adapted, mut of_one, mut of_two) = (Vec::new(), Vec::new(), Vec::new());
     // The first of each warms up.
     for run in 0..=args.runs.max(1) {
-        let times = one_run(model, &ids, args.prompt_tokens, &NoAdapter)?;
-        let times_adapted = match &adapter {
-            Some(adapter) => one_run(model, &ids, args.prompt_tokens, adapter)?,
-            None => Vec::new(),
+        let times = one_run(model, &ids, args.prompt_tokens, [&NoAdapter; 2])?;
+        let (one, two) = match &adapters {
+            Some([first, second]) => (
+                one_run(model, &ids, args.prompt_tokens, [first; 2])?,
+                one_run(model, &ids, args.prompt_tokens, [first, second])?,
+            ),
+            None => Default::default(),
         };
         if run > 0 {
             runs.push(times.iter().sum());
-            adapted.push(times_adapted.iter().sum());
             tokens.extend(times);
+            adapted.push(one.iter().sum());
+            of_one.extend(one);
+            of_two.extend(two);
         }
     }
     tokens.sort_by(f64::total_cmp);
     let adapter = args.adapter_rank.map(|rank| AdapterFigures {
         rank,
         tokens_per_second: args.new_tokens as f64 / median(&adapted),
+        swap_ms: (median(&of_two) - median(&of_one)) * 1e3,
         runs: adapted,
     });
     let p95 = tokens.get(tokens.len() * 95 / 100).copied().unwrap_or_default();
@@ -66,16 +78,21 @@ pub(super) fn run(
     Ok((runs, figures))
 }
 
-/// Returns the seconds of each token behind the prompt.
-fn one_run(model: &LoadedModel, ids: &[u32], prompt: usize, adapt: &dyn Adapt) -> Result<Vec<f64>> {
+/// Returns the seconds of each token behind the prompt; `adapts` act by turns.
+fn one_run(
+    model: &LoadedModel,
+    ids: &[u32],
+    prompt: usize,
+    adapts: [&dyn Adapt; 2],
+) -> Result<Vec<f64>> {
     let decoder = &model.decoder;
     let mut cache = decoder.new_cache(ids.len())?;
     if prompt > 0 {
         let prompt = Tensor::new(&ids[..prompt], decoder.device())?.unsqueeze(0)?;
-        decoder.hidden(&prompt, Some(&mut cache), adapt)?;
+        decoder.hidden(&prompt, Some(&mut cache), adapts[0])?;
     }
     let mut seconds = Vec::with_capacity(ids.len() - prompt);
-    for &id in &ids[prompt..] {
+    for (&id, adapt) in ids[prompt..].iter().zip(adapts.into_iter().cycle()) {
         let start = Instant::now();
         advance(decoder, &Tensor::new(&[[id]], decoder.device())?, &mut cache, adapt)?;
         seconds.push(start.elapsed().as_secs_f64());

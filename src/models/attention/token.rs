@@ -1,14 +1,20 @@
 //! Attention of one token, without copying the cache.
 
-use rayon::prelude::*;
-
 use super::Heads;
-use crate::models::kernels::math;
+use crate::models::kernels::math::{self, vectorised};
+use crate::models::kernels::product;
+use crate::models::kernels::team::Team;
+
+/// Multiplications of a token's attention below which threads cost more than they bring.
+const PARALLEL_TOKEN: usize = 1 << 15;
+/// Elements of a value that are summed at a time: eight vector registers.
+const LANES: usize = 64;
 
 /// Attention of one token over the keys and values of a cache, `[keys, capacity, dim]`, of which `seen` are filled.
 ///
 /// `q` is `[queries · dim]`, rotated already; returns what `q` is.
 pub(in crate::models) fn token(
+    team: &Team<'_>,
     q: &[f32],
     keys: &[f32],
     values: &[f32],
@@ -16,48 +22,55 @@ pub(in crate::models) fn token(
     heads: Heads,
 ) -> Vec<f32> {
     let Heads { dim, .. } = heads;
-    let group = heads.groups() * dim;
     let capacity = keys.len() / (heads.keys * dim).max(1);
     let first = heads.first_seen(seen.saturating_sub(1));
     let mut y = vec![0f32; q.len()];
     let one = |(head, y): (usize, &mut [f32])| {
-        let part = (head * capacity + first) * dim..(head * capacity + seen) * dim;
-        let (keys, values) = (&keys[part.clone()], &values[part]);
-        let q = &q[head * group..][..group];
-        math::vectorised(|| group_of_token(q, keys, values, dim, heads.scale, y));
+        let own = head / heads.groups();
+        let part = (own * capacity + first) * dim..(own * capacity + seen) * dim;
+        let q = &q[head * dim..][..dim];
+        head_of_token(q, &keys[part.clone()], &values[part], heads.scale, y);
     };
-    let parts = y.chunks_mut(group).enumerate();
+    let parts = y.chunks_mut(dim).enumerate();
     if q.len() * (seen - first) < PARALLEL_TOKEN {
         parts.for_each(one);
     } else {
-        parts.par_bridge().for_each(one);
+        team.each(parts.collect(), one);
     }
     y
 }
 
-/// Multiplications of a token's attention below which threads cost more than they bring.
-const PARALLEL_TOKEN: usize = 1 << 16;
-
-/// The heads of queries that share a head of keys and values.
-#[inline(always)]
-fn group_of_token(q: &[f32], keys: &[f32], values: &[f32], dim: usize, scale: f32, y: &mut [f32]) {
+/// One head of the queries.
+fn head_of_token(q: &[f32], keys: &[f32], values: &[f32], scale: f32, y: &mut [f32]) {
+    let dim = q.len();
     let seen = keys.len() / dim;
-    let mut scores = vec![0f32; q.len() / dim * seen];
-    for (at, key) in keys.chunks_exact(dim).enumerate() {
-        for (q, scores) in q.chunks_exact(dim).zip(scores.chunks_exact_mut(seen)) {
-            scores[at] = scale * math::dot(q, key);
-        }
-    }
-    for scores in scores.chunks_exact_mut(seen) {
-        let most = math::max(scores);
-        scores.iter_mut().for_each(|score| *score = math::exp(*score - most));
+    let mut scores = vec![0f32; seen];
+    product::row_products(keys.into(), q, &mut scores);
+    vectorised!({
+        let most = scale * math::max(&scores);
+        scores.iter_mut().for_each(|score| *score = math::exp(scale * *score - most));
         let sum = 1.0 / math::sum_map(seen, |at| scores[at]);
         scores.iter_mut().for_each(|score| *score *= sum);
-    }
-    for (at, value) in values.chunks_exact(dim).enumerate() {
-        for (y, probs) in y.chunks_exact_mut(dim).zip(scores.chunks_exact(seen)) {
-            let prob = probs[at];
-            y.iter_mut().zip(value).for_each(|(y, v)| *y += prob * v);
+        weighted_sum(&scores, values, y);
+    });
+}
+
+/// Writes `y [dim] = Σ probs[at] · values[at]`.
+#[inline(always)]
+fn weighted_sum(probs: &[f32], values: &[f32], y: &mut [f32]) {
+    let dim = y.len();
+    let mut blocks = y.chunks_exact_mut(LANES);
+    for (block, y) in blocks.by_ref().enumerate() {
+        let mut sums = [0f32; LANES];
+        for (prob, value) in probs.iter().zip(values.chunks_exact(dim)) {
+            let value = &value[block * LANES..][..LANES];
+            sums.iter_mut().zip(value).for_each(|(sum, v)| *sum += prob * v);
         }
+        y.copy_from_slice(&sums);
+    }
+    let rest = blocks.into_remainder();
+    let from = dim - rest.len();
+    for (prob, value) in probs.iter().zip(values.chunks_exact(dim)) {
+        rest.iter_mut().zip(&value[from..]).for_each(|(sum, v)| *sum += prob * v);
     }
 }

@@ -2,7 +2,7 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::avx2::Avx2;
-use super::math;
+use super::math::{self, vectorised};
 use super::{Format, Rows};
 
 /// Activations that share a unit.
@@ -16,7 +16,7 @@ pub(super) const BLOCK: usize = 32;
 pub(super) struct Activations<'a> {
     /// As they are.
     pub wide: &'a [f32],
-    /// In units of their block; empty where `wide` is used.
+    /// In units of their block, of each block the even ones before the odd ones; empty where `wide` is used.
     pub ints: Vec<i16>,
     /// The unit of each block.
     pub units: Vec<f32>,
@@ -29,7 +29,7 @@ impl<'a> Activations<'a> {
     pub fn new(wide: &'a [f32], format: Format) -> Self {
         let mut activations = Self { wide, ints: Vec::new(), units: Vec::new(), sums: Vec::new() };
         if format.block() > 1 && has_integer_form() {
-            math::vectorised(|| activations.round());
+            vectorised!(activations.round());
         }
         activations
     }
@@ -48,13 +48,17 @@ impl<'a> Activations<'a> {
             let most =
                 wide.iter().fold(0f32, |most, x| if x.abs() > most { x.abs() } else { most });
             let per_unit = if most > 0.0 { LARGEST / most } else { 0.0 };
-            let mut total = 0;
-            for (int, x) in ints.iter_mut().zip(wide) {
+            let mut whole = [0i32; BLOCK];
+            for (whole, x) in whole.iter_mut().zip(wide) {
                 let bits = (x * per_unit + ROUND).to_bits();
-                let whole = bits.wrapping_sub(ROUND.to_bits()).cast_signed();
-                *int = whole as i16;
-                total += i32::from(*int);
+                *whole = bits.wrapping_sub(ROUND.to_bits()).cast_signed();
             }
+            let (even, odd) = ints.split_at_mut(BLOCK / 2);
+            for (pair, (even, odd)) in whole.as_chunks::<2>().0.iter().zip(even.iter_mut().zip(odd))
+            {
+                (*even, *odd) = (pair[0] as i16, pair[1] as i16);
+            }
+            let total: i32 = whole.iter().sum();
             // No number stays none: integers cannot hold it.
             *unit = if wide.iter().all(|x| x.is_finite()) { most / LARGEST } else { f32::NAN };
             *sum = total as f32 * *unit;
@@ -83,7 +87,7 @@ pub(super) fn dots(w: Rows<'_>, first: usize, x: &Activations<'_>, out: &mut [f3
     if let Some(avx2) = Avx2::detect() {
         return avx2.dots(w.format(), bytes, x, out);
     }
-    math::vectorised(|| plain(w.format(), bytes, x.wide, out));
+    vectorised!(plain(w.format(), bytes, x.wide, out));
 }
 
 /// The form for machines that have none of their own; what the others are compared with.

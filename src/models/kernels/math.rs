@@ -2,10 +2,23 @@
 
 use pulp::Arch;
 
-/// Runs `f` compiled for the best vector instructions that this machine has.
+/// Computes an expression compiled for the best vector instructions that this machine has.
 ///
-/// What shall profit must be inlined into `f`.
-pub fn vectorised<R>(f: impl FnOnce() -> R) -> R {
+/// The expression itself is always inlined, a closure of its own would stay in plain instructions; so must be what it
+/// calls.
+macro_rules! vectorised {
+    ($body:expr) => {
+        $crate::models::kernels::math::dispatch(
+            #[inline(always)]
+            || $body,
+        )
+    };
+}
+pub(crate) use vectorised;
+
+/// Runs what [`vectorised`] makes.
+#[inline(always)]
+pub fn dispatch<R>(f: impl FnOnce() -> R) -> R {
     Arch::new().dispatch(f)
 }
 
@@ -102,14 +115,14 @@ pub fn max(row: &[f32]) -> f32 {
 
 /// log Σ exp of a row of logits. NaN if one of them is no number.
 pub fn log_sum_exp(row: &[f32]) -> f32 {
-    let most = vectorised(|| max(row));
+    let most = vectorised!(max(row));
     most + sum_exp(row, most, 1.0).ln() as f32
 }
 
 /// Σ exp(scale · (x − most)) over a row of logits, none of which is above `most`.
 pub fn sum_exp(row: &[f32], most: f32, scale: f32) -> f64 {
     // Blocks in f32, their sums in f64: a vocabulary of 150,000 terms would cost one f32 sum five digits.
-    vectorised(|| {
+    vectorised!({
         let block =
             |block: &[f32]| f64::from(sum_map(block.len(), |i| exp(scale * (block[i] - most))));
         row.chunks(1024).map(block).sum()

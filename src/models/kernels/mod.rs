@@ -1,7 +1,7 @@
 //! What the CPU computes by itself: products with frozen weights, and the functions between them.
 //!
 //! Work is split into tasks by shapes alone, never by the number of threads, so that the same input gives the same
-//! bits on every pool. This is the only module with `unsafe` in it (`gemm.rs`, `avx2.rs`, `mapping.rs`).
+//! bits on every pool. This is the only module with `unsafe` in it (`gemm.rs`, `avx2/`, `mapping.rs`, `team.rs`).
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -12,6 +12,7 @@ mod mapping;
 pub mod math;
 pub mod product;
 mod rows;
+pub mod team;
 
 pub use format::Format;
 pub use mapping::Mapping;

@@ -7,7 +7,9 @@ use rayon::prelude::*;
 
 use super::dot::{self, Activations};
 use super::gemm::{View, ViewMut, product};
-use super::{Format, Rows, math};
+use super::math::vectorised;
+use super::team::Team;
+use super::{Format, Rows};
 
 /// Elements of a widened tile: half a mebibyte, so that it stays in the second-level cache while it is used.
 const TILE_ELEMENTS: usize = 1 << 17;
@@ -38,12 +40,7 @@ fn with_tile<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
 
 /// Runs `f` over `tasks`, in parallel if there is `work` enough.
 fn run<T: Send>(tasks: Vec<T>, work: usize, f: impl Fn(T) + Sync + Send) {
-    run_from(PARALLEL_WORK, tasks, work, f);
-}
-
-/// The same with the least work that is worth a thread.
-fn run_from<T: Send>(least: usize, tasks: Vec<T>, work: usize, f: impl Fn(T) + Sync + Send) {
-    if work < least || tasks.len() < 2 {
+    if work < PARALLEL_WORK || tasks.len() < 2 {
         tasks.into_iter().for_each(f);
     } else {
         tasks.into_par_iter().for_each(f);
@@ -60,7 +57,7 @@ fn tile_rows(cols: usize) -> usize {
 /// # Panics
 /// If the rows are beyond the weights, or `out` is too short.
 pub fn widen(w: Rows<'_>, rows: Range<usize>, cols: usize, out: &mut [f32]) {
-    math::vectorised(|| w.widen(rows, 0..cols, cols, out));
+    vectorised!(w.widen(rows, 0..cols, cols, out));
 }
 
 /// Writes `out [n, rows] = x [n, cols] Wᵀ` for the weights `w [rows, cols]`.
@@ -82,7 +79,7 @@ pub fn times_transposed(x: &[f32], w: Rows<'_>, rows: usize, cols: usize, out: &
     run(blocks, n * rows * cols, |(from, mut out)| {
         let range = from..(from + height).min(rows);
         with_tile(range.len() * cols, |tile| {
-            math::vectorised(|| w.widen(range, 0..cols, cols, tile));
+            vectorised!(w.widen(range, 0..cols, cols, tile));
             product(&mut out, x, View::whole(tile, cols).t(), 1.0, false);
         });
     });
@@ -101,13 +98,23 @@ fn few(x: &[f32], w: Rows<'_>, rows: usize, cols: usize, out: &mut [f32]) {
     });
 }
 
+/// Writes the products of all rows `w [out, x]` with `x`, on the calling thread.
+///
+/// # Panics
+/// If the lengths do not fit.
+pub fn row_products(w: Rows<'_>, x: &[f32], out: &mut [f32]) {
+    dot::dots(w, 0, &Activations::new(x, w.format()), out);
+}
+
 /// Something added to a product: `scale · B (A x)`.
 #[derive(Debug, Clone, Copy)]
 pub struct LowRank<'a> {
     /// `[rank, cols]`.
-    pub a: &'a [f32],
+    pub a: Rows<'a>,
     /// `[rows, rank]`.
-    pub b: &'a [f32],
+    pub b: Rows<'a>,
+    /// Length of what lies between the two.
+    pub rank: usize,
     /// What it counts.
     pub scale: f32,
 }
@@ -125,64 +132,79 @@ pub struct Product<'a> {
     pub y: &'a mut [f32],
 }
 
-/// Computes the products of one token's activations `x` `[cols]` together: the threads meet once for all of them.
+/// Rows `first..` of a product, and what is added to them.
+struct Task<'a> {
+    weight: Rows<'a>,
+    first: usize,
+    bias: Option<&'a [f32]>,
+    added: &'a [(LowRank<'a>, Vec<f32>)],
+    y: &'a mut [f32],
+}
+
+/// Computes the products of one token's activations `x` `[cols]` together: the threads meet once for all of them, twice
+/// if something is added.
 ///
 /// # Panics
 /// If the lengths do not fit.
-pub fn token_products(x: &[f32], products: Vec<Product<'_>>) {
-    let cols = x.len();
+pub fn token_products(team: &Team<'_>, x: &[f32], products: Vec<Product<'_>>) {
     let formats = products.iter().map(|product| product.weight.format());
     let x = Activations::new(x, formats.max_by_key(|format| format.block()).unwrap_or(Format::F32));
-    let mut inner: Vec<Vec<Vec<f32>>> = products
+    let inner = |term: LowRank<'_>| vec![0f32; term.rank];
+    let mut added: Vec<Vec<_>> = products
         .iter()
-        .map(|p| p.low_rank.iter().map(|term| vec![0f32; term.a.len() / cols.max(1)]).collect())
+        .map(|product| product.low_rank.iter().map(|&term| (term, inner(term))).collect())
         .collect();
-    let firsts = products.iter().zip(&mut inner).flat_map(|(product, inner)| {
-        let terms = product.low_rank.iter().zip(inner);
-        terms.map(|(term, u)| Product {
-            weight: Rows::from(term.a),
-            bias: None,
-            low_rank: Vec::new(),
-            y: u.as_mut_slice(),
-        })
-    });
-    let firsts: Vec<_> = firsts.collect();
-    if !firsts.is_empty() {
-        each_rows(&x, firsts, &[]);
+    let mut tasks = Vec::new();
+    for (term, u) in added.iter_mut().flatten() {
+        split(&mut tasks, &x, Task { weight: term.a, first: 0, bias: None, added: &[], y: u });
     }
-    each_rows(&x, products, &inner);
+    each_rows(team, &x, tasks);
+    let mut tasks = Vec::new();
+    for (Product { weight, bias, y, .. }, added) in products.into_iter().zip(&added) {
+        split(&mut tasks, &x, Task { weight, first: 0, bias, added, y });
+    }
+    each_rows(team, &x, tasks);
 }
 
-/// Computes products whose low ranks' inner products are `inner`.
-fn each_rows(x: &Activations<'_>, products: Vec<Product<'_>>, inner: &[Vec<Vec<f32>>]) {
-    let cols = x.wide.len();
-    let work = products.iter().map(|product| product.y.len() * cols).sum();
-    let bytes = |w: &Rows<'_>| w.format().bytes(cols).max(1);
-    let all: usize = products.iter().map(|product| product.y.len() * bytes(&product.weight)).sum();
+/// Splits rows into tasks of a length that depends on their shape alone.
+fn split<'a>(tasks: &mut Vec<Task<'a>>, x: &Activations<'_>, whole: Task<'a>) {
+    let Task { weight, bias, added, y, .. } = whole;
+    let bytes = weight.format().bytes(x.wide.len()).max(1);
     // Small matrices, as adapters are, are shared by the threads as well.
-    let task_bytes = TASK_BYTES.min(all.div_ceil(4));
-    let mut tasks = Vec::new();
-    for (index, Product { weight, bias, low_rank, y }) in products.into_iter().enumerate() {
-        let height = (task_bytes / bytes(&weight)).max(1);
-        for (task, y) in y.chunks_mut(height).enumerate() {
-            tasks.push((index, task * height, weight, bias, low_rank.clone(), y));
-        }
+    let height = (TASK_BYTES.min((y.len() * bytes).div_ceil(4)) / bytes).max(1);
+    for (task, y) in y.chunks_mut(height).enumerate() {
+        tasks.push(Task { weight, first: task * height, bias, added, y });
     }
-    run_from(PARALLEL_READ, tasks, work, |(index, from, weight, bias, low_rank, y)| {
-        dot::dots(weight, from, x, y);
+}
+
+fn each_rows(team: &Team<'_>, x: &Activations<'_>, tasks: Vec<Task<'_>>) {
+    let rows: usize = tasks.iter().map(|task| task.y.len()).sum();
+    if rows * x.wide.len() < PARALLEL_READ {
+        tasks.into_iter().for_each(|task| task.run(x));
+    } else {
+        team.each(tasks, |task| task.run(x));
+    }
+}
+
+impl Task<'_> {
+    fn run(self, x: &Activations<'_>) {
+        /// Rows whose addition is computed at a time.
+        const PART: usize = 64;
+        let Task { weight, first, bias, added, y } = self;
+        dot::dots(weight, first, x, y);
         if let Some(bias) = bias {
-            y.iter_mut().zip(&bias[from..]).for_each(|(y, bias)| *y += bias);
+            y.iter_mut().zip(&bias[first..]).for_each(|(y, bias)| *y += bias);
         }
-        for (term, u) in low_rank.iter().zip(inner.get(index).into_iter().flatten()) {
-            let u = Activations::new(u, Format::F32);
-            let mut delta = [0f32; 64];
-            for (part, y) in y.chunks_mut(delta.len()).enumerate() {
+        for (term, u) in added {
+            let u = Activations::new(u, term.b.format());
+            let mut delta = [0f32; PART];
+            for (part, y) in y.chunks_mut(PART).enumerate() {
                 let delta = &mut delta[..y.len()];
-                dot::dots(Rows::from(term.b), from + part * 64, &u, delta);
+                dot::dots(term.b, first + part * PART, &u, delta);
                 y.iter_mut().zip(delta).for_each(|(y, delta)| *y += term.scale * *delta);
             }
         }
-    });
+    }
 }
 
 /// Writes `out [n, cols] = g [n, rows] W` for the weights `w [rows, cols]`: the gradient of [`times_transposed`].
@@ -205,7 +227,7 @@ pub fn times(g: &[f32], w: Rows<'_>, rows: usize, cols: usize, out: &mut [f32]) 
             let range = start..(start + height).min(rows);
             let g = g.cols(range.clone());
             with_tile(range.len() * columns.len(), |tile| {
-                math::vectorised(|| w.widen(range, columns.clone(), cols, tile));
+                vectorised!(w.widen(range, columns.clone(), cols, tile));
                 product(&mut out, g, View::whole(tile, columns.len()), 1.0, start > 0);
             });
         }
