@@ -3,9 +3,11 @@
 //!     RUSTFLAGS=-Zsanitizer=address cargo +nightly run --release --target x86_64-unknown-linux-gnu
 
 #![allow(dead_code, unused, missing_docs)]
-#[path = "../../../src/models/kernels/mod.rs"]
-mod kernels;
-use kernels::*;
+#[path = "../../../src/models"]
+mod models {
+    pub mod kernels;
+}
+use models::kernels::*;
 use rand::{Rng, RngCore, SeedableRng};
 fn main() {
     let mut rng = rand::rngs::StdRng::seed_from_u64(7);
@@ -47,20 +49,25 @@ fn main() {
                     }
                 }
                 if tokens == 1 {
-                    let rank = rng.random_range(1..9);
+                    let rank = rng.random_range(1..20);
                     let a: Box<[f32]> = (0..rank * cols).map(|_| 0.1).collect();
                     let b: Box<[f32]> = (0..rank * rows).map(|_| 0.1).collect();
+                    let half = |x: &[f32]| x.iter().map(|&x| half::f16::from_f32(x)).collect::<Box<[_]>>();
+                    let (short_a, short_b) = (half(&a), half(&b));
                     let bias: Box<[f32]> = (0..rows).map(|_| 0.5).collect();
-                    let mut y = vec![0f32; rows].into_boxed_slice();
-                    product::token_products(
-                        &x,
-                        vec![product::Product {
-                            weight: Rows::new(f, &bytes),
-                            bias: Some(&bias),
-                            low_rank: vec![product::LowRank { a: &a, b: &b, scale: 2.0 }],
-                            y: &mut y,
-                        }],
-                    );
+                    for (a, b) in [
+                        (Rows::from(&*a), Rows::from(&*b)),
+                        (Rows::from(&*short_a), Rows::from(&*short_b)),
+                    ] {
+                        let mut y = vec![0f32; rows].into_boxed_slice();
+                        let low_rank = vec![product::LowRank { a, b, rank, scale: 2.0 }];
+                        let weight = Rows::new(f, &bytes);
+                        team::with_team(|team| {
+                            let y = &mut y;
+                            let one = product::Product { weight, bias: Some(&bias), low_rank, y };
+                            product::token_products(team, &x, vec![one]);
+                        });
+                    }
                 }
                 n += 1;
             }
