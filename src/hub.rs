@@ -7,7 +7,13 @@
 mod cache;
 mod error;
 #[cfg(feature = "hub")]
+mod hash;
+#[cfg(feature = "hub")]
+mod place;
+#[cfg(feature = "hub")]
 mod pull;
+#[cfg(feature = "hub")]
+mod request;
 #[cfg(feature = "hub")]
 mod transfer;
 
@@ -52,7 +58,11 @@ impl HubId {
         }
         let parts: Vec<&str> = path.split('/').collect();
         let (repo, file) = parts.split_at_checked(2)?;
-        let is_file = file.is_empty() || is_gguf(path);
+        // A GGUF file with one name before it is a path on this machine.
+        let is_file = match file {
+            [] => !is_gguf(path) && !is_gguf(text),
+            _ => is_gguf(path),
+        };
         (parts.iter().all(|part| is_name(part)) && is_file).then(|| Self {
             repo: repo.join("/"),
             file: (!file.is_empty()).then(|| file.join("/")),
@@ -79,29 +89,74 @@ impl fmt::Display for HubId {
     }
 }
 
-/// Returns the id if a text that names a model (`--model`, `model.source`) names one of the hub: it is neither `builtin`
-/// nor a path that exists.
+/// A model that a text names, found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resolved {
+    /// Where its files are.
+    pub source: ModelSource,
+    /// Its id and commit if it is of the hub.
+    pub of_hub: Option<(HubId, String)>,
+}
+
+impl Resolved {
+    /// Returns the model of an id that was found in the cache.
+    pub fn of_hub(id: HubId, found: Found) -> Self {
+        let Found { path, commit } = found;
+        tracing::info!("model {id}: revision {commit} in the cache, {}", path.display());
+        Self { source: at(path), of_hub: Some((id, commit)) }
+    }
+}
+
+/// Returns the id if a text that names a model (`--model`, `model.source`) names one of the hub. It is neither `builtin`
+/// nor a path that exists, and unless it has a revision its first part is no folder: that would be a path with a slip.
 pub fn named(text: &str) -> Option<HubId> {
-    if text == BUILTIN || Path::new(text).exists() { None } else { HubId::parse(text) }
+    if text == BUILTIN || Path::new(text).exists() {
+        return None;
+    }
+    HubId::parse(text).filter(|id| id.revision.is_some() || folder_of(text).is_none())
 }
 
 /// Finds the model that a text names: `builtin`, a path, or one of the hub that is in the cache. Asks nobody.
 ///
 /// # Errors
-/// A model of the hub that is not in the cache, or not whole.
-pub fn source(text: &str) -> Result<ModelSource, HubError> {
-    let path = match named(text) {
-        None => text.to_owned(),
-        Some(id) => {
-            let Found { path, commit } = Hub::from_env()?.cached(&id)?;
-            tracing::info!("model {id}: revision {commit} in the cache, {}", path.display());
-            match path.into_os_string().into_string() {
-                Ok(path) => path,
-                Err(path) => return Ok(ModelSource::Dir(path.into())),
-            }
-        }
-    };
-    path.parse().map_err(|never| match never {})
+/// A path where nothing is, a model of the hub that is not in the cache, or not whole.
+pub fn resolve(text: &str) -> Result<Resolved, HubError> {
+    if let Some(id) = named(text) {
+        let found = Hub::from_env()?.cached(&id)?;
+        return Ok(Resolved::of_hub(id, found));
+    }
+    if text != BUILTIN && !Path::new(text).exists() {
+        return Err(HubError::NoPath { path: text.to_owned(), remedy: remedy(text) });
+    }
+    let source = if text == BUILTIN { ModelSource::Builtin } else { at(text.into()) };
+    Ok(Resolved { source, of_hub: None })
+}
+
+/// Returns the model at a path.
+fn at(path: PathBuf) -> ModelSource {
+    if is_gguf(&path.to_string_lossy()) { ModelSource::Gguf(path) } else { ModelSource::Dir(path) }
+}
+
+/// Returns the folder on this machine that a path with several parts begins with, if it is there.
+fn folder_of(text: &str) -> Option<&str> {
+    let (first, _) = text.split_once('/')?;
+    Path::new(first).is_dir().then_some(first)
+}
+
+/// Says what helps where a path leads nowhere.
+fn remedy(text: &str) -> String {
+    if text.starts_with('~') {
+        return "\"~\" is expanded by shells alone: write the whole path".to_owned();
+    }
+    match (HubId::parse(text), folder_of(text)) {
+        (Some(id), Some(folder)) => format!(
+            "as there is a folder {folder} here, it is taken for a path: check it, or write {id}@{MAIN} for the model of the \
+             hub"
+        ),
+        _ => "give a directory with config.json and *.safetensors, a GGUF file, a model of the hub (ORG/NAME or \
+              ORG/NAME/FILE.gguf), or \"builtin\""
+            .to_owned(),
+    }
 }
 
 /// Whether a text is one part of a path on the hub: harmless as the name of a file and in a URL.
@@ -129,6 +184,10 @@ impl fmt::Debug for Token {
     }
 }
 
+/// A token that no header can hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct WrongToken;
+
 /// What is told while a model is fetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Notice<'a> {
@@ -143,6 +202,8 @@ pub enum Notice<'a> {
     },
     /// So many bytes of the file are there now.
     Bytes(u64),
+    /// The bytes of a file that is there are compared with its name; told again and again.
+    Checking(&'a str),
     /// A file in the cache is not what its name says: it is removed and fetched anew.
     Damaged(&'a str),
     /// The connection was cut; it is tried again.
@@ -158,7 +219,8 @@ pub struct Hub {
     cache: PathBuf,
     /// URL without a slash at its end.
     endpoint: String,
-    token: Option<Token>,
+    /// What is wrong with one matters only where it would be sent.
+    token: Result<Option<Token>, WrongToken>,
     /// Nothing may be asked.
     offline: bool,
 }
@@ -168,7 +230,7 @@ impl Hub {
     /// own libraries do.
     ///
     /// # Errors
-    /// No directory for the cache, or a token that is none.
+    /// No directory for the cache.
     pub fn from_env() -> Result<Self, HubError> {
         Self::from_lookup(&|name| std::env::var_os(name), std::env::home_dir())
     }
@@ -198,7 +260,7 @@ impl Hub {
         Ok(Self {
             cache: cache.ok_or(HubError::NoHome)?,
             endpoint: endpoint.trim_end_matches('/').to_owned(),
-            token: token.filter(|token| !token.is_empty()).map(checked).transpose()?,
+            token: token.filter(|token| !token.is_empty()).map(checked).transpose(),
             offline: text("HF_HUB_OFFLINE").is_some_and(offline),
         })
     }
@@ -240,13 +302,8 @@ impl Hub {
     }
 }
 
-/// Refuses a token that no header can hold, without showing it.
-fn checked(token: String) -> Result<Token, HubError> {
-    if token.bytes().all(|b| b.is_ascii_graphic()) {
-        Ok(Token(token))
-    } else {
-        Err(HubError::Token)
-    }
+fn checked(token: String) -> Result<Token, WrongToken> {
+    if token.bytes().all(|b| b.is_ascii_graphic()) { Ok(Token(token)) } else { Err(WrongToken) }
 }
 
 #[cfg(test)]
@@ -269,10 +326,43 @@ mod tests {
         let file = Some(("a/b".into(), owned("q4/x.gguf"), owned("main")));
         assert_eq!(id("a/b/q4/x.gguf@main"), file);
         for none in [
-            "builtin", "a", "/a/b", "./a", "../a", "a/../b", "a/b/", "~/b", "a/b/c", "a/b@",
-            "a/b@../x", "a//b", "a/b c", "a/b@x y", "a/b?x", "",
+            "builtin",
+            "a",
+            "a/x.gguf",
+            "a/x.GGUF",
+            "a/x.gguf@main",
+            "a/x@2.gguf",
+            "/a/b",
+            "./a",
+            "../a",
+            "a/../b",
+            "a/b/",
+            "~/b",
+            "a/b/c",
+            "a/b@",
+            "a/b@../x",
+            "a//b",
+            "a/b c",
+            "a/b@x y",
+            "a/b?x",
+            "",
         ] {
             assert_eq!(id(none), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn what_looks_like_a_path_is_none_of_the_hub_and_its_remedy_says_so() {
+        let why = |text: &str| resolve(text).unwrap_err().to_string();
+        for text in ["models/x.gguf", "./a", "../a/b", "~/a", "~a/b", "/no/such", "src/nothing"] {
+            assert_eq!(named(text), None, "{text}");
+            assert!(why(text).starts_with(&format!("{text}: no such model directory or file; ")));
+        }
+        assert!(why("~/a").contains("write the whole path"));
+        assert!(why("src/nothing").contains("write src/nothing@main for the model of the hub"));
+        assert!(why("models/x.gguf").contains("give a directory"));
+        for text in ["no-folder/x", "src/nothing@main", "no-folder/x/y.gguf"] {
+            assert_eq!(named(text).unwrap().to_string(), text);
         }
     }
 
@@ -299,13 +389,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         fs_err::write(folder.path().join("token"), "hf_file\n").unwrap();
         let home = ("HF_HOME", folder.path().to_str().unwrap());
-        let token = |values: &[(&str, &str)]| hub(values).unwrap().token.map(|token| token.0);
+        let token =
+            |values: &[(&str, &str)]| hub(values).unwrap().token.unwrap().map(|token| token.0);
         assert_eq!(token(&[home]).as_deref(), Some("hf_file"));
         assert_eq!(token(&[home, ("HF_TOKEN", " hf_env ")]).as_deref(), Some("hf_env"));
         let shown = format!("{:?}", hub(&[("HF_TOKEN", "hf_secret")]).unwrap());
         assert!(!shown.contains("hf_secret"), "{shown}");
-        let error = hub(&[("HF_TOKEN", "hf_se cret")]).unwrap_err().to_string();
-        assert!(error.contains("HF_TOKEN") && !error.contains("cret"), "{error}");
+        assert_eq!(token(&[home, ("HF_TOKEN_PATH", "/no/such/file")]), None);
+        assert!(hub(&[("HF_TOKEN", "hf_se cret")]).unwrap().token.is_err());
     }
 
     #[test]

@@ -58,6 +58,22 @@ fn the_list_has_the_built_in_model_and_what_the_cache_holds_usable_or_why_not() 
     copy(ASSETS.as_ref(), &put("models--acme--alien"), &names[1..]);
     let alien = put("models--acme--alien").join("config.json");
     fs_err::write(alien, "{\"model_type\": \"alien\"}").unwrap();
+    copy(ASSETS.as_ref(), &put("models--acme--mute"), &names);
+    fs_err::write(put("models--acme--mute").join("tokenizer.json"), "{}").unwrap();
+    copy(ASSETS.as_ref(), &put("models--acme--torn"), &names);
+    let torn = put("models--acme--torn").join("config.json");
+    let config = fs_err::read(&torn).unwrap();
+    let mut config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+    let layers = config["num_hidden_layers"].as_u64().unwrap();
+    config["num_hidden_layers"] = (layers + 1).into();
+    fs_err::write(torn, config.to_string()).unwrap();
+    let mut gguf = fs_err::read(fixture("gguf/llama_q8_0.gguf")).unwrap();
+    fs_err::create_dir_all(put("models--acme--file")).unwrap();
+    fs_err::write(put("models--acme--file").join("whole.gguf"), &gguf).unwrap();
+    let name = b"blk.1.ffn_up.weight";
+    let at = gguf.windows(name.len()).position(|part| part == name).unwrap();
+    gguf[at + name.len() - 1] = b'x';
+    fs_err::write(put("models--acme--file").join("torn.gguf"), &gguf).unwrap();
 
     let cache = program.path("cache");
     let env = [("HF_HUB_CACHE", cache.to_str().unwrap())];
@@ -73,12 +89,26 @@ fn the_list_has_the_built_in_model_and_what_the_cache_holds_usable_or_why_not() 
         [
             ("builtin", family, &yes),
             ("acme/alien", Some("alien"), &no),
+            ("acme/file/torn.gguf", Some("llama"), &no),
+            ("acme/file/whole.gguf", Some("llama"), &yes),
+            ("acme/mute", family, &no),
             ("acme/part", family, &no),
+            ("acme/torn", family, &no),
             ("acme/whole", family, &yes)
         ]
     );
-    assert!(rows[1]["problem"].as_str().unwrap().contains("model_type \"alien\""), "{}", rows[1]);
-    assert!(rows[2]["problem"].as_str().unwrap().contains("model.safetensors is missing"));
+    let missing = format!("tensor model.layers.{layers}.self_attn.q_proj.weight is missing");
+    for (row, part) in [
+        (1, "model_type \"alien\""),
+        (2, "tensor blk.1.ffn_up.weight is missing"),
+        (4, "tokenizer.json: "),
+        (5, "model.safetensors is missing"),
+        (6, &missing),
+    ] {
+        let problem = rows[row]["problem"].as_str().unwrap();
+        assert!(problem.contains(part), "\"{part}\" is not in {problem}");
+    }
+    let rows = &rows[4..];
     assert_eq!(rows[3]["revision"], commit);
     let bytes =
         names.iter().map(|name| fs_err::metadata(Path::new(ASSETS).join(name)).unwrap().len());

@@ -13,6 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use candle_core::Device;
+use gguf_kit::{ARRAY, Gguf};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use reference::{decoder, fixture};
@@ -191,6 +192,40 @@ fn a_gguf_file_cut_anywhere_is_refused() {
         let held = most(|| drop(gguf_kit::read(&bytes[..length]).unwrap_err()));
         assert!(held <= FIXED + FACTOR * length, "{length}: {held} bytes");
     }
+}
+
+/// Long arrays of what is shortest in the file: kept as vectors of texts or wide numbers they would take several times as
+/// much.
+#[test]
+fn an_array_takes_no_more_memory_than_it_takes_of_the_file() {
+    let long = |kind, item: &[u8], count: u64| {
+        let length = [kind, count].map(|n: u64| n.to_le_bytes());
+        let array = [&length[0][..4], &length[1], &item.repeat(count as usize)].concat();
+        Gguf::new().value("array", ARRAY, &array).bytes()
+    };
+    let text = |length: usize| gguf_kit::text(&"x".repeat(length));
+    for (what, bytes, factor) in [
+        ("u32", long(4, &[1; 4], 2_000_000), 1.0),
+        ("i32", long(5, &[1; 4], 2_000_000), 1.0),
+        ("f32", long(6, &[1; 4], 2_000_000), 1.0),
+        ("no text", long(8, &text(0), 1_000_000), 0.5),
+        ("short texts", long(8, &text(1), 1_000_000), 0.75),
+        // What it grows from and to are there at once.
+        ("long texts", long(8, &text(100_000), 100), 2.2),
+        ("other numbers", long(12, &[1; 8], 1_000_000), 0.0),
+    ] {
+        let held = most(|| drop(gguf_kit::read(&bytes).unwrap()));
+        let limit = 10_000 + (factor * bytes.len() as f64) as usize;
+        assert!(held <= limit, "{what}: {held} bytes for {}, at most {limit}", bytes.len());
+    }
+}
+
+#[test]
+fn vocabularies_larger_than_any_are_refused() {
+    let tokens = vec!["a".to_owned(); (1 << 20) + 1];
+    let file = Gguf::new().texts("tokenizer.ggml.tokens", &tokens).read().unwrap();
+    let error = file.tokenizer().map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("tokenizer.ggml.tokens: 1048577, more than 1048576"), "{error}");
 }
 
 #[test]

@@ -13,7 +13,9 @@ use std::path::Path;
 
 use candle_core::{D, Device, IndexOp, Tensor};
 use reference::*;
-use shammah::models::{self, Decoder, ModelConfig, ModelSource, NoAdapter};
+use shammah::models::{
+    self, Adapt, Added, Decoder, Linear, ModelConfig, ModelSource, Module, NoAdapter, Site, Term,
+};
 
 /// Feeds a sequence `[1, seq]` through a cache in pieces and returns all logits `[1, seq, vocab]`.
 fn cached(decoder: &Decoder, ids: &Tensor, pieces: &[usize]) -> Tensor {
@@ -139,6 +141,60 @@ fn token_ids_beyond_the_embedding_are_refused_with_and_without_a_cache() {
 fn the_context_of_longrope_ends_where_its_frequencies_would_change() {
     assert_eq!(decoder("phi3_longrope").config().max_position_embeddings, 24);
     assert_eq!(decoder("qwen2_yarn").config().max_position_embeddings, 128);
+}
+
+/// With one token more transformers takes the long factors, for all positions.
+#[test]
+fn a_whole_context_of_longrope_equals_transformers_and_one_token_more_is_refused() {
+    let (decoder, reference) =
+        (decoder("phi3_longrope"), tensors("phi3_longrope/boundary.safetensors"));
+    let all = ids(&reference["ids"]);
+    let whole = all.narrow(1, 0, 24).unwrap();
+    assert_near("at once", &logits(&decoder, &whole, &NoAdapter), &reference["logits"], LOGITS);
+    assert_near("by token", &cached(&decoder, &whole, &[1; 24]), &reference["logits"], LOGITS);
+    assert!(
+        relative(&reference["beyond"], &reference["logits"]) > 1e-2,
+        "short factors would be wrong"
+    );
+    let error = decoder.hidden(&all, None, &NoAdapter).unwrap_err().to_string();
+    assert!(error.contains("beyond the context of 24 tokens"), "{error}");
+}
+
+/// An adapter whose factors have these shapes.
+struct Factors(Tensor, Tensor);
+
+impl Adapt for Factors {
+    fn project(&self, _: Site, linear: &Linear, x: &Tensor) -> candle_core::Result<Tensor> {
+        linear.forward(x)
+    }
+
+    fn added(&self, _: Site) -> Added<'_> {
+        Added::LowRank(vec![Term { a: &self.0, b: &self.1, scale: 1.0 }])
+    }
+}
+
+#[test]
+fn factors_that_do_not_fit_a_projection_are_refused_token_by_token() {
+    let decoder = decoder("llama");
+    let ids = reference_ids("llama").narrow(0, 0, 1).unwrap().narrow(1, 0, 1).unwrap();
+    let (input, output) = decoder.config().projection(Module::QProj);
+    let step = |a: (usize, usize), b: (usize, usize)| {
+        let zeros = |shape| Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu).unwrap();
+        let mut cache = decoder.new_cache(1).unwrap();
+        let hidden = decoder.hidden(&ids, Some(&mut cache), &Factors(zeros(a), zeros(b)));
+        assert_eq!(cache.len(), 0, "nothing is kept of a step that failed");
+        hidden.unwrap_err().to_string()
+    };
+    for (a, b) in [
+        ((2, input + 1), (output, 2)),
+        ((2, input), (output + 1, 2)),
+        ((2, input), (output, 3)),
+        ((input, 2), (2, output)),
+    ] {
+        let error = step(a, b);
+        let expected = format!("do not fit [{output}, {input}]");
+        assert!(error.contains("factors") && error.contains(&expected), "{a:?} {b:?}: {error}");
+    }
 }
 
 #[test]

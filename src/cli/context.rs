@@ -1,5 +1,6 @@
 //! What commands need: the data directory's path, the configuration, the store.
 
+use std::cell::OnceCell;
 use std::env;
 use std::path::{Path, PathBuf};
 
@@ -8,6 +9,7 @@ use crate::config::{Config, ConfigError, Flag, LoadArgs, Loaded};
 use super::args::GlobalArgs;
 use super::exit::UsageError;
 use super::output;
+use crate::hub::Resolved;
 use crate::logging::{self, LogPlan};
 use crate::store::{Home, Store};
 
@@ -76,6 +78,8 @@ pub struct Session {
     pub loaded: Loaded,
     /// The database.
     pub store: Store,
+    /// The configured model, once it was found: what moves in the cache while a command runs does not change its model.
+    pub model: OnceCell<Resolved>,
 }
 
 impl Session {
@@ -101,7 +105,7 @@ impl Session {
         let home = Home::open_or_create(&path)?;
         start_log(global, &loaded.config, &home, audience);
         let store = Store::open(&home)?;
-        Ok(Self { home, loaded, store })
+        Ok(Self { home, loaded, store, model: OnceCell::new() })
     }
 }
 

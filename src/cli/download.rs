@@ -101,6 +101,8 @@ impl Screen {
                 self.file.done = done;
                 self.progress();
             }
+            // Nothing to see: it takes seconds even for gigabytes.
+            Notice::Checking(_) => {}
             Notice::Damaged(name) => {
                 self.line(&format!(
                     "{name} in the cache is damaged: it is removed and fetched anew"

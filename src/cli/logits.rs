@@ -22,7 +22,7 @@ const NAME: &str = "logits";
 /// Ids that the vocabulary or the context does not hold, a model or an adapter that cannot be loaded, a file that cannot be
 /// written.
 pub fn run(args: &LogitsArgs, session: &Session) -> Result<()> {
-    let model = model::load_from(session, &hub::source(&args.name)?)?;
+    let model = model::load_from(session, &hub::resolve(&args.name)?.source)?;
     check_ids(&args.ids, &model)?;
     let adapter =
         args.adapter.as_deref().map(|dir| lora::load_verified(dir, &model)).transpose()?;

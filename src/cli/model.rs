@@ -14,7 +14,7 @@ use crate::app::{self, Setup};
 use crate::config::ModelSection;
 use crate::device::{self, Opened};
 use crate::domain::AdapterId;
-use crate::hub::{self, Hub, HubError};
+use crate::hub::{self, Hub, HubError, Resolved};
 use crate::lora::{self, LoraAdapter};
 use crate::models::{self, LoadedModel, ModelInfo, ModelSource, Quantize};
 use crate::plan;
@@ -120,7 +120,7 @@ impl Loading {
 /// # Errors
 /// Missing or unreadable files.
 pub fn base_hash(session: &Session) -> Result<String> {
-    Loading::of(session).hash(&source(session)?)
+    Loading::of(session).hash(&found(session)?.source)
 }
 
 /// Fetches the configured model if it is one of the hub that is not in the cache; shows how far it is on stderr.
@@ -128,11 +128,14 @@ pub fn base_hash(session: &Session) -> Result<String> {
 /// # Errors
 /// As [`Hub::pull`].
 pub fn fetch(session: &Session, quiet: bool, cancel: &AtomicBool) -> Result<()> {
-    let Some(id) = hub::named(&session.loaded.config.model.source) else { return Ok(()) };
-    let hub = Hub::from_env()?;
-    if matches!(hub.cached(&id), Err(HubError::NotCached { .. })) {
-        download::pull(&hub, &id, quiet, cancel)?;
-    }
+    let found = match resolve(&session.loaded.config.model.source) {
+        Err(HubError::NotCached { id, .. }) => {
+            let found = download::pull(&Hub::from_env()?, &id, quiet, cancel)?;
+            Resolved::of_hub(id, found)
+        }
+        found => found?,
+    };
+    session.model.get_or_init(|| found);
     Ok(())
 }
 
@@ -141,7 +144,7 @@ pub fn fetch(session: &Session, quiet: bool, cancel: &AtomicBool) -> Result<()> 
 /// # Errors
 /// A device that is not there, or files that are no model.
 pub fn load(session: &Session) -> Result<LoadedModel> {
-    load_from(session, &source(session)?)
+    load_from(session, &found(session)?.source)
 }
 
 /// Loads a model as the configuration wants it, on the configured device.
@@ -161,11 +164,10 @@ pub fn setup(session: Session) -> Result<Setup> {
     use_threads(session.loaded.config.model.threads)?;
     let opened = open_device(&session)?;
     let loading = Loading::of(&session);
-    let base = loading.base(source(&session)?, &opened.device)?;
+    let Resolved { source, of_hub } = found(&session)?.clone();
+    let base = loading.base(source, &opened.device)?;
     let mut notes: Vec<String> = opened.fallback.into_iter().collect();
-    if let Some(id) = hub::named(&session.loaded.config.model.source) {
-        notes.push(format!("model {id}, revision {}", Hub::from_env()?.cached(&id)?.commit));
-    }
+    notes.extend(of_hub.map(|(id, commit)| format!("model {id}, revision {commit}")));
     Ok(Setup {
         current: CurrentBase::new(base),
         open: opener(loading, opened.device),
@@ -179,7 +181,7 @@ pub fn setup(session: Session) -> Result<Setup> {
 fn opener(loading: Loading, device: Device) -> ModelOpener {
     Arc::new(move |name, in_use| {
         let open = || -> Result<Option<Base>> {
-            let source = resolve(name)?;
+            let source = resolve(name)?.source;
             if loading.hash(&source)? == in_use {
                 return Ok(None);
             }
@@ -194,11 +196,11 @@ fn opener(loading: Loading, device: Device) -> ModelOpener {
 /// # Errors
 /// Missing or unreadable files.
 pub fn job_base(session: &Session) -> Result<Option<JobBase>> {
-    let (source, loading) = (source(session)?, Loading::of(session));
-    let (hash, quantize) = (loading.hash(&source)?, loading.quantize());
-    let info = models::inspect(&source, quantize)?;
+    let (source, loading) = (&found(session)?.source, Loading::of(session));
+    let (hash, quantize) = (loading.hash(source)?, loading.quantize());
+    let info = models::inspect(source, quantize)?;
     let parameters = usize::try_from(info.parameters)?;
-    Ok(plan::job_base(&models::name_of(&source), &source, &hash, quantize, parameters))
+    Ok(plan::job_base(&models::name_of(source), source, &hash, quantize, parameters))
 }
 
 /// Returns the tokens that a conversation has at least: those of one answer, or the whole context.
@@ -236,19 +238,26 @@ pub fn load_adapter(session: &Session, id: &AdapterId, model: &LoadedModel) -> R
     Ok(lora::load_verified(&session.home.adapter(id), model)?)
 }
 
-fn source(session: &Session) -> Result<ModelSource> {
-    resolve(&session.loaded.config.model.source)
+/// Returns the configured model, which is looked for once.
+fn found(session: &Session) -> Result<&Resolved, HubError> {
+    if let Some(found) = session.model.get() {
+        return Ok(found);
+    }
+    let found = resolve(&session.loaded.config.model.source)?;
+    Ok(session.model.get_or_init(|| found))
 }
 
 /// Finds the model that `--model`, `model.source` and `/model` name; files by their whole path, as jobs may run in another
 /// working directory.
-fn resolve(name: &str) -> Result<ModelSource> {
+fn resolve(name: &str) -> Result<Resolved, HubError> {
     let whole = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
-    Ok(match hub::source(name)? {
+    let found = hub::resolve(name)?;
+    let source = match found.source {
         ModelSource::Builtin => ModelSource::Builtin,
         ModelSource::Dir(path) => ModelSource::Dir(whole(path)),
         ModelSource::Gguf(path) => ModelSource::Gguf(whole(path)),
-    })
+    };
+    Ok(Resolved { source, ..found })
 }
 
 /// Sizes the pool that computes; 0 leaves it at one thread per core.

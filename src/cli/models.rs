@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::Result;
+use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::json;
 
@@ -14,7 +15,7 @@ use super::exit::{Exit, UsageError};
 use super::output::{self, Table};
 use super::{download, interrupt, logits, model};
 use crate::config::QuantizeChoice;
-use crate::hub::{self, CachedModel, Hub, HubId};
+use crate::hub::{self, CachedModel, Hub, HubId, Resolved};
 use crate::models::{self, ModelInfo, ModelSource};
 use crate::plan;
 use crate::text::bytes;
@@ -74,7 +75,8 @@ struct Listed {
 
 fn list(as_json: bool) -> Result<()> {
     let mut rows = vec![builtin()];
-    rows.extend(Hub::from_env()?.list()?.into_iter().map(listed));
+    // Each needs the time in which its tokenizer is built.
+    rows.par_extend(Hub::from_env()?.list()?.into_par_iter().map(listed));
     if as_json {
         return Ok(rows.iter().try_for_each(output::json)?);
     }
@@ -95,7 +97,7 @@ fn list(as_json: bool) -> Result<()> {
 }
 
 fn builtin() -> Listed {
-    let info = models::inspect(&ModelSource::Builtin, None);
+    let checked = models::check(&ModelSource::Builtin);
     Listed {
         id: BUILTIN.to_owned(),
         revision: None,
@@ -103,8 +105,8 @@ fn builtin() -> Listed {
         path: None,
         bytes: ModelSource::Builtin.weight_bytes().unwrap_or(0),
         family: models::model_type(&ModelSource::Builtin),
-        usable: info.is_ok(),
-        problem: info.err().map(|error| error.to_string()),
+        usable: checked.is_ok(),
+        problem: checked.err().map(|error| error.to_string()),
     }
 }
 
@@ -112,7 +114,7 @@ fn listed(model: CachedModel) -> Listed {
     let source = source_of(&model.path);
     let problem = match model.incomplete {
         Some(why) => Some(format!("{why}: fetch it again with `shammah models pull {}`", model.id)),
-        None => models::inspect(&source, None).err().map(|error| error.to_string()),
+        None => models::check(&source).err().map(|error| error.to_string()),
     };
     Listed {
         id: model.id,
@@ -160,13 +162,8 @@ struct Inspected<'a> {
 }
 
 fn inspect(session: &Session, text: &str, as_json: bool) -> Result<()> {
-    let (source, revision) = match hub::named(text) {
-        None => (hub::source(text)?, None),
-        Some(id) => {
-            let found = Hub::from_env()?.cached(&id)?;
-            (source_of(&found.path), Some(found.commit))
-        }
-    };
+    let Resolved { source, of_hub } = hub::resolve(text)?;
+    let revision = of_hub.map(|(_, commit)| commit);
     let quantize = session.loaded.config.model.quantize;
     let info = models::inspect(&source, plan::quantize(quantize))?;
     let tokens = model::least_tokens(session, &info);

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::{Hub, HubError, HubId, is_gguf, is_hash, is_name};
-use crate::models::ModelSource;
+use crate::models::{ModelError, ModelSource};
 
 /// What the directory of a model's repository begins with.
 const PREFIX: &str = "models--";
@@ -48,17 +48,14 @@ impl Hub {
         if cfg!(not(feature = "hub")) {
             return Err(HubError::NotBuilt);
         }
-        let missing = |why: String| HubError::NotCached {
-            id: id.to_string(),
-            cache: self.cache.clone(),
-            why,
-        };
+        let missing =
+            |why: String| HubError::NotCached { id: id.clone(), cache: self.cache.clone(), why };
         let repo = self.cache.join(folder(&id.repo));
         if !repo.is_dir() {
             return Err(missing("no revision of it".to_owned()));
         }
         let revision = id.revision();
-        let commit = match fs_err::read_to_string(repo.join("refs").join(revision)) {
+        let commit = match fs_err::read_to_string(self.reference(&id.repo, revision)) {
             Ok(text) => text.trim().to_owned(),
             // A commit needs no reference.
             Err(_) => revision.to_owned(),
@@ -77,6 +74,11 @@ impl Hub {
                 Some(why) => Err(missing(why)),
             },
         }
+    }
+
+    /// Returns where the commit of a branch or tag is written.
+    pub(super) fn reference(&self, repo: &str, revision: &str) -> PathBuf {
+        self.cache.join(folder(repo)).join("refs").join(revision)
     }
 
     /// Lists the snapshots in the cache, by id; a cache that is not there is empty.
@@ -110,7 +112,7 @@ impl Hub {
 }
 
 /// Returns the name of a repository's directory.
-pub(super) fn folder(repo: &str) -> String {
+fn folder(repo: &str) -> String {
     format!("{PREFIX}{}", repo.replace('/', SLASH))
 }
 
@@ -120,16 +122,17 @@ fn incomplete(snapshot: &Path) -> Option<String> {
         return Some(format!("{name} is missing"));
     }
     let error = ModelSource::Dir(snapshot.to_owned()).weight_bytes().err()?;
-    let name = match &error {
-        crate::models::ModelError::Invalid { path, .. } => path.file_name(),
-        _ => None,
-    };
-    Some(
-        name.map_or_else(
-            || error.to_string(),
-            |name| format!("{} is missing", name.to_string_lossy()),
-        ),
-    )
+    // By its name alone: where the cache is stands in the message already.
+    Some(match &error {
+        ModelError::Invalid { path, problem, .. } => {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            match path.exists() {
+                true => format!("{name} is {problem}"),
+                false => format!("{name} is missing"),
+            }
+        }
+        _ => error.to_string(),
+    })
 }
 
 /// A snapshot is a model, and so is each GGUF file in it; one of GGUF files alone is no other.
@@ -210,7 +213,7 @@ mod tests {
     const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
     fn hub(cache: &Path) -> Hub {
-        Hub { cache: cache.to_owned(), endpoint: String::new(), token: None, offline: true }
+        Hub { cache: cache.to_owned(), endpoint: String::new(), token: Ok(None), offline: true }
     }
 
     fn put(root: &Path, name: &str, text: &str) {
@@ -272,5 +275,31 @@ mod tests {
             [("a/b--c", 2, Some("tokenizer.json is missing")), ("g/g/q/x.gguf", 3, None)]
         );
         assert_eq!(list[0].revisions, ["main", "refs/pr/1"]);
+    }
+
+    #[test]
+    fn links_to_folders_are_followed_to_models_and_nowhere_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let (cache, disk) = (folder.path().join("cache"), folder.path().join("disk"));
+        fs_err::create_dir_all(&cache).unwrap();
+        let hub = hub(&cache);
+        let link = |to: &Path, at: PathBuf| fs_err::os::unix::fs::symlink(to, at).unwrap();
+        // A repository that was moved to another disk is one.
+        let repo = disk.join("moved");
+        put(&repo, "refs/main", COMMIT);
+        put(&repo, &format!("snapshots/{COMMIT}/config.json"), "{}");
+        put(&repo, &format!("snapshots/{COMMIT}/q/x.gguf"), "123");
+        link(&repo, cache.join("models--a--b"));
+        // In a snapshot they lead around in a circle, to what was counted, or nowhere.
+        let snapshot = repo.join("snapshots").join(COMMIT);
+        link(&snapshot, snapshot.join("q/circle"));
+        link(&snapshot.join("q"), snapshot.join("again"));
+        link(Path::new("nowhere"), snapshot.join("broken"));
+        link(&repo, repo.join("refs/circle"));
+        link(Path::new("nowhere"), cache.join("models--c--d"));
+        let list = hub.list().unwrap();
+        let shown: Vec<_> = list.iter().map(|m| (m.id.as_str(), m.bytes)).collect();
+        assert_eq!(shown, [("a/b/q/x.gguf", 3)]);
+        assert_eq!(list[0].revisions, ["main"]);
     }
 }

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::HubId;
+
 /// An error of the hub and its cache.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
@@ -20,6 +22,14 @@ pub enum HubError {
         "the token of HF_TOKEN or of its file has spaces or other signs that no token has: set HF_TOKEN anew"
     )]
     Token,
+    /// No file is there, and the text is no id either.
+    #[error("{path}: no such model directory or file; {remedy}")]
+    NoPath {
+        /// The path as it was given.
+        path: String,
+        /// What to do.
+        remedy: String,
+    },
     /// The cache has no such model, or not all of it.
     #[error(
         "{id} is no directory, and as a model of the hub it is not in the cache {cache} ({why}): fetch it with `shammah \
@@ -27,7 +37,7 @@ pub enum HubError {
     )]
     NotCached {
         /// The id as it was given.
-        id: String,
+        id: HubId,
         /// The cache.
         cache: PathBuf,
         /// What is missing.
@@ -103,7 +113,7 @@ pub enum HubError {
     },
     /// The bytes are not those whose hash the hub names.
     #[error(
-        "{file} does not have the SHA-256 that the hub names ({expected}, got {got}): what was fetched is removed; run the \
+        "{file} does not have the hash that the hub names ({expected}, got {got}): what was fetched is removed; run the \
          command again, and if it happens again, something on the way (proxy, mirror) changes files"
     )]
     Hash {

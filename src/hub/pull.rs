@@ -3,11 +3,11 @@
 use std::ops::ControlFlow;
 
 use hf_hub::api::RepoInfo;
-use hf_hub::api::sync::{ApiBuilder, ApiError};
 use hf_hub::{Cache, Repo, RepoType};
 
-use super::transfer::{SILENCE, Transfer, agent, refusal, unreachable};
-use super::{Found, Hub, HubError, HubId, Notice, is_hash, is_name};
+use super::request::Client;
+use super::transfer::Transfer;
+use super::{Found, Hub, HubError, HubId, Notice, is_hash, is_name, place};
 use crate::models::shards;
 
 const CONFIG: &str = "config.json";
@@ -25,17 +25,16 @@ pub(super) fn pull(
     id: &HubId,
     tell: &mut dyn FnMut(Notice<'_>) -> ControlFlow<()>,
 ) -> Result<Found, HubError> {
-    let info = info(hub, id)?;
-    let cache = Cache::new(hub.cache.clone());
+    let client = Client::new(hub)?;
     let at =
         |revision: &str| Repo::with_revision(id.repo.clone(), RepoType::Model, revision.to_owned());
+    let info = info(&client, id, &at(id.revision()).api_url())?;
     let mut transfer = Transfer {
-        hub,
+        client,
         id,
-        places: cache.repo(at(id.revision())),
+        places: Cache::new(hub.cache.clone()).repo(at(id.revision())),
         repo: at(&info.sha),
         commit: info.sha.clone(),
-        agent: agent(),
         tell,
     };
     match &id.file {
@@ -46,7 +45,7 @@ pub(super) fn pull(
         None => files(&mut transfer, &info)?,
     }
     if id.revision() != info.sha {
-        transfer.places.create_ref(&info.sha)?;
+        place::file(&hub.reference(&id.repo, id.revision()), &info.sha)?;
     }
     hub.cached(id)
 }
@@ -71,11 +70,8 @@ fn files(transfer: &mut Transfer<'_>, info: &RepoInfo) -> Result<(), HubError> {
         return Ok(());
     }
     let index = transfer.file(INDEX)?;
-    let problem = |problem: String| HubError::Answer {
-        endpoint: transfer.hub.endpoint.clone(),
-        file: INDEX.to_owned(),
-        problem,
-    };
+    let client = &transfer.client;
+    let problem = |problem: String| client.answer(INDEX, problem);
     let shards = shards(&index).map_err(|error| problem(format!("with a wrong index: {error}")))?;
     if let Some(name) = shards.iter().find(|name| !is_name(name)) {
         return Err(problem(format!("with an index that names \"{name}\"")));
@@ -84,29 +80,12 @@ fn files(transfer: &mut Transfer<'_>, info: &RepoInfo) -> Result<(), HubError> {
 }
 
 /// Asks the hub for the commit of the revision and its files.
-fn info(hub: &Hub, id: &HubId) -> Result<RepoInfo, HubError> {
-    let answer = |problem: String| HubError::Answer {
-        endpoint: hub.endpoint.clone(),
-        file: id.to_string(),
-        problem,
-    };
-    let api = ApiBuilder::from_cache(Cache::new(hub.cache.clone()))
-        .with_endpoint(hub.endpoint.clone())
-        .with_token(hub.token.as_ref().map(|token| token.0.clone()))
-        .with_progress(false)
-        .build()
-        .map_err(|error: ApiError| answer(format!("nothing: {error}")))?;
-    let revision = id.revision().to_owned();
-    let repo = api.repo(Repo::with_revision(id.repo.clone(), RepoType::Model, revision));
-    let request = repo.info_request().config().http_status_as_error(false);
-    let request = request
-        .timeout_connect(Some(SILENCE))
-        .timeout_recv_response(Some(SILENCE))
-        .timeout_recv_body(Some(SILENCE));
-    let mut response =
-        request.build().call().map_err(|error| unreachable(hub.endpoint.clone(), &error))?;
+fn info(client: &Client<'_>, id: &HubId, place: &str) -> Result<RepoInfo, HubError> {
+    let answer = |problem: String| client.answer(&id.to_string(), problem);
+    let url = format!("{}/api/{place}", client.hub.endpoint);
+    let mut response = client.follow(url, None, &id.to_string(), |_| true)?;
     if !response.status().is_success() {
-        return Err(refusal(hub, id, &response, &id.repo));
+        return Err(client.refusal(id, &response, &id.repo));
     }
     let info: RepoInfo = response
         .body_mut()

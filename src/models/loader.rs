@@ -72,8 +72,8 @@ pub fn load_as(
         });
     }
     let (decoder, tokenizer, parameters) = match source {
-        ModelSource::Gguf(path) => gguf::load(path, device)?,
-        _ => load_directory(source, device)?,
+        ModelSource::Gguf(path) => gguf::load(path, device, gguf::Rows::AsNeeded)?,
+        _ => load_directory(source, device, WIDENED_BYTES)?,
     };
     let decoder = match quantize {
         Some(format) => decoder.quantised(format)?,
@@ -91,10 +91,25 @@ pub fn load_as(
     })
 }
 
-/// Loads a directory in Hugging Face layout; returns the number of parameters as well.
+/// Checks that a model would load: its config, its tokenizer, and that each tensor is there in its shape. No matrix is
+/// read, so that this takes no memory and the time of the tokenizer.
+///
+/// # Errors
+/// Those of [`load`] but for the device's.
+pub fn check(source: &ModelSource) -> Result<(), ModelError> {
+    match source {
+        ModelSource::Gguf(path) => gguf::load(path, &Device::Cpu, gguf::Rows::AsTheyLie)?,
+        _ => load_directory(source, &Device::Cpu, 0)?,
+    };
+    Ok(())
+}
+
+/// Loads a directory in Hugging Face layout, widened if its weights have fewer than `widened` bytes; returns the number of
+/// parameters as well.
 fn load_directory(
     source: &ModelSource,
     device: &Device,
+    widened: u64,
 ) -> Result<(Decoder, Tokenizer, usize), ModelError> {
     let weight_files = source.weight_files()?;
     let config_path = source.path(CONFIG);
@@ -103,7 +118,7 @@ fn load_directory(
     let config = ModelConfig::parse(&config_text, &config_path)?;
     let tokenizer = tokenizer_of(source, &config)?;
     check_stop(&tokenizer, source)?;
-    let mut tensors = read_tensors(source, &weight_files, device)?;
+    let mut tensors = read_tensors(source, &weight_files, device, widened)?;
     let mut parameters = 0;
     let decoder = Decoder::new(config, device, &mut |name, shape| {
         parameters += shape.iter().product::<usize>();
@@ -185,10 +200,11 @@ fn read_tensors(
     source: &ModelSource,
     weight_files: &[String],
     device: &Device,
+    widened: u64,
 ) -> Result<HashMap<String, (PathBuf, Weight)>, ModelError> {
     let files: Vec<WeightFile> =
         weight_files.iter().map(|file| WeightFile::open(source, file)).collect::<Result<_, _>>()?;
-    let bytes: u64 = files.iter().map(WeightFile::data_bytes).sum();
+    let widened = files.iter().map(WeightFile::data_bytes).sum::<u64>() < widened;
     let mut tensors = HashMap::new();
     for file in files {
         for (name, info) in file.tensors() {
@@ -199,7 +215,6 @@ fn read_tensors(
                     "choose the model's full weights (bf16, f16 or f32)",
                 ));
             }
-            let widened = bytes < WIDENED_BYTES;
             let mapped = match ops::fused(device) && !widened {
                 true => file.matrix(&info)?,
                 false => None,

@@ -41,7 +41,7 @@ pub(crate) use gated::{gated_grads, gated_of};
 pub use inspect::{ModelInfo, inspect, model_type};
 pub use kernels::{Format, Mapping};
 pub use linear::{Adapt, Added, Linear, Module, NoAdapter, Site, Term};
-pub use loader::{LoadedModel, load, load_as, name_of};
+pub use loader::{LoadedModel, check, load, load_as, name_of};
 pub(crate) use ops::forget;
 pub use packing::{Packing, Span};
 pub use template::ChatTemplate;

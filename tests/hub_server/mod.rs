@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 pub const REPO: &str = "acme/tiny";
@@ -43,6 +44,8 @@ pub struct Faults {
     pub slow: bool,
     /// The store changes a byte.
     pub corrupt: bool,
+    /// The description of the model has moved: to another port of this host, or to another host.
+    pub moved: Option<&'static str>,
     /// Only this token may read.
     pub gated: Option<&'static str>,
 }
@@ -121,6 +124,12 @@ pub fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 
+/// The name that git has for a file.
+pub fn git_hash(bytes: &[u8]) -> String {
+    let hash = Sha1::new().chain_update(format!("blob {}\0", bytes.len())).chain_update(bytes);
+    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+}
+
 /// What is answered: status, headers, body.
 type Answer = (u16, Vec<(&'static str, String)>, Vec<u8>);
 
@@ -187,6 +196,10 @@ impl State {
         let cached = format!("/api/resolve-cache/models/{REPO}/{COMMIT}/");
         let api = format!("/api/models/{REPO}/revision/");
         if let Some(revision) = request.path.strip_prefix(&api) {
+            let (port, path) = (self.store_port, &request.path);
+            if let Some(host) = self.faults.lock().unwrap().moved {
+                return (307, vec![("Location", format!("http://{host}:{port}{path}"))], vec![]);
+            }
             return match revision {
                 "main" | "v1" | COMMIT => (200, vec![], self.description()),
                 _ => refuse(404, "RevisionNotFound"),
@@ -241,13 +254,15 @@ impl State {
             headers.push(("X-Linked-ETag", format!("\"{}\"", sha256(bytes))));
             headers.push(("X-Linked-Size", bytes.len().to_string()));
         } else {
-            // git's hash on the real hub; any of that length does.
-            headers.push(("ETag", format!("\"{}\"", &sha256(bytes)[..40])));
+            headers.push(("ETag", format!("\"{}\"", git_hash(bytes))));
         }
         headers
     }
 
     fn store(&self, request: &Request) -> Answer {
+        if request.path.starts_with("/api/") {
+            return (200, vec![], self.description());
+        }
         let path = request.path.trim_start_matches('/');
         let name = path.split('?').next().unwrap_or_default();
         self.part(request, name, vec![], true)
@@ -272,11 +287,13 @@ impl State {
         else {
             return (200, headers, bytes);
         };
-        let (from, last) = (from.parse::<usize>().unwrap(), bytes.len() - 1);
-        let to = to.parse::<usize>().unwrap_or(last).min(last);
-        if from > to {
-            return (416, headers, vec![]);
+        let from = from.parse::<usize>().unwrap();
+        if from >= bytes.len() {
+            // Nothing but how long the file is.
+            return (416, vec![("Content-Range", format!("bytes */{}", bytes.len()))], vec![]);
         }
+        let last = bytes.len() - 1;
+        let to = to.parse::<usize>().unwrap_or(last).min(last);
         headers.push(("Content-Range", format!("bytes {from}-{to}/{}", bytes.len())));
         (206, headers, bytes[from..=to].to_vec())
     }

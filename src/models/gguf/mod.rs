@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 
 use config::{Architecture, architecture};
 pub use reader::{Header, Refusal, TensorInfo};
-pub use value::{Metadata, Value};
-pub(super) use weights::load;
+pub use value::{Integers, Metadata, Texts, Value};
+pub(super) use weights::{Rows, load};
 
 use super::{Family, ModelConfig, ModelError, Tokenizer};
 

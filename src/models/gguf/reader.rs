@@ -1,13 +1,14 @@
 //! The header of a GGUF file, read as if somebody hostile had written it.
 //!
 //! Layout: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>. Nothing is allocated before the file was found long
-//! enough to hold it, and every extent is checked against the file's length.
+//! enough to hold it, arrays are kept in no more bytes than they have in the file, and every extent is checked against the
+//! file's length.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::Read;
 
 use super::tensor_type::{self, format_of};
-use super::value::{Metadata, Value};
+use super::value::{Integers, Metadata, Texts, Value};
 use crate::models::Format;
 
 /// `GGUF` in the order of the file's bytes.
@@ -258,11 +259,9 @@ fn read_array(input: &mut Input<impl Read>, depth: usize) -> Parsed<Value> {
         4 | 5 => {
             let mut numbers = Vec::with_capacity(length as usize);
             for _ in 0..length {
-                let number = input.u32()?;
-                let signed = i64::from(number as i32);
-                numbers.push(if kind == 4 { number.into() } else { signed });
+                numbers.push(input.u32()?);
             }
-            Ok(Value::Integers(numbers))
+            Ok(Value::Integers(Integers { signed: kind == 5, bits: numbers }))
         }
         6 => {
             let mut numbers = Vec::with_capacity(length as usize);
@@ -272,9 +271,9 @@ fn read_array(input: &mut Input<impl Read>, depth: usize) -> Parsed<Value> {
             Ok(Value::Floats(numbers))
         }
         8 => {
-            let mut texts = Vec::with_capacity(length as usize);
+            let mut texts = Texts::with_capacity(length as usize);
             for _ in 0..length {
-                texts.push(input.text(MAX_METADATA_BYTES, "a text")?);
+                texts.push(&input.text(MAX_METADATA_BYTES, "a text")?)?;
             }
             Ok(Value::Texts(texts))
         }

@@ -3,6 +3,81 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+/// Texts behind each other: an array of them takes less memory than it takes of the file.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Texts {
+    bytes: String,
+    /// Where each text ends.
+    ends: Vec<u32>,
+}
+
+impl Texts {
+    /// Makes room for so many texts, not for their bytes.
+    pub fn with_capacity(count: usize) -> Self {
+        Self { bytes: String::new(), ends: Vec::with_capacity(count) }
+    }
+
+    /// Adds a text; fails beyond 4 GiB of them.
+    pub fn push(&mut self, text: &str) -> Result<(), &'static str> {
+        // By an eighth, not twofold as by itself: what is unused counts, too.
+        if self.bytes.capacity() - self.bytes.len() < text.len() {
+            self.bytes.reserve_exact(text.len().max(self.bytes.len() / 8));
+        }
+        self.bytes.push_str(text);
+        self.ends.push(u32::try_from(self.bytes.len()).map_err(|_| "its texts are too long")?);
+        Ok(())
+    }
+
+    /// Returns how many there are.
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Returns whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// Returns a text.
+    pub fn get(&self, index: usize) -> Option<&str> {
+        let end = *self.ends.get(index)? as usize;
+        let start = index.checked_sub(1).map_or(0, |before| self.ends[before] as usize);
+        self.bytes.get(start..end)
+    }
+
+    /// Returns all in their order.
+    pub fn iter(&self) -> impl Iterator<Item = &str> + Clone {
+        (0..self.len()).filter_map(|index| self.get(index))
+    }
+}
+
+/// Numbers of 32 bits, of one sign or both.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Integers {
+    /// Whether the highest bit means a negative number.
+    pub signed: bool,
+    /// As the file has them.
+    pub bits: Vec<u32>,
+}
+
+impl Integers {
+    /// Returns how many there are.
+    pub fn len(&self) -> usize {
+        self.bits.len()
+    }
+
+    /// Returns whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.bits.is_empty()
+    }
+
+    /// Returns a number.
+    pub fn get(&self, index: usize) -> Option<i64> {
+        let bits = *self.bits.get(index)?;
+        Some(if self.signed { i64::from(bits as i32) } else { i64::from(bits) })
+    }
+}
+
 /// A value. Arrays that no model needs are read over and not kept.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
@@ -17,11 +92,11 @@ pub enum Value {
     /// A text.
     Text(String),
     /// Numbers of 32 bits.
-    Integers(Vec<i64>),
+    Integers(Integers),
     /// Numbers of 32 bits.
     Floats(Vec<f32>),
     /// Texts.
-    Texts(Vec<String>),
+    Texts(Texts),
     /// Any other array.
     Skipped,
 }
@@ -125,8 +200,8 @@ impl Metadata {
     /// A value of another type, numbers that differ.
     pub fn uniform(&self, key: &str) -> Found<Option<u64>> {
         self.typed(key, "one count for all layers", |value| match value {
-            Value::Integers(n) if n.windows(2).all(|pair| pair[0] == pair[1]) => {
-                n.first().and_then(|n| u64::try_from(*n).ok())
+            Value::Integers(n) if n.bits.windows(2).all(|pair| pair[0] == pair[1]) => {
+                n.get(0).and_then(|n| u64::try_from(n).ok())
             }
             value => value.unsigned(),
         })
@@ -158,9 +233,9 @@ impl Metadata {
     ///
     /// # Errors
     /// A value of another type.
-    pub fn texts(&self, key: &str) -> Found<Option<&[String]>> {
+    pub fn texts(&self, key: &str) -> Found<Option<&Texts>> {
         self.typed(key, "an array of texts", |v| match v {
-            Value::Texts(texts) => Some(texts.as_slice()),
+            Value::Texts(texts) => Some(texts),
             _ => None,
         })
     }
@@ -169,9 +244,9 @@ impl Metadata {
     ///
     /// # Errors
     /// A value of another type.
-    pub fn integers(&self, key: &str) -> Found<Option<&[i64]>> {
+    pub fn integers(&self, key: &str) -> Found<Option<&Integers>> {
         self.typed(key, "an array of integers", |v| match v {
-            Value::Integers(numbers) => Some(numbers.as_slice()),
+            Value::Integers(numbers) => Some(numbers),
             _ => None,
         })
     }

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::{Value as Json, json};
 
-use super::value::{Metadata, required};
+use super::value::{Integers, Metadata, Texts, required};
 use crate::models::tokenizer::ChatTexts;
 use crate::models::vocabulary::{BytePairs, Frame, Vocabulary, is_blank, split_merge};
 
@@ -18,6 +18,11 @@ const ENDS: [&str; 3] =
 const BOS: &str = "tokenizer.ggml.bos_token_id";
 /// Bytes of a token that is split in all ways to find its merges. Gemma's longest have 93.
 const MAX_MERGED_BYTES: usize = 512;
+
+/// Tokens that a file may have, four times those of Gemma 3.
+const MAX_TOKENS: usize = 1 << 20;
+/// Merges that a file may have or imply, two for each token.
+const MAX_MERGES: usize = 1 << 21;
 
 /// Token types of the format.
 mod kind {
@@ -140,8 +145,8 @@ impl From<String> for Refusal {
 
 /// A file's tokens, by their types.
 struct Tokens<'a> {
-    texts: &'a [String],
-    types: Option<&'a [i64]>,
+    texts: &'a Texts,
+    types: Option<&'a Integers>,
 }
 
 /// A tokenizer's parts, and the ids that end an answer.
@@ -165,6 +170,7 @@ fn id(metadata: &Metadata, key: &str) -> Result<Option<u32>, String> {
 /// Reads the tokenizer.
 pub(super) fn read(metadata: &Metadata) -> Result<Parts, Refusal> {
     let texts = required(TOKENS, metadata.texts(TOKENS))?;
+    at_most(MAX_TOKENS, texts.len(), TOKENS)?;
     let types = metadata.integers(TYPES)?;
     if let Some(types) = types.filter(|t| t.len() != texts.len()) {
         let problem = format!("{} tokens have {} types", texts.len(), types.len());
@@ -200,16 +206,23 @@ pub(super) fn read(metadata: &Metadata) -> Result<Parts, Refusal> {
     })
 }
 
+fn at_most(most: usize, count: usize, what: &str) -> Result<(), String> {
+    match count > most {
+        true => Err(format!("{what}: {count}, more than {most}")),
+        false => Ok(()),
+    }
+}
+
 impl Tokens<'_> {
     fn kind(&self, id: usize) -> i64 {
-        self.types.map_or(1, |types| types[id])
+        self.types.and_then(|types| types.get(id)).unwrap_or(1)
     }
 
     /// Returns id and text of the token that a key names.
     fn named(&self, metadata: &Metadata, key: &str) -> Result<Option<(u32, String)>, String> {
         let Some(id) = id(metadata, key)? else { return Ok(None) };
         match self.texts.get(id as usize) {
-            Some(text) => Ok(Some((id, text.clone()))),
+            Some(text) => Ok(Some((id, text.to_owned()))),
             None => Err(format!("{key} is {id}, there are {} tokens", self.texts.len())),
         }
     }
@@ -225,7 +238,7 @@ impl Tokens<'_> {
             };
             !text.is_empty() && (special || marks.contains(id))
         })
-        .map(|(text, id)| (text.clone(), id))
+        .map(|(text, id)| (text.to_owned(), id))
         .collect()
     }
 
@@ -237,10 +250,10 @@ impl Tokens<'_> {
             if self.kind(id as usize) == kind::UNUSED || without.contains(&id) {
                 continue;
             }
-            if !seen.insert(text.as_str()) {
+            if !seen.insert(text) {
                 return Err(format!("{TOKENS} has {text:?} twice"));
             }
-            plain.push((text.clone(), id));
+            plain.push((text.to_owned(), id));
         }
         Ok(plain)
     }
@@ -262,7 +275,9 @@ impl Tokens<'_> {
         let plain = self.plain(&added.iter().map(|(_, id)| *id).collect())?;
         let added: HashSet<&str> = added.iter().map(|(text, _)| text.as_str()).collect();
         let mut merges = Vec::new();
-        for line in required(MERGES, metadata.texts(MERGES))? {
+        let lines = required(MERGES, metadata.texts(MERGES))?;
+        at_most(MAX_MERGES, lines.len(), MERGES)?;
+        for line in lines.iter() {
             let (a, b) = split_merge(line).ok_or_else(|| format!("{line:?} is no merge"))?;
             // No text may become an added token, by no merge.
             let makes_marker = [a.as_str(), b.as_str()].into_iter().any(|t| added.contains(t))
@@ -288,7 +303,7 @@ impl Tokens<'_> {
             return Err(Refusal::Broken(format!("{SCORES} does not fit {TOKENS}")));
         }
         let is_user_defined = |id: usize| self.kind(id) == kind::USER_DEFINED;
-        let blank = |id: usize| is_user_defined(id) && is_blank(&self.texts[id]);
+        let blank = |id: usize| is_user_defined(id) && self.texts.get(id).is_some_and(is_blank);
         let control = (0..self.texts.len())
             .filter(|id| self.kind(*id) == kind::CONTROL || is_user_defined(*id) && !blank(*id));
         let mut plain = self.plain(&control.map(|id| id as u32).collect())?;
@@ -328,6 +343,7 @@ fn merges_of(plain: &[(String, u32)], scores: &[f32]) -> Result<Vec<(String, Str
                 merges.push((scores[*id as usize], *id, *l, *r, left, right));
             }
         }
+        at_most(MAX_MERGES, merges.len(), "merges that make its tokens")?;
     }
     merges.sort_by(|a, b| b.0.total_cmp(&a.0).then((a.1, a.2, a.3).cmp(&(b.1, b.2, b.3))));
     Ok(merges.into_iter().map(|m| (m.4.to_owned(), m.5.to_owned())).collect())

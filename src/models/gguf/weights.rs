@@ -11,11 +11,24 @@ use super::names::{Place, place, unpaired_rows};
 use super::{GgufFile, TensorInfo};
 use crate::models::{Decoder, Mapping, Matrix, ModelError, Tokenizer, Weight, ops};
 
+/// What becomes of rows that are stored in pairs of neighbours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rows {
+    /// They are copied into halves, as the decoder turns them.
+    AsNeeded,
+    /// Nothing is read: for a model that is to be checked and not to compute.
+    AsTheyLie,
+}
+
 /// Loads a file's model; returns the number of parameters as well.
 ///
 /// # Errors
 /// As [`GgufFile::open`]; tensors that are missing, surplus or of another shape than the metadata say.
-pub fn load(path: &Path, device: &Device) -> Result<(Decoder, Tokenizer, usize), ModelError> {
+pub fn load(
+    path: &Path,
+    device: &Device,
+    rows: Rows,
+) -> Result<(Decoder, Tokenizer, usize), ModelError> {
     let file = GgufFile::open(path)?;
     let config = file.config()?;
     let tokenizer = file.tokenizer()?;
@@ -37,7 +50,8 @@ pub fn load(path: &Path, device: &Device) -> Result<(Decoder, Tokenizer, usize),
         let info = file.tensor(&place, dims)?;
         unused.remove(info.name.as_str());
         parameters += info.elements() as usize;
-        Ok(weight(&mapping, info, &place, device)?)
+        let paired_heads = place.paired_heads.filter(|_| rows == Rows::AsNeeded);
+        Ok(weight(&mapping, info, paired_heads, device)?)
     })?;
     match unused.first() {
         // A weight that the decoder has no use for would change what the model computes.
@@ -64,7 +78,7 @@ impl GgufFile {
 fn weight(
     mapping: &Arc<Mapping>,
     info: &TensorInfo,
-    place: &Place,
+    paired_heads: Option<usize>,
     device: &Device,
 ) -> candle_core::Result<Weight> {
     let part = info.offset as usize..(info.offset + info.bytes) as usize;
@@ -73,7 +87,7 @@ fn weight(
         // A vector is a column: so are the biases of rows that are stored in pairs.
         _ => (info.elements() as usize, 1),
     };
-    let matrix = match place.paired_heads {
+    let matrix = match paired_heads {
         None => Matrix::mapped(info.kind, (rows, cols), Arc::clone(mapping), part)?,
         Some(heads) => {
             let bytes = mapping.bytes().get(part).unwrap_or_default();
