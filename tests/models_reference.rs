@@ -169,7 +169,7 @@ impl Adapt for Factors {
     }
 
     fn added(&self, _: Site) -> Added<'_> {
-        Added::LowRank(vec![Term { a: &self.0, b: &self.1, scale: 1.0 }])
+        Added::LowRank(vec![Term { a: &self.0, b: &self.1, scale: 1.0, halves: None }])
     }
 }
 
