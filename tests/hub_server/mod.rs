@@ -3,6 +3,10 @@
 //! Small files come from the hub itself, behind a redirect that stays on it; large ones from a store on another host, as
 //! the real hub keeps them.
 
+#![allow(dead_code, reason = "each test uses some of it")]
+
+pub mod stage;
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
