@@ -106,11 +106,15 @@ fn sighup_takes_up_what_can_change_says_what_cannot_and_refuses_what_is_wrong() 
 #[test]
 fn triggers_during_a_job_make_one_job_after_it_and_no_example_is_new_in_two() {
     let program = Program::new();
-    let steps = ["--set", "lora.training.min_steps=150"];
-    let mut service = Service::start(&program, &steps);
+    let file = program.write("service.toml", "[lora.training]\nmin_steps = 300\n");
+    let mut service = Service::start(&program, &["--config", &file]);
     import(&program, "first", 10);
     service.says("job 1 started");
-    for word in ["second", "third", "fourth"] {
+    // The follow-up shall be short.
+    program.write("service.toml", "[lora.training]\nmin_steps = 2\nepochs = 1\n");
+    service.signal(Signal::HUP);
+    service.says("in force now: lora.training.min_steps, lora.training.epochs");
+    for word in ["second", "third"] {
         import(&program, word, 10);
         // Longer than the threshold is looked at: each of them is a trigger of its own.
         std::thread::sleep(Duration::from_millis(5500));

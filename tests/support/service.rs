@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::Program;
 
 /// Far more than any step takes; only a program that hangs reaches it.
-pub const PATIENCE: Duration = Duration::from_secs(150);
+pub const PATIENCE: Duration = Duration::from_secs(300);
 /// Lines that the reader may be ahead.
 const LINES_AHEAD: usize = 4096;
 
