@@ -113,7 +113,7 @@ fn triggers_during_a_job_make_one_job_after_it_and_no_example_is_new_in_two() {
     // The follow-up shall be short.
     program.write("service.toml", "[lora.training]\nmin_steps = 2\nepochs = 1\n");
     service.signal(Signal::HUP);
-    service.says("in force now: lora.training.min_steps, lora.training.epochs");
+    service.says("in force now: lora.training.epochs, lora.training.min_steps");
     for word in ["second", "third"] {
         import(&program, word, 10);
         // Longer than the threshold is looked at: each of them is a trigger of its own.
