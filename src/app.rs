@@ -1,11 +1,14 @@
 //! The running program: starts the actors, waits for the end, and ends them in order.
 //!
-//! Two ways to run: [`run_console`] with a person or a script in front of it, and [`run_queue`] for the queue alone. Both
-//! build the same [`team`], both end through [`shutdown`].
+//! Three ways to run: [`run_console`] with a person or a script in front of it, [`run_queue`] until some jobs have ended, and
+//! [`run_service`] for the queue as a service. All build the same [`team`], all end through [`shutdown`].
 
 mod base;
 mod console;
+mod notify;
 mod queue;
+mod reload;
+mod service;
 mod shutdown;
 mod signals;
 mod team;
@@ -20,6 +23,7 @@ use crate::store::{Home, StoreError};
 pub use base::Opened;
 pub use console::run_console;
 pub use queue::{QueueEnd, run_queue};
+pub use service::{OnSaid, ReadConfig, Said, run_service};
 
 /// Exit code of a program that was interrupted by a signal.
 pub const INTERRUPTED: u8 = 130;
@@ -80,7 +84,8 @@ impl From<team::TeamError> for AppError {
 }
 
 impl AppError {
-    fn held(home: &Home) -> Self {
+    /// Says that another process runs the queue.
+    pub fn held(home: &Home) -> Self {
         Self::QueueHeld { home: home.root().to_owned(), holder: home.queue_holder() }
     }
 

@@ -19,7 +19,7 @@ pub use auto::{Auto, Seed};
 pub use error::ConfigError;
 use layer::Layer;
 pub use origin::Origin;
-pub use runs::{Run, Runs};
+pub use runs::{Run, Runs, job_name};
 pub use sections::*;
 
 /// The defaults, with their comments.

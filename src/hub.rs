@@ -270,6 +270,16 @@ impl Hub {
         &self.cache
     }
 
+    /// Whether there is a token, which opens gated models.
+    pub fn has_token(&self) -> bool {
+        self.token.is_some()
+    }
+
+    /// Whether downloads are forbidden.
+    pub fn is_offline(&self) -> bool {
+        self.offline
+    }
+
     /// Fetches a model into the cache, going on where an earlier attempt was cut; `tell` may break it off. What is there
     /// already is not fetched again.
     ///

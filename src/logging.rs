@@ -14,8 +14,6 @@ use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
 
 use crate::text::printable_line;
 
-/// Days of log that are kept.
-const FILES_KEPT: usize = 7;
 /// Start of the files' names; the day follows.
 const FILE_PREFIX: &str = "shammah.log";
 /// Overrides every level.
@@ -24,10 +22,21 @@ const FILTER_VARIABLE: &str = "RUST_LOG";
 /// How much goes where.
 #[derive(Debug, Clone, Copy)]
 pub struct LogPlan<'a> {
-    /// Directory and level of the file; none is written when missing.
-    pub file: Option<(&'a Path, &'a str)>,
+    /// Where the file goes; none is written when missing.
+    pub file: Option<FilePlan<'a>>,
     /// Level of stderr; nothing goes there when missing.
     pub stderr: Option<&'a str>,
+}
+
+/// The log's files.
+#[derive(Debug, Clone, Copy)]
+pub struct FilePlan<'a> {
+    /// Their directory.
+    pub directory: &'a Path,
+    /// Their level.
+    pub level: &'a str,
+    /// Days that are kept, each a file.
+    pub keep_days: usize,
 }
 
 /// Starts logging for the life of the process. A second call changes nothing.
@@ -41,8 +50,8 @@ pub fn init(plan: LogPlan<'_>) -> io::Result<()> {
         layers.push(layer.with_writer(OneLine(io::stderr)).with_filter(filter(level)).boxed());
     }
     let mut problem = Ok(());
-    if let Some((directory, level)) = plan.file {
-        match appender(directory) {
+    if let Some(FilePlan { directory, level, keep_days }) = plan.file {
+        match appender(directory, keep_days) {
             Ok(appender) => {
                 // A full disk must not end in messages on the console's screen.
                 let layer = fmt::layer().with_ansi(false).log_internal_errors(false);
@@ -65,11 +74,11 @@ fn filter(level: &str) -> EnvFilter {
     }
 }
 
-fn appender(directory: &Path) -> io::Result<RollingFileAppender> {
+fn appender(directory: &Path, keep_days: usize) -> io::Result<RollingFileAppender> {
     RollingFileAppender::builder()
         .rotation(Rotation::DAILY)
         .filename_prefix(FILE_PREFIX)
-        .max_log_files(FILES_KEPT)
+        .max_log_files(keep_days)
         .build(directory)
         .map_err(|error| {
             io::Error::other(format!(
@@ -131,9 +140,29 @@ mod tests {
     }
 
     #[test]
+    fn the_oldest_days_go_beyond_the_limit() {
+        let folder = tempfile::tempdir().unwrap();
+        for day in 1..=9 {
+            fs_err::write(folder.path().join(format!("shammah.log.2026-01-0{day}")), "x").unwrap();
+        }
+        fs_err::write(folder.path().join("worker.log"), "x").unwrap();
+        let _appender = appender(folder.path(), 3).unwrap();
+        let entries = fs_err::read_dir(folder.path()).unwrap();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        assert!(names.contains(&"worker.log".to_owned()), "{names:?}");
+        assert_eq!(
+            names.iter().filter(|name| name.starts_with(FILE_PREFIX)).count(),
+            3,
+            "{names:?}"
+        );
+    }
+
+    #[test]
     fn the_file_is_made_in_its_directory() {
         let folder = tempfile::tempdir().unwrap();
-        let mut appender = appender(folder.path()).unwrap();
+        let mut appender = appender(folder.path(), 7).unwrap();
         appender.write_all(b"x\n").unwrap();
         let names: Vec<String> = fs_err::read_dir(folder.path())
             .unwrap()
@@ -141,6 +170,6 @@ mod tests {
             .collect();
         assert_eq!(names.len(), 1);
         assert!(names[0].starts_with("shammah.log."), "{names:?}");
-        assert!(super::appender(&folder.path().join("no\0such")).is_err());
+        assert!(super::appender(&folder.path().join("no\0such"), 7).is_err());
     }
 }

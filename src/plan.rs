@@ -4,6 +4,7 @@
 //! What is `"auto"` is resolved when it is claimed, because only then the model, and with it its size, is known.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +17,7 @@ use crate::engine::{ContextOverflow, Limits, Sampling};
 use crate::eval::GateConfig;
 use crate::lora::{self, Bound, JobInput, MemoryBudget, TrainingParams};
 use crate::models::{ModelSource, Quantize};
-use crate::store::{self, ExampleRole, Home, JobBase, JobRow, NewJob, Store, StoreError};
+use crate::store::{self, ExampleRole, Home, JobBase, JobRow, JobState, NewJob, Store, StoreError};
 
 /// The event of a job whose worker ran out of memory.
 pub const OUT_OF_MEMORY: &str = "out_of_memory";
@@ -40,6 +41,24 @@ pub enum PlanError {
         job: i64,
         /// What does not fit.
         source: serde_json::Error,
+    },
+    /// A job that cannot be tried again.
+    #[error(
+        "job {job} is {state}: only one that was rejected, failed or cancelled can be tried again"
+    )]
+    NotToRetry {
+        /// The job.
+        job: i64,
+        /// Its state.
+        state: JobState,
+    },
+    /// A job whose examples are all elsewhere.
+    #[error(
+        "job {job} has no example left: all were learned in another job, are in one that waits, or were forgotten"
+    )]
+    NothingLeft {
+        /// The job.
+        job: i64,
     },
     /// The store refused.
     #[error(transparent)]
@@ -91,6 +110,48 @@ pub fn enqueue(store: &Store, config: &Config, wish: JobWish) -> Result<JobRow, 
     Ok(store.enqueue_job(&job)?)
 }
 
+/// Puts the examples of a job that did not succeed into the queue again, with the settings it had: those that nobody has
+/// learned meanwhile and no other job has.
+///
+/// # Errors
+/// A job that has not ended or succeeded, one without an example left, a full queue, a taken name, or a store that cannot
+/// be written.
+pub fn retry(
+    store: &Store,
+    config: &Config,
+    id: i64,
+    priority: Option<i64>,
+) -> Result<JobRow, PlanError> {
+    let job = store.job(id)?;
+    if !job.state.is_final() || job.state == JobState::Succeeded {
+        return Err(PlanError::NotToRetry { job: id, state: job.state });
+    }
+    let mut only = Vec::new();
+    for example in store.job_examples(id, ExampleRole::New)? {
+        let row = store.feedback(example.id)?;
+        if row.consumed_by.is_none() && row.in_job.is_none() {
+            only.push(example.id);
+        }
+    }
+    if only.is_empty() {
+        return Err(PlanError::NothingLeft { job: id });
+    }
+    let new = NewJob {
+        name: Some(job.name.clone()),
+        domain: job.domain.clone(),
+        from: job.from,
+        priority: priority.unwrap_or(job.priority),
+        replay_limit: lora_section(&job)?.training.replay,
+        params: job.params,
+        only: Some(only),
+        base: job.base,
+        max_queued: config.queue.max_queued,
+    };
+    let again = store.enqueue_job(&new)?;
+    store.note_job(again.id, NOTE, &format!("job {id} again"))?;
+    Ok(again)
+}
+
 /// Returns the `[lora]` section that a job was enqueued with.
 ///
 /// # Errors
@@ -98,6 +159,13 @@ pub fn enqueue(store: &Store, config: &Config, wish: JobWish) -> Result<JobRow, 
 pub fn lora_section(job: &JobRow) -> Result<LoraSection, PlanError> {
     serde_json::from_value(job.params.clone())
         .map_err(|source| PlanError::Parameters { job: job.id, source })
+}
+
+/// Returns how long one attempt at a job may take.
+pub fn timeout(lora: &LoraSection) -> Duration {
+    /// Seconds in a minute.
+    const MINUTE: u64 = 60;
+    Duration::from_secs(lora.training.timeout_minutes.saturating_mul(MINUTE))
 }
 
 /// Resolves what is `"auto"` for a model of this many parameters.

@@ -2,9 +2,11 @@
 
 mod picture;
 mod scale;
+mod spark;
 mod text;
 
 pub use picture::{Format, PlotError, picture};
+pub use spark::sparkline;
 pub use text::text;
 
 use crate::domain::CurvePoint;

@@ -58,6 +58,17 @@ pub fn need(ms: u64, bytes: u64) -> String {
     format!("{time}, {memory}")
 }
 
+/// Returns a span of time in one unit, rounded to nearest.
+pub fn duration(ms: u64) -> String {
+    let seconds = (ms + 500) / 1000;
+    match seconds {
+        0 if ms > 0 => format!("{ms} ms"),
+        s if s < 120 => format!("{s} s"),
+        s if s < 7200 => format!("{} min", (s + 30) / 60),
+        s => format!("{} h", (s + 1800) / 3600),
+    }
+}
+
 /// Says a number of bytes in a few characters: `512 B`, `12 KiB`, `5.4 MiB`, `1.3 GiB`.
 pub fn bytes(count: u64) -> String {
     const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];

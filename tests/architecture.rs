@@ -20,7 +20,10 @@ const LAYERS: [(&str, &[&str]); 20] = [
     ("engine", &["domain", "models", "lora"]),
     ("store", &["domain", "eval"]),
     ("worker", &["domain", "models", "lora", "eval"]),
-    ("messages", &["domain", "text", "models", "lora", "eval", "engine", "store", "worker"]),
+    (
+        "messages",
+        &["domain", "text", "config", "models", "lora", "eval", "engine", "store", "worker"],
+    ),
     ("plan", &["domain", "text", "config", "models", "lora", "eval", "engine", "store"]),
     ("actors", &[CORE, "messages", "plan", "worker"]),
     ("app", &[CORE, "messages", "plan", "worker", "actors", "logging", "device"]),

@@ -304,3 +304,19 @@ fn a_job_may_change_its_own_hyper_parameters() {
         assert_eq!(lora.with_changes(&changes(text)).unwrap_err().to_string(), message);
     }
 }
+
+#[test]
+fn the_example_for_a_workstation_loads_and_has_several_domains() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/workstation.toml");
+    let args = LoadArgs { config_file: Some(file.clone()), ..LoadArgs::default() };
+    let loaded = Config::load(&args).unwrap();
+    let domains: Vec<&str> = loaded.config.domains.keys().map(String::as_str).collect();
+    assert_eq!(domains, ["general", "operations", "rust", "writing"]);
+    assert!(loaded.config.domains.values().all(|domain| domain.description.is_some()));
+    assert_eq!(loaded.config.queue.keep_adapters, 20);
+    // Each section of the file is one that it explains, and each of its keys comes from it.
+    let text = std::fs::read_to_string(file).unwrap();
+    let keys = text.lines().filter(|line| !line.starts_with('#') && line.contains(" = ")).count();
+    let from_file = |origin: &&Origin| matches!(origin, Origin::File { path, .. } if path.ends_with("workstation.toml"));
+    assert_eq!(loaded.origins.values().filter(from_file).count(), keys);
+}

@@ -13,13 +13,13 @@ use actix::{
 
 use super::base::CurrentBase;
 use super::db::Db;
-use super::supervisor::Guard;
+use super::supervisor::{Guard, actor_span};
 use super::views;
-use crate::config::FeedbackSection;
-use crate::domain::Mark;
+use crate::config::{Config, FeedbackSection};
+use crate::domain::{DEFAULT_DOMAIN, Mark};
 use crate::messages::feedback::{AddFix, AddMark, Buffer, Marked, SetAutoTrain, Turn, UndoMark};
-use crate::messages::training::ThresholdReached;
-use crate::messages::{ActorError, MAILBOX_CAPACITY, Port};
+use crate::messages::training::{Reconfigure, ThresholdReached};
+use crate::messages::{ActorError, ActorName, MAILBOX_CAPACITY, Port};
 use crate::store::{FeedbackEdit, FeedbackRow, NewFeedback, Store, StoreError};
 
 /// How often the holder of the queue looks for marks that other processes stored: soon enough for a person, rare enough
@@ -40,6 +40,19 @@ pub struct FeedbackRules {
 }
 
 impl FeedbackRules {
+    /// Returns the rules of a configuration.
+    pub fn of(config: &Config, holds_queue: bool) -> Self {
+        let training = &config.lora.training;
+        let mut domains: BTreeSet<String> = config.domains.keys().cloned().collect();
+        domains.insert(DEFAULT_DOMAIN.to_owned());
+        Self {
+            section: config.feedback.clone(),
+            threshold: training.auto_train.then_some(training.auto_train_threshold),
+            domains,
+            holds_queue,
+        }
+    }
+
     fn weight(&self, mark: Mark) -> f64 {
         match mark {
             Mark::Good => self.section.weight_good,
@@ -110,6 +123,8 @@ impl FeedbackActor {
 
     /// Tells the training actor; the next look comes soon if it cannot listen now.
     fn report(&self, domain: String, threshold: usize) {
+        let _actor = actor_span(ActorName::Feedback).entered();
+        tracing::debug!(domain, threshold, "enough marks for a training");
         if let Err(error) = self.training.try_send(ThresholdReached { domain, threshold }) {
             tracing::debug!(%error, "the threshold will be reported again");
         }
@@ -123,7 +138,9 @@ impl FeedbackActor {
         let due = async move {
             db.call(move |store| {
                 let mut due = Vec::new();
-                for domain in domains {
+                // Another process may have stored marks of a domain that nobody here has heard of.
+                let stored = store.domains_with_marks()?;
+                for domain in domains.into_iter().chain(stored).collect::<BTreeSet<_>>() {
                     if store.should_train(&domain, Some(&base), threshold)? {
                         due.push(domain);
                     }
@@ -132,9 +149,12 @@ impl FeedbackActor {
             })
             .await
         };
-        ctx.spawn(due.into_actor(self).map(move |due, this, _| match due {
-            Ok(due) => due.into_iter().for_each(|domain| this.report(domain, threshold)),
-            Err(error) => tracing::warn!(%error, "the training buffer could not be read"),
+        ctx.spawn(due.into_actor(self).map(move |due, this, _| {
+            match due {
+                Ok(due) => due.into_iter().for_each(|domain| this.report(domain, threshold)),
+                Err(error) => actor_span(ActorName::Feedback)
+                    .in_scope(|| tracing::warn!(%error, "the training buffer could not be read")),
+            }
         }));
     }
 }
@@ -204,6 +224,15 @@ impl Handler<SetAutoTrain> for FeedbackActor {
             self.look(ctx);
         }
         Ok(())
+    }
+}
+
+impl Handler<Reconfigure> for FeedbackActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Reconfigure, _: &mut Self::Context) {
+        self.rules = FeedbackRules::of(&message.0, self.rules.holds_queue);
+        self.domains.extend(self.rules.domains.iter().cloned());
     }
 }
 

@@ -16,12 +16,13 @@ use tokio::sync::mpsc::Sender;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::watch;
 
+use super::supervisor::actor_span;
 use crate::domain::Message;
 use crate::engine::{Generated, Sampling};
 use crate::lora::AdapterSet;
-use crate::messages::ActorError;
 use crate::messages::inference::{AdapterChoice, Answer, LiveSet, Piece};
 use crate::messages::registry::RecordUsage;
+use crate::messages::{ActorError, ActorName};
 
 /// Answers that wait for the model. One person asks one question at a time; the rest is slack for scripts.
 pub const INFERENCE_QUEUE: usize = 8;
@@ -152,7 +153,9 @@ fn run(
     usage: &UsageSink,
 ) {
     let mut model = None;
-    for job in queue {
+    let actor = actor_span(ActorName::Inference);
+    for (turn, job) in queue.iter().enumerate() {
+        let _turn = tracing::info_span!(parent: &actor, "turn", number = turn + 1).entered();
         let adapters = resolve(&job.adapters, base, live);
         let attempt = catch_unwind(AssertUnwindSafe(|| answer(&mut model, load, &job, &adapters)));
         let result =
@@ -169,6 +172,7 @@ fn run(
             let broken = model.take();
             let _ = catch_unwind(AssertUnwindSafe(|| drop(broken)));
         }
+        log_end(&result);
         let row = result.as_ref().ok().map(|answer| usage_of(answer, base));
         deliver_end(&job, result);
         if let Some(row) = row {
@@ -233,6 +237,26 @@ fn usage_of(answer: &Answer, base: &BaseName) -> RecordUsage {
         prefill_ms: answer.prefill_ms,
         decode_ms: answer.decode_ms,
         finish_reason: answer.finish_reason,
+    }
+}
+
+/// Figures only: an error of the engine may quote the chat.
+fn log_end(result: &Result<Answer, ActorError>) {
+    match result {
+        Ok(Answer { prompt_tokens, new_tokens, prefill_ms, decode_ms, finish_reason, .. }) => {
+            tracing::info!(
+                prompt_tokens,
+                new_tokens,
+                prefill_ms,
+                decode_ms,
+                ?finish_reason,
+                "answered"
+            );
+        }
+        Err(error) => {
+            tracing::warn!("no answer");
+            tracing::trace!(%error, "why there is no answer");
+        }
     }
 }
 

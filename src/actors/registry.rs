@@ -14,11 +14,12 @@ use actix::{
     Actor, AsyncContext, AtomicResponse, Context, ContextFutureSpawner, Handler, ResponseFuture,
     WrapFuture,
 };
+use tracing::Instrument;
 
 use self::follow::{Answering, LIVE_POLL};
 use super::base::{Base, CurrentBase};
 use super::db::{Db, DbError};
-use super::supervisor::Guard;
+use super::supervisor::{Guard, actor_span};
 use super::views;
 use crate::domain::{AdapterId, DEFAULT_DOMAIN};
 use crate::lora::AdapterSet;
@@ -28,7 +29,7 @@ use crate::messages::registry::{
     AdapterLine, AdoptBase, DeleteAdapter, ListAdapters, LoadAdapter, PublishAdapter, Published,
     RecordUsage, RestoreLive, RollbackAdapter, RolledBack, UnloadAdapter,
 };
-use crate::messages::{ActorError, MAILBOX_CAPACITY, Port};
+use crate::messages::{ActorError, ActorName, MAILBOX_CAPACITY, Port};
 use crate::store::{AdapterRow, Home, NewAdapter, NewUsage, Reconciled, Store, UsedAdapter};
 
 /// Tries to hand an adapter to an inference actor that is being restarted.
@@ -337,7 +338,8 @@ macro_rules! alone {
 
             fn handle(&mut self, $it: $message, _: &mut Self::Context) -> Self::Result {
                 let $parts = self.parts.clone();
-                AtomicResponse::new(Box::pin(async move { $work.await }.into_actor(self)))
+                let work = async move { $work.await }.instrument(actor_span(ActorName::Registry));
+                AtomicResponse::new(Box::pin(work.into_actor(self)))
             }
         }
     };

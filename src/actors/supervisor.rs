@@ -89,6 +89,11 @@ impl Drop for Guard {
     }
 }
 
+/// The span in which an actor logs.
+pub fn actor_span(actor: ActorName) -> tracing::Span {
+    tracing::info_span!("actor", name = actor.as_str())
+}
+
 /// Starts one actor with this guard and connects its ports.
 pub type Starter = Box<dyn FnMut(Guard) -> Result<(), String>>;
 

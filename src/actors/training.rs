@@ -3,6 +3,8 @@
 //! It enqueues, claims the next job and lets a [`Runner`] run it; it knows which one runs, who waits, and when to stop. The
 //! queue itself is in the database, so nothing is lost with the actor.
 
+pub mod ends;
+pub mod follow;
 pub mod notices;
 pub mod retry;
 pub mod runner;
@@ -18,20 +20,24 @@ use chrono::{DateTime, Utc};
 use futures::FutureExt;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
+use tracing::Instrument;
 
+use self::follow::{FOLLOW_POLL, Followed, Look};
+use self::retry::RetryPolicy;
 use self::runner::{Runner, Wish};
 use super::db::DbError;
 use super::model_thread::panic_text;
-use super::supervisor::Guard;
+use super::supervisor::{Guard, actor_span};
 use super::views;
 use crate::config::Config;
 use crate::messages::console::JobNotice;
 use crate::messages::training::{
-    CancelJob, EnqueueTraining, JobLine, ListJobs, ParkTraining, ThresholdReached, WaitForJobs,
+    CancelJob, EnqueueTraining, JobLine, ListJobs, ParkTraining, Reconfigure, ThresholdReached,
+    WaitForJobs,
 };
-use crate::messages::{ActorError, MAILBOX_CAPACITY};
+use crate::messages::{ActorError, ActorName, MAILBOX_CAPACITY};
 use crate::plan::{self, JobWish, PlanError};
-use crate::store::{JobRow, JobState, Store, StoreError};
+use crate::store::{JobRow, JobState, Keep, Store, StoreError};
 
 /// How often the queue is looked at for jobs of other processes: soon enough for a person.
 pub const QUEUE_POLL: Duration = Duration::from_secs(2);
@@ -54,11 +60,15 @@ pub struct TrainingActor {
     clock: Clock,
     current: Option<Current>,
     claiming: bool,
+    /// Whether something has ended since what is old was last removed.
+    untidy: bool,
     /// Requests to enqueue that are not in the database yet.
     enqueuing: usize,
     /// Domains whose threshold was reached while a job ran.
     flagged: BTreeMap<String, usize>,
     waiters: Vec<Waiter>,
+    /// The jobs of the process that runs the queue, where this one does not.
+    followed: Followed,
     parked: Vec<oneshot::Sender<()>>,
     closing: bool,
     _guard: Option<Guard>,
@@ -100,9 +110,11 @@ impl TrainingActor {
             clock: Clock::new(),
             current: None,
             claiming: false,
+            untidy: true,
             enqueuing: 0,
             flagged: BTreeMap::new(),
             waiters: Vec::new(),
+            followed: Followed::default(),
             parked: Vec::new(),
             closing: false,
             _guard: guard,
@@ -119,9 +131,12 @@ impl TrainingActor {
         }
         self.claiming = true;
         let (runner, now) = (self.runner.clone(), self.clock.now());
+        let queue = &self.rules.config.queue;
+        let keep = Keep { jobs: queue.keep_jobs, adapters: queue.keep_adapters };
+        let keep = std::mem::take(&mut self.untidy).then_some(keep);
         let claimed = async move {
             let attempts = runner.retry.max_attempts;
-            let claimed = runner.db.call(move |store| claim(store, now, attempts)).await?;
+            let claimed = runner.db.call(move |store| claim(store, now, attempts, keep)).await?;
             for row in &claimed.given_up {
                 runner.tell_end(row).await;
             }
@@ -153,9 +168,12 @@ impl TrainingActor {
         let (sender, receiver) = watch::channel(wish);
         self.current = Some(Current { job: job.id, wish: sender });
         let runner = self.runner.clone();
+        let actor = actor_span(ActorName::Training);
+        let span = tracing::info_span!(parent: &actor, "job", id = job.id, attempt = job.attempts);
         let run = async move {
             // A panic here must cost the job and not the queue.
-            let attempt = AssertUnwindSafe(runner.run(job.clone(), receiver)).catch_unwind().await;
+            let attempt = runner.run(job.clone(), receiver).instrument(span);
+            let attempt = AssertUnwindSafe(attempt).catch_unwind().await;
             if let Err(panic) = attempt {
                 let what = panic_text(panic.as_ref());
                 runner.fail(&job, format!("the job stopped on an internal error: {what}")).await;
@@ -166,6 +184,7 @@ impl TrainingActor {
 
     fn ended(&mut self, ctx: &mut Context<Self>) {
         self.current = None;
+        self.untidy = true;
         self.answer_parked();
         for (domain, threshold) in std::mem::take(&mut self.flagged) {
             self.enqueue_if_due(domain, threshold, ctx);
@@ -211,6 +230,33 @@ impl TrainingActor {
         }));
     }
 
+    /// Tells what the process that runs the queue does; alone, so that the news keep their order.
+    fn follow(&mut self, ctx: &mut Context<Self>) {
+        let (db, home) = (self.runner.db.clone(), self.runner.home.clone());
+        let max_attempts = self.runner.retry.max_attempts;
+        let look = async move {
+            let rows = db.call(|store| store.jobs()).await?;
+            Ok::<_, DbError>(Look { rows, held: home.queue_is_held(), max_attempts })
+        };
+        let told = look.into_actor(self).then(|look, this, _| {
+            let news = match look {
+                Ok(look) => this.followed.news(&this.runner.home, &look),
+                Err(error) => {
+                    tracing::warn!(%error, "the queue could not be read");
+                    Vec::new()
+                }
+            };
+            let notices = this.runner.notices.clone();
+            async move {
+                for notice in news {
+                    notices.tell(notice).await;
+                }
+            }
+            .into_actor(this)
+        });
+        ctx.wait(told.map(|(), this, ctx| this.look_for_waiters(ctx)));
+    }
+
     /// Answers those who wait for the queue to be empty, if it is.
     fn look_for_waiters(&mut self, ctx: &mut Context<Self>) {
         if self.waiters.is_empty() {
@@ -226,7 +272,9 @@ impl TrainingActor {
 
     fn answer_waiters(&mut self, open: &[i64]) {
         self.waiters.iter_mut().for_each(|waiter| waiter.seen.extend(open));
-        let idle = open.is_empty() && self.enqueuing == 0 && self.flagged.is_empty();
+        // What another process's jobs came to is told before anybody hears that they are over.
+        let told = self.rules.holds_queue || self.followed.is_settled();
+        let idle = open.is_empty() && self.enqueuing == 0 && self.flagged.is_empty() && told;
         if idle && self.current.is_none() {
             for Waiter { seen, reply } in self.waiters.drain(..) {
                 // Whoever stopped waiting dropped the other end.
@@ -245,10 +293,23 @@ struct Claimed {
 }
 
 /// Claims the next job. Whoever holds the queue and runs nothing owns no active job: one that is active is an orphan.
-fn claim(store: &Store, now: DateTime<Utc>, attempts: usize) -> Result<Claimed, StoreError> {
+fn claim(
+    store: &Store,
+    now: DateTime<Utc>,
+    attempts: usize,
+    keep: Option<Keep>,
+) -> Result<Claimed, StoreError> {
     let orphans = store.requeue_orphans(attempts)?;
     if orphans != Default::default() {
         tracing::info!(?orphans, "jobs of a process that is gone");
+    }
+    // What cannot be removed is no reason not to train.
+    match keep.map(|keep| store.prune(&keep)) {
+        Some(Ok(pruned)) if pruned != Default::default() => {
+            tracing::info!(?pruned, "removed what is not kept");
+        }
+        Some(Err(error)) => tracing::warn!(%error, "what is old was not removed"),
+        _ => {}
     }
     let ended = orphans.cancelled.iter().chain(&orphans.failed);
     let given_up = ended.map(|id| store.job(*id)).collect::<Result<_, _>>()?;
@@ -270,6 +331,10 @@ impl Actor for TrainingActor {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX_CAPACITY);
+        if !self.rules.holds_queue {
+            ctx.run_interval(FOLLOW_POLL, |this, ctx| this.follow(ctx));
+            return;
+        }
         self.claim(ctx);
         ctx.run_interval(QUEUE_POLL, |this, ctx| {
             this.claim(ctx);
@@ -321,6 +386,15 @@ impl Handler<ThresholdReached> for TrainingActor {
         } else {
             self.enqueue_if_due(message.domain, message.threshold, ctx);
         }
+    }
+}
+
+impl Handler<Reconfigure> for TrainingActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Reconfigure, _: &mut Self::Context) {
+        self.runner.retry = RetryPolicy::of(&message.0.queue);
+        self.rules.config = message.0;
     }
 }
 

@@ -89,7 +89,7 @@ fn stage_of(holds_queue: bool, adjust: impl FnOnce(&mut Config)) -> Stage {
     adjust(&mut config);
     let workers: Arc<Mutex<Vec<Puppet>>> = Arc::default();
     let launched = Arc::clone(&workers);
-    let launch: Launcher = Arc::new(move |request, events| {
+    let launch: Launcher = Arc::new(move |request, _, events| {
         let examples = request.input.train.len();
         let memory_deaths = request.input.memory.deaths;
         let base_hash = request.input.base_hash;

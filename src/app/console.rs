@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use super::queue::start;
 use super::shutdown::Ending;
 use super::signals::{self, CtrlC};
-use super::team::{Inputs, Ports, Team};
+use super::team::{Inputs, Ports, Team, Work};
 use super::{AppError, Setup};
 use crate::actors::console::{
     Banner, ConsoleActor, ConsoleOptions, ConsolePorts, Frontend, History, Settings,
@@ -54,8 +54,8 @@ fn second_instance_note(setup: &Setup) -> String {
 async fn run(setup: Setup, holds_queue: bool) -> Result<u8, AppError> {
     let inputs = Inputs::unconnected();
     let close = Port::unconnected(ActorName::Console);
-    let team = Team::new(&setup, &inputs, holds_queue, true)?;
-    let Team { ports, db, live, mut ended, supervisor } = team;
+    let team = Team::new(&setup, &inputs, holds_queue, Work::Chat)?;
+    let Team { ports, db, live, mut ended, supervisor, .. } = team;
     let parts = Rc::new(RefCell::new(None));
     let console = console(Rc::clone(&parts), &inputs, &close);
     let supervisor = supervisor.with_child(ActorName::Console, console).start();

@@ -6,13 +6,13 @@ use actix::{Actor, Context, Handler, System};
 
 use super::shutdown::Ending;
 use super::signals::{self, CtrlC};
-use super::team::{Inputs, Ports, Team};
+use super::team::{Inputs, Ports, Team, Work};
 use super::{AppError, Setup};
 use crate::actors::db::Db;
-use crate::messages::console::{JobNotice, Progress};
+use crate::messages::console::JobNotice;
 use crate::messages::registry::RestoreLive;
 use crate::messages::supervisor::{Shutdown, ShutdownReason, StartChild};
-use crate::messages::{ActorName, MAILBOX_CAPACITY, Port};
+use crate::messages::{ActorName, MAILBOX_CAPACITY};
 use crate::store::{JobRow, QueueLock, Store, StoreError};
 
 /// How often the end of the jobs is looked for.
@@ -54,7 +54,7 @@ async fn run(
     let inputs = Inputs::unconnected();
     let listener = Listener { on_notice }.start();
     inputs.jobs.connect(listener.clone().recipient());
-    let team = Team::new(setup, &inputs, lock.is_some(), false)?;
+    let team = Team::new(setup, &inputs, lock.is_some(), Work::Jobs)?;
     let Team { ports, db, mut ended, supervisor, .. } = team;
     let supervisor = supervisor.start();
     signals::watch(CtrlC::Signal, supervisor.clone().recipient())
@@ -64,10 +64,9 @@ async fn run(
         tracing::warn!("{line}");
     }
     start(&supervisor, ActorName::Training).await;
-    let watch = lock.is_none().then_some(&inputs.jobs);
     let first = tokio::select! {
         asked = ended.recv() => asked.unwrap_or(DONE),
-        over = all_ended(&db, ids, watch) => over.map(|()| DONE)?,
+        over = all_ended(&db, ids) => over.map(|()| DONE)?,
     };
     end(&ports, &inputs, &db, &mut ended, &first).await;
     Ok((first.reason != ShutdownReason::Done).then_some(first.code))
@@ -96,8 +95,7 @@ async fn end(
 }
 
 /// Waits until the jobs have ended.
-async fn all_ended(db: &Db, ids: &[i64], watch: Option<&Port<JobNotice>>) -> Result<(), AppError> {
-    let mut steps = 0;
+async fn all_ended(db: &Db, ids: &[i64]) -> Result<(), AppError> {
     loop {
         let wanted = ids.to_vec();
         let found = db.call(move |store| rows(store, &wanted)).await;
@@ -105,32 +103,12 @@ async fn all_ended(db: &Db, ids: &[i64], watch: Option<&Port<JobNotice>>) -> Res
         if jobs.iter().all(|job| job.state.is_final()) {
             return Ok(());
         }
-        if let (Some(port), Some(job)) = (watch, jobs.iter().find(|job| job.state.is_active()))
-            && job.step != std::mem::replace(&mut steps, job.step)
-        {
-            // The next look brings newer figures.
-            let _ = port.try_send(progress(job));
-        }
         tokio::time::sleep(END_POLL).await;
     }
 }
 
 fn rows(store: &Store, ids: &[i64]) -> Result<Vec<JobRow>, StoreError> {
     ids.iter().map(|id| store.job(*id)).collect()
-}
-
-/// What the row of another process's job tells.
-fn progress(job: &JobRow) -> JobNotice {
-    JobNotice::Progressed(Progress {
-        job: job.id,
-        epoch: 0,
-        epochs: 0,
-        step: job.step,
-        total_steps: job.total_steps,
-        loss: job.loss.unwrap_or(f64::NAN),
-        elapsed_ms: 0,
-        eta_ms: None,
-    })
 }
 
 struct Listener {

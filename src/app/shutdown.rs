@@ -6,6 +6,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::team::Ports;
 use crate::actors::db::Db;
@@ -17,11 +18,13 @@ use crate::messages::training::ParkTraining;
 use crate::worker::parent::CANCEL_GRACE;
 
 /// How long the console may take to restore the terminal.
-pub const CONSOLE_PATIENCE: Duration = Duration::from_secs(2);
+pub const CONSOLE_PATIENCE: Duration = Duration::from_secs(1);
 /// How long an answer may take to notice that it is cancelled: one token, or one chunk of a long prompt.
 pub const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
+/// How long everything may take together: what stops services waits ten seconds and kills.
+pub const ALL_PATIENCE: Duration = Duration::from_millis(9500);
 /// How long the worker may take: its own grace, after which it is killed, and the rows to write.
-pub const WORKER_PATIENCE: Duration = CANCEL_GRACE.saturating_add(Duration::from_secs(3));
+pub const WORKER_PATIENCE: Duration = CANCEL_GRACE.saturating_add(Duration::from_secs(2));
 /// How long the database may take to write its log back.
 pub const STORE_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -47,24 +50,38 @@ impl Ending<'_> {
             // Without a console there is nobody to tell.
             let _ = self.notices.try_send(Notice(reason));
         }
-        let stop = self.ports.stop_generating.clone();
-        let stop = async move { drop(stop.send(StopGenerating { closing: true }).await) };
-        self.step("the answer", ANSWER_PATIENCE, stop).await;
+        let until = Instant::now() + ALL_PATIENCE;
+        // Without a console nobody answers.
+        if self.console.is_some() {
+            let stop = self.ports.stop_generating.clone();
+            let stop = async move { drop(stop.send(StopGenerating { closing: true }).await) };
+            self.step("the answer", ANSWER_PATIENCE, stop, until).await;
+        }
         let park = self.ports.park.clone();
         let park = async move { drop(park.send(ParkTraining).await) };
-        self.step("the worker", WORKER_PATIENCE, park).await;
+        self.step("the worker", WORKER_PATIENCE, park, until).await;
         if let Some(console) = self.console.cloned() {
             let close = CloseConsole { reason: String::new() };
             let close = async move { drop(console.send(close).await) };
-            self.step("the console", CONSOLE_PATIENCE, close).await;
+            self.step("the console", CONSOLE_PATIENCE, close, until).await;
         }
         let db = self.db.clone();
-        self.step("the database", STORE_PATIENCE, async move { db.close().await }).await;
+        let close = async move { db.close().await };
+        self.step("the database", STORE_PATIENCE, close, until).await;
     }
 
     /// Waits for one step, for so long at most, or until somebody is in a hurry.
-    async fn step(&mut self, what: &str, patience: Duration, step: impl Future<Output = ()>) {
+    async fn step(
+        &mut self,
+        what: &str,
+        patience: Duration,
+        step: impl Future<Output = ()>,
+        until: Instant,
+    ) {
+        let patience = patience.min(until.saturating_duration_since(Instant::now()));
         tokio::select! {
+            // A step that is done counts, however late.
+            biased;
             () = step => {}
             () = tokio::time::sleep(patience) => tracing::warn!(what, "took too long to end"),
             Some(_) = self.hurry.recv() => tracing::warn!(what, "was not waited for"),

@@ -1,7 +1,5 @@
 use std::sync::{Arc, Mutex};
 
-use tokio::time::Instant;
-
 use super::*;
 use crate::actors::test_kit::{Log, probe, temp_store};
 use crate::messages::ActorName;

@@ -1,8 +1,8 @@
 //! The actors and the ports between them.
 
-use std::collections::BTreeSet;
 use std::io;
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use actix::{Actor, Addr};
@@ -20,8 +20,7 @@ use crate::actors::training::notices::Subscribers;
 use crate::actors::training::retry::RetryPolicy;
 use crate::actors::training::runner::{Launcher, Runner};
 use crate::actors::training::{QueueRules, TrainingActor};
-use crate::config::Config;
-use crate::domain::DEFAULT_DOMAIN;
+use crate::config::{Config, WorkerSection};
 use crate::messages::console::{JobNotice, LiveChanged, Notice};
 use crate::messages::feedback::{AddFix, AddMark, SetAutoTrain, UndoMark};
 use crate::messages::inference::{Generate, SetLive, ShowModel, StopGenerating, SwitchModel};
@@ -31,7 +30,7 @@ use crate::messages::registry::{
 };
 use crate::messages::supervisor::Shutdown;
 use crate::messages::training::{
-    CancelJob, EnqueueTraining, ListJobs, ParkTraining, ThresholdReached, WaitForJobs,
+    CancelJob, EnqueueTraining, ListJobs, ParkTraining, Reconfigure, ThresholdReached, WaitForJobs,
 };
 use crate::messages::{ActorName, Port};
 use crate::store::{Store, StoreError};
@@ -78,6 +77,7 @@ ports! {
         add_fix: AddFix,
         undo_mark: UndoMark,
         set_auto_train: SetAutoTrain,
+        reconfigure_marks: Reconfigure,
     }
     Training by connect_training: TrainingActor {
         enqueue: EnqueueTraining,
@@ -86,6 +86,7 @@ ports! {
         list_jobs: ListJobs,
         wait_for_jobs: WaitForJobs,
         park: ParkTraining,
+        reconfigure_queue: Reconfigure,
     }
     Registry by connect_registry: AdapterRegistryActor {
         publish: PublishAdapter,
@@ -123,6 +124,37 @@ impl Inputs {
     }
 }
 
+/// What a process is there for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// A console: answers, marks, jobs.
+    Chat,
+    /// Jobs that are waited for.
+    Jobs,
+    /// The queue as a service: jobs, and the thresholds that start them.
+    Service,
+}
+
+/// The configuration in force, for actors that are started (again).
+#[derive(Clone)]
+pub struct CurrentConfig(Arc<RwLock<Arc<Config>>>);
+
+impl CurrentConfig {
+    fn new(config: Config) -> Self {
+        Self(Arc::new(RwLock::new(Arc::new(config))))
+    }
+
+    /// Returns it.
+    pub fn get(&self) -> Arc<Config> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Replaces it; actors that run are told by [`Reconfigure`].
+    pub fn set(&self, config: Arc<Config>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = config;
+    }
+}
+
 /// Everything that several actors share, and the supervisor that will start them.
 pub struct Team {
     /// Where messages go.
@@ -131,6 +163,8 @@ pub struct Team {
     pub db: Db,
     /// What answers, by domain.
     pub live: LiveTable,
+    /// The configuration in force.
+    pub config: CurrentConfig,
     /// Requests to shut down come out here.
     pub ended: mpsc::Receiver<Shutdown>,
     /// Not started yet.
@@ -138,7 +172,7 @@ pub struct Team {
 }
 
 impl Team {
-    /// Puts the actors together; none runs yet. `chat` says whether anybody asks questions here.
+    /// Puts the actors together; none runs yet.
     ///
     /// # Errors
     /// A database that cannot be opened, or a program that does not know its own file.
@@ -146,28 +180,31 @@ impl Team {
         setup: &Setup,
         inputs: &Inputs,
         holds_queue: bool,
-        chat: bool,
+        work: Work,
     ) -> Result<Self, TeamError> {
         let db = Db::new(Store::open(&setup.home)?);
         let (ports, live) = (Ports::unconnected(), LiveTable::default());
-        let config = Arc::new(setup.config.clone());
+        let config = CurrentConfig::new(setup.config.clone());
+        let chat = work == Work::Chat;
         let (shutdown, ended) = mpsc::channel(SHUTDOWN_QUEUE);
         let mut supervisor =
             Supervisor::new(RestartPolicy::STANDARD, inputs.notices.clone(), shutdown);
         if chat {
             let start = inference(setup, &ports, &live);
             supervisor = supervisor.with_child(ActorName::Inference, start);
+        }
+        if work != Work::Jobs {
             let start = feedback(setup, &config, &db, &ports, holds_queue);
             supervisor = supervisor.with_child(ActorName::Feedback, start);
         }
         let changed = inputs.live.clone();
         let start = registry(setup, &db, &ports, chat.then_some(changed), holds_queue);
         supervisor = supervisor.with_child(ActorName::Registry, start);
-        let runner = runner(setup, &db, &ports)?;
+        let runner = runner(setup, &config, &db, &ports)?;
         runner.notices.add(inputs.jobs.clone());
         let start = training(runner, &config, &ports, holds_queue);
         supervisor = supervisor.with_child(ActorName::Training, start);
-        Ok(Self { ports, db, live, ended, supervisor })
+        Ok(Self { ports, db, live, config, ended, supervisor })
     }
 }
 
@@ -200,24 +237,17 @@ fn inference(setup: &Setup, ports: &Ports, live: &LiveTable) -> Starter {
 
 fn feedback(
     setup: &Setup,
-    config: &Arc<Config>,
+    config: &CurrentConfig,
     db: &Db,
     ports: &Ports,
     holds_queue: bool,
 ) -> Starter {
     let (db, ports, current) = (db.clone(), ports.clone(), setup.current.clone());
-    let training = &config.lora.training;
-    let mut domains: BTreeSet<String> = config.domains.keys().cloned().collect();
-    domains.insert(DEFAULT_DOMAIN.to_owned());
-    let rules = FeedbackRules {
-        section: config.feedback.clone(),
-        threshold: training.auto_train.then_some(training.auto_train_threshold),
-        domains,
-        holds_queue,
-    };
+    let config = config.clone();
     Box::new(move |guard| {
         let threshold = ports.threshold.clone();
-        let (db, rules, current) = (db.clone(), rules.clone(), current.clone());
+        let rules = FeedbackRules::of(&config.get(), holds_queue);
+        let (db, current) = (db.clone(), current.clone());
         let actor = FeedbackActor::new(db, rules, current, threshold, Some(guard));
         ports.connect_feedback(&actor.start());
         Ok(())
@@ -248,21 +278,30 @@ fn registry(
     })
 }
 
-fn training(runner: Runner, config: &Arc<Config>, ports: &Ports, holds_queue: bool) -> Starter {
-    let ports = ports.clone();
-    let rules = QueueRules { config: Arc::clone(config), holds_queue };
+fn training(runner: Runner, config: &CurrentConfig, ports: &Ports, holds_queue: bool) -> Starter {
+    let (ports, config) = (ports.clone(), config.clone());
     Box::new(move |guard| {
-        let actor = TrainingActor::new(runner.clone(), rules.clone(), Some(guard));
+        let rules = QueueRules { config: config.get(), holds_queue };
+        let retry = RetryPolicy::of(&rules.config.queue);
+        let actor = TrainingActor::new(Runner { retry, ..runner.clone() }, rules, Some(guard));
         ports.connect_training(&actor.start());
         Ok(())
     })
 }
 
-fn runner(setup: &Setup, db: &Db, ports: &Ports) -> Result<Runner, TeamError> {
-    let queue = &setup.config.queue;
-    let worker = worker_config(setup).map_err(TeamError::Program)?;
-    let launch: Launcher = Arc::new(move |request, events| {
-        Box::new(WorkerHandle::spawn(worker.clone(), request, events))
+fn runner(
+    setup: &Setup,
+    config: &CurrentConfig,
+    db: &Db,
+    ports: &Ports,
+) -> Result<Runner, TeamError> {
+    let retry = RetryPolicy::of(&setup.config.queue);
+    let (exe, log) =
+        (std::env::current_exe().map_err(TeamError::Program)?, setup.home.logs().join(WORKER_LOG));
+    let config = config.clone();
+    let launch: Launcher = Arc::new(move |request, timeout, events| {
+        let worker = worker_config(&config.get().worker, exe.clone(), log.clone(), timeout);
+        Box::new(WorkerHandle::spawn(worker, request, events))
     });
     Ok(Runner {
         home: setup.home.clone(),
@@ -271,28 +310,26 @@ fn runner(setup: &Setup, db: &Db, ports: &Ports) -> Result<Runner, TeamError> {
         launch,
         registry: ports.publish.clone(),
         notices: Subscribers::default(),
-        retry: RetryPolicy {
-            max_attempts: usize::try_from(queue.max_attempts).unwrap_or(usize::MAX),
-            base: Duration::from_millis(queue.backoff_base_ms),
-            longest: Duration::from_millis(queue.backoff_max_ms),
-        },
+        retry,
     })
 }
 
-fn worker_config(setup: &Setup) -> io::Result<WorkerConfig> {
-    /// Seconds in a minute.
-    const MINUTE: u64 = 60;
-    let worker = &setup.config.worker;
+fn worker_config(
+    worker: &WorkerSection,
+    exe: PathBuf,
+    log: PathBuf,
+    timeout: Duration,
+) -> WorkerConfig {
     let limits = Limits {
         nice: i32::from(worker.nice),
         idle: worker.idle,
         threads: worker.threads,
         memory_bytes: worker.memory_limit_mb.saturating_mul(MEBIBYTE),
     };
-    let mut config = WorkerConfig::new(std::env::current_exe()?, limits);
-    let minutes = setup.config.lora.training.timeout_minutes;
-    config.timeout = Some(Duration::from_secs(minutes.saturating_mul(MINUTE)));
-    config.heartbeat_timeout = Duration::from_secs(worker.heartbeat_timeout_s);
-    config.log_path = Some(setup.home.logs().join(WORKER_LOG));
-    Ok(config)
+    WorkerConfig {
+        timeout: Some(timeout),
+        heartbeat_timeout: Duration::from_secs(worker.heartbeat_timeout_s),
+        log_path: Some(log),
+        ..WorkerConfig::new(exe, limits)
+    }
 }

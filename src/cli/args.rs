@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
+pub use super::jobs_args::{JobsCommand, PlotArg};
 use crate::domain::{AdapterId, Mark};
 
 /// Largest weight of an adapter in `--adapter ID:WEIGHT`: beyond it the adapter drowns the base.
@@ -65,7 +67,7 @@ pub enum Command {
     Ask(AskArgs),
     /// Put a training job, or those of a runs file, into the queue
     Train(TrainArgs),
-    /// List, show, cancel and compare training jobs
+    /// List, show, watch, cancel, retry and compare training jobs; run the queue as a service
     #[command(subcommand)]
     Jobs(JobsCommand),
     /// List, show, load, unload, roll back and delete adapters
@@ -83,6 +85,14 @@ pub enum Command {
     /// Measure how fast this machine decodes, prefills and trains
     #[command(subcommand)]
     Bench(BenchCommand),
+    /// Say what works on this machine and what does not; exit code 1 when something does not
+    Doctor(JsonArg),
+    /// Print the completions of a shell
+    Completions {
+        /// The shell
+        #[arg(value_name = "SHELL")]
+        shell: Shell,
+    },
     /// Train for the program that started this one
     #[command(hide = true)]
     Worker,
@@ -169,8 +179,8 @@ pub struct TrainArgs {
     /// Where to start [default: lora.training.from]
     #[arg(long, value_enum)]
     pub from: Option<FromArg>,
-    /// Name of the job and of its adapter
-    #[arg(long, value_name = "N")]
+    /// Name of the job and of its adapter; not a number, which would be a job's own
+    #[arg(long, value_name = "N", value_parser = crate::config::job_name)]
     pub name: Option<AdapterId>,
     /// Higher goes first
     #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
@@ -181,54 +191,6 @@ pub struct TrainArgs {
     /// How to print.
     #[command(flatten)]
     pub json: JsonArg,
-}
-
-/// The `--plot` of commands that show loss curves.
-#[derive(Debug, Clone, Args)]
-pub struct PlotArg {
-    /// Also draw the loss curves into this file, which must not exist
-    #[arg(long = "plot", value_name = "FILE.svg|FILE.png")]
-    pub file: Option<PathBuf>,
-}
-
-/// What `jobs` can do.
-#[derive(Debug, Subcommand)]
-pub enum JobsCommand {
-    /// List all jobs, newest first
-    List(JsonArg),
-    /// Show one job
-    Show {
-        /// Its number, or the name of the newest one
-        #[arg(value_name = "ID|NAME")]
-        id: String,
-        /// Where to draw its loss curve.
-        #[command(flatten)]
-        plot: PlotArg,
-        /// How to print.
-        #[command(flatten)]
-        json: JsonArg,
-    },
-    /// Show jobs side by side: settings that differ, losses before and after, loss curves
-    Compare {
-        /// Their numbers or names
-        #[arg(value_name = "ID", required = true)]
-        jobs: Vec<String>,
-        /// Where to draw their loss curves.
-        #[command(flatten)]
-        plot: PlotArg,
-        /// How to print.
-        #[command(flatten)]
-        json: JsonArg,
-    },
-    /// Cancel a job that is queued or running; its marks stay
-    Cancel {
-        /// Its number, or the name of the newest one
-        #[arg(value_name = "ID|NAME")]
-        id: String,
-        /// How to print.
-        #[command(flatten)]
-        json: JsonArg,
-    },
 }
 
 /// What `adapters` can do.

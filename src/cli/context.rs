@@ -10,7 +10,7 @@ use super::args::GlobalArgs;
 use super::exit::UsageError;
 use super::output;
 use crate::hub::Resolved;
-use crate::logging::{self, LogPlan};
+use crate::logging::{self, FilePlan, LogPlan};
 use crate::store::{Home, Store};
 
 /// Names the data directory.
@@ -132,7 +132,11 @@ pub fn start_log(global: &GlobalArgs, config: &Config, home: &Home, audience: Au
     };
     let logs = home.logs();
     let plan = LogPlan {
-        file: config.log.file.then_some((logs.as_path(), file)),
+        file: config.log.file.then_some(FilePlan {
+            directory: logs.as_path(),
+            level: file,
+            keep_days: config.log.keep_days,
+        }),
         stderr: (audience == Audience::Command).then_some(stderr),
     };
     if let Err(error) = logging::init(plan) {

@@ -1,12 +1,12 @@
 //! Loss curves of jobs for `jobs show` and `jobs compare`: on the terminal, and as a file.
 
-use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
 use super::exit::UsageError;
 use super::output;
+use super::whole_file::{self, Existing};
 use crate::plot::{self, Curve, Format};
 use crate::store::{JobRow, Store};
 
@@ -50,19 +50,9 @@ pub fn draw(curves: &[Curve], file: &Path) -> Result<()> {
         bail!(there_already());
     }
     let picture = plot::picture(curves, format)?;
-    let folder = match file.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
     // Whole or not at all, and never over a file that appears meanwhile.
-    let write = || {
-        let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
-        temporary.write_all(&picture)?;
-        temporary.as_file().sync_all()?;
-        temporary.persist_noclobber(file).map_err(|error| error.error)
-    };
-    match write() {
-        Ok(_) => Ok(()),
+    match whole_file::write(file, Existing::Keep, |out| out.write_all(&picture)) {
+        Ok(()) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => bail!(there_already()),
         Err(error) => Err(error).with_context(|| {
             format!("cannot write {name}: choose a directory that exists and that you may write")

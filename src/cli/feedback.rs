@@ -3,7 +3,7 @@
 //! `add` and `import` only store: whoever runs the queue looks at the threshold.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -15,6 +15,7 @@ use super::context::Session;
 use super::exit::{Exit, UsageError};
 use super::feedback_file::{self, weight_of};
 use super::output::{self, Table};
+use super::whole_file::{self, Existing};
 use crate::domain::{DEFAULT_DOMAIN, Mark, Message};
 use crate::store::{BufferStatus, FeedbackFilter, FeedbackRow, NewFeedback, Store};
 use crate::text::{printable_line, shortened};
@@ -145,25 +146,12 @@ fn export(store: &Store, file: &Path, domain: Option<String>, as_json: bool) -> 
     if file == Path::new(STANDARD_STREAM) {
         return feedback_file::write(io::stdout().lock(), &rows).map_err(Into::into);
     }
-    write_whole(file, |out| feedback_file::write(out, &rows))
+    whole_file::write(file, Existing::Replace, |out| feedback_file::write(out, &rows))
         .with_context(|| format!("cannot write {}: nothing was exported", file.display()))?;
     if as_json {
         return Ok(output::json(&json!({"exported": rows.len(), "path": file}))?);
     }
     Ok(output::line(&format!("wrote {} marks to {}", rows.len(), file.display()))?)
-}
-
-/// Writes a file that is either whole or, after an error, as it was.
-fn write_whole(file: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
-    let folder = match file.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
-    fill(&mut io::BufWriter::new(temporary.as_file_mut()))?;
-    temporary.as_file().sync_all()?;
-    temporary.persist(file)?;
-    Ok(())
 }
 
 /// The marks of one domain, counted.

@@ -141,7 +141,10 @@ fn parse(
     domain: Option<&str>,
 ) -> Result<NewFeedback, String> {
     let line: Line = serde_json::from_slice(text).map_err(|error| {
-        format!("{error}: a mark has messages [{{role, content}}], response and mark (good, medium, critical or fix)")
+        format!(
+            "{}: a mark has messages [{{role, content}}], response and mark (good, medium, critical or fix)",
+            reason(&error)
+        )
     })?;
     let empty = |text: &str| text.trim().is_empty();
     if line.messages.last().is_none_or(|message| message.role != Role::User) {
@@ -169,6 +172,16 @@ fn parse(
         adapter: line.adapter,
         base: None,
     })
+}
+
+/// Says what is wrong with a line, which is line 1 for the parser whatever its number in the file is.
+fn reason(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    match text.strip_suffix(&place) {
+        Some(reason) => format!("{reason} (column {})", error.column()),
+        None => text,
+    }
 }
 
 /// Writes marks, one per line.
@@ -242,6 +255,7 @@ mod tests {
             let message = read_text(&text).unwrap_err().to_string();
             assert!(message.starts_with("marks.jsonl:2: "), "{message}");
             assert!(message.contains(part), "{message} should contain {part}");
+            assert!(!message.contains("at line"), "{message} numbers the line twice");
             assert!(message.ends_with("nothing was stored"), "{message}");
         }
         assert!(matches!(read_text("\n\n"), Err(FileError::Empty { .. })));

@@ -1,4 +1,4 @@
-//! `shammah jobs list | show | cancel | compare`.
+//! `shammah jobs list | show | cancel | retry | compare`.
 
 use anyhow::Result;
 use serde::Serialize;
@@ -7,12 +7,12 @@ use super::args::{GlobalArgs, JobsCommand, PlotArg};
 use super::context::Session;
 use super::exit::Exit;
 use super::output::{self, Table, or_dash};
-use super::{compare, curves};
+use super::{compare, curves, jobs_watch};
 use crate::domain::CurvePoint;
 use crate::lora::Resources;
 use crate::plan;
 use crate::plot::Curve;
-use crate::store::{EventRow, JobRow};
+use crate::store::{EventRow, Home, JobRow};
 use crate::text::need;
 
 /// Runs the command.
@@ -20,17 +20,18 @@ use crate::text::need;
 /// # Errors
 /// No such job, one that is over already, or a store that cannot be read or written.
 pub fn run(command: &JobsCommand, global: &GlobalArgs) -> Result<Exit> {
-    let store = Session::open(global, Vec::new())?.store;
+    let session = Session::open(global, Vec::new())?;
+    let store = &session.store;
     match command {
-        JobsCommand::List(args) => list(&store.jobs()?, args.json)?,
+        JobsCommand::List(args) => list(&session.home, &store.jobs()?, args.json)?,
         JobsCommand::Show { id, plot, json } => {
-            let job = compare::find(&store, id)?;
-            let curve = curves::of(&store, &job)?;
+            let job = compare::find(store, id)?;
+            let curve = curves::of(store, &job)?;
             draw(std::slice::from_ref(&curve), plot)?;
-            show(&job, &store.events(job.id)?, &curve, json.json)?;
+            show(&Listed::of(&session.home, &job), &store.events(job.id)?, &curve, json.json)?;
         }
         JobsCommand::Compare { jobs, plot, json } => {
-            let compared = compare::read(&store, jobs)?;
+            let compared = compare::read(store, jobs)?;
             let curves = compared.curves();
             draw(&curves, plot)?;
             match json.json {
@@ -42,14 +43,69 @@ pub fn run(command: &JobsCommand, global: &GlobalArgs) -> Result<Exit> {
             }
         }
         JobsCommand::Cancel { id, json } => {
-            let job = store.request_cancel(compare::find(&store, id)?.id)?;
+            let job = cancel(&session, compare::find(store, id)?.id)?;
             match json.json {
                 true => output::json(&job)?,
                 false => output::line(&cancelled(&job))?,
             }
         }
+        JobsCommand::Retry { id, priority, json } => {
+            let old = compare::find(store, id)?.id;
+            let job = plan::retry(store, &session.loaded.config, old, *priority)?;
+            match json.json {
+                true => output::json(&job)?,
+                false => output::line(&format!("job {old} is queued again as job {}", job.id))?,
+            }
+        }
+        JobsCommand::Watch { id, json } => {
+            return jobs_watch::run(&session, id.as_deref(), json.json);
+        }
+        // Not a look at the store; `cli::run` has sent it elsewhere.
+        JobsCommand::Run => {}
     }
     Ok(Exit::Done)
+}
+
+/// Cancels a job. Where its process is gone nobody is left to ask: then its end is written here.
+fn cancel(session: &Session, id: i64) -> Result<JobRow> {
+    let job = session.store.request_cancel(id)?;
+    if job.state.is_final() {
+        return Ok(job);
+    }
+    if let Some(_lock) = session.home.try_lock_queue()? {
+        let attempts = usize::try_from(session.loaded.config.queue.max_attempts)?;
+        session.store.requeue_orphans(attempts)?;
+    }
+    Ok(session.store.job(id)?)
+}
+
+/// A job as it is listed.
+#[derive(Serialize)]
+pub struct Listed<'a> {
+    #[serde(flatten)]
+    job: &'a JobRow,
+    /// Whether it was running when its process died, and nobody has taken it up since.
+    interrupted: bool,
+}
+
+impl<'a> Listed<'a> {
+    /// Looks whether anybody runs a job that should be running.
+    pub fn of(home: &Home, job: &'a JobRow) -> Self {
+        Self { job, interrupted: job.state.is_active() && !home.queue_is_held() }
+    }
+
+    /// The state in words.
+    pub fn state(&self) -> &'static str {
+        if self.interrupted { "interrupted" } else { self.job.state.as_str() }
+    }
+}
+
+/// Says what becomes of a job whose process is gone.
+pub fn waits_for_a_holder(job: &JobRow) -> String {
+    format!(
+        "job {} was interrupted: its process is gone, and it waits for the next that runs the queue (a console, or `shammah jobs run`)",
+        job.id
+    )
 }
 
 /// Draws the loss curves into a file if one was asked for.
@@ -58,19 +114,20 @@ fn draw(curves: &[Curve], plot: &PlotArg) -> Result<()> {
 }
 
 /// Prints jobs that come oldest first the other way round.
-fn list(jobs: &[JobRow], as_json: bool) -> Result<()> {
+fn list(home: &Home, jobs: &[JobRow], as_json: bool) -> Result<()> {
+    let jobs: Vec<Listed<'_>> = jobs.iter().rev().map(|job| Listed::of(home, job)).collect();
     if as_json {
-        return jobs.iter().rev().try_for_each(output::json).map_err(Into::into);
+        return jobs.iter().try_for_each(output::json).map_err(Into::into);
     }
     let mut table = Table::new(&[
         "ID", "NAME", "DOMAIN", "STATE", "EXAMPLES", "STEP", "LOSS", "HELD OUT", "CREATED",
     ]);
-    for job in jobs.iter().rev() {
+    for listed @ Listed { job, .. } in &jobs {
         table.row(&[
             job.id.to_string(),
             job.name.to_string(),
             job.domain.clone(),
-            job.state.to_string(),
+            listed.state().to_owned(),
             job.examples.to_string(),
             step_of(job),
             loss_text(job.loss),
@@ -78,21 +135,24 @@ fn list(jobs: &[JobRow], as_json: bool) -> Result<()> {
             output::time(job.created_at),
         ]);
     }
-    Ok(table.print()?)
+    table.print()?;
+    let gone = jobs.iter().find(|listed| listed.interrupted);
+    Ok(gone.map_or(Ok(()), |listed| output::line(&waits_for_a_holder(listed.job)))?)
 }
 
 /// A job with what its events tell of it.
 #[derive(Serialize)]
 struct Shown<'a> {
     #[serde(flatten)]
-    job: &'a JobRow,
+    listed: &'a Listed<'a>,
     /// Of the last attempt.
     resources: Option<Resources>,
     notes: Vec<&'a str>,
     curve: &'a [CurvePoint],
 }
 
-fn show(job: &JobRow, events: &[EventRow], curve: &Curve, as_json: bool) -> Result<()> {
+fn show(listed: &Listed<'_>, events: &[EventRow], curve: &Curve, as_json: bool) -> Result<()> {
+    let job = listed.job;
     let of_kind = |kind: &'static str| {
         events.iter().filter(move |e| e.kind == kind).filter_map(|e| e.detail.as_deref())
     };
@@ -100,7 +160,7 @@ fn show(job: &JobRow, events: &[EventRow], curve: &Curve, as_json: bool) -> Resu
     let resources: Option<Resources> = last.and_then(|json| serde_json::from_str(json).ok());
     let notes: Vec<&str> = of_kind(plan::NOTE).collect();
     if as_json {
-        return Ok(output::json(&Shown { job, resources, notes, curve: &curve.points })?);
+        return Ok(output::json(&Shown { listed, resources, notes, curve: &curve.points })?);
     }
     let expected = resources.and_then(|r| Some(need(r.expected_ms?, r.expected_bytes)));
     let took = resources.and_then(|r| Some(need(r.elapsed_ms?, r.peak_bytes?)));
@@ -108,7 +168,7 @@ fn show(job: &JobRow, events: &[EventRow], curve: &Curve, as_json: bool) -> Resu
         ("id", job.id.to_string()),
         ("name", job.name.to_string()),
         ("domain", job.domain.clone()),
-        ("state", job.state.to_string()),
+        ("state", listed.state().to_owned()),
         ("attempts", job.attempts.to_string()),
         ("from", job.from.to_string()),
         ("parent", or_dash(job.parent.as_ref())),
@@ -125,6 +185,9 @@ fn show(job: &JobRow, events: &[EventRow], curve: &Curve, as_json: bool) -> Resu
         ("started", or_dash(job.started_at.map(output::time))),
         ("finished", or_dash(job.finished_at.map(output::time))),
     ])?;
+    if listed.interrupted {
+        output::line(&waits_for_a_holder(job))?;
+    }
     notes.into_iter().try_for_each(|note| output::line(&format!("note: {note}")))?;
     curves::print(std::slice::from_ref(curve))
 }

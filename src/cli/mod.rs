@@ -8,15 +8,20 @@ mod ask;
 mod bench;
 mod chat;
 mod compare;
+mod completions;
 mod config_command;
 mod context;
 mod curves;
+mod doctor;
 mod download;
 mod exit;
 mod feedback;
 mod feedback_file;
 mod interrupt;
 mod jobs;
+mod jobs_args;
+mod jobs_run;
+mod jobs_watch;
 mod logits;
 mod model;
 mod models;
@@ -24,13 +29,14 @@ mod output;
 mod progress;
 mod runs;
 mod train;
+mod whole_file;
 
 use std::process::ExitCode;
 
 use anyhow::Result;
 
 pub use args::Cli;
-use args::Command;
+use args::{Command, JobsCommand};
 use exit::Exit;
 
 use crate::worker::child;
@@ -53,12 +59,15 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         None | Some(Command::Chat) => return chat::run(global),
         Some(Command::Ask(args)) => ask::run(args, global),
         Some(Command::Train(args)) => train::run(args, global),
+        Some(Command::Jobs(JobsCommand::Run)) => return jobs_run::run(global),
         Some(Command::Jobs(command)) => jobs::run(command, global),
         Some(Command::Adapters(command)) => adapters::run(command, global),
         Some(Command::Feedback(command)) => feedback::run(command, global),
         Some(Command::Models(command)) => models::run(command, global),
         Some(Command::Bench(command)) => bench::run(command, global),
         Some(Command::Config(command)) => config_command::run(command, global),
+        Some(Command::Doctor(args)) => doctor::run(args.json, global),
+        Some(Command::Completions { shell }) => completions::run(*shell),
     }?;
     Ok(exit.into())
 }

@@ -247,6 +247,14 @@ fn found(session: &Session) -> Result<&Resolved, HubError> {
     Ok(session.model.get_or_init(|| found))
 }
 
+/// Finds the model that a text names, as `model.source` does.
+///
+/// # Errors
+/// A model of the hub that is not in the cache, or not whole.
+pub fn find(name: &str) -> Result<ModelSource> {
+    resolve(name)
+}
+
 /// Finds the model that `--model`, `model.source` and `/model` name; files by their whole path, as jobs may run in another
 /// working directory.
 fn resolve(name: &str) -> Result<Resolved, HubError> {

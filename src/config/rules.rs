@@ -58,6 +58,7 @@ const WEIGHT: Rule = Rule::Fraction(0.01, 1000.0);
 const SHARE: Rule = Rule::Fraction(0.0, 1.0);
 const THREADS: Rule = Rule::Whole(0, 1024);
 const MEBIBYTES: Rule = Rule::Whole(0, 16_777_216);
+const KEPT: Rule = Rule::Whole(0, 1_000_000);
 const MILLISECONDS: Rule = Rule::Whole(1, 3_600_000);
 
 /// Every key of the configuration but those of `[domains.NAME]`, in the order of `config/default.toml`.
@@ -117,6 +118,8 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("queue.backoff_base_ms", MILLISECONDS),
     ("queue.backoff_max_ms", MILLISECONDS),
     ("queue.second_instance", Rule::Choice(&["chat", "refuse"])),
+    ("queue.keep_jobs", KEPT),
+    ("queue.keep_adapters", KEPT),
     ("worker.threads", THREADS),
     ("worker.nice", Rule::Whole(0, 19)),
     ("worker.idle", Rule::Bool),
@@ -127,6 +130,7 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("console.wrap", Rule::Bool),
     ("log.level", Rule::Choice(&["off", "error", "warn", "info", "debug", "trace"])),
     ("log.file", Rule::Bool),
+    ("log.keep_days", Rule::Whole(1, 3650)),
 ];
 
 /// The only key of a domain.

@@ -21,7 +21,10 @@ const JOB: &str = "job";
 /// The keys that a job has besides those of `[lora]` and `[lora.training]`.
 const OWN_KEYS: [&str; 3] = ["name", "data", "domain"];
 /// What a name may be.
-const NAMES: &str = "1 to 64 of a-z, 0-9, '_' and '-', starting with a letter or digit";
+const NAMES: &str =
+    "1 to 64 of a-z, 0-9, '_' and '-', starting with a letter or digit, and not a number";
+/// What a domain may be.
+const DOMAINS: &str = "1 to 64 of a-z, 0-9, '_' and '-', starting with a letter or digit";
 
 /// One job of a runs file.
 #[derive(Debug, Clone, PartialEq)]
@@ -96,6 +99,17 @@ impl Runs {
     pub fn conflict(&self, index: usize, key: &str, problem: String) -> ConfigError {
         ConfigError::Conflict { origin: self.place(index), key: key.to_owned(), problem }
     }
+}
+
+/// Reads the name that a user gives to a job: that of its adapter, but no number, because `jobs show 7` means job 7.
+///
+/// # Errors
+/// Any other text, with the rule.
+pub fn job_name(text: &str) -> Result<AdapterId, String> {
+    if !text.is_empty() && text.bytes().all(|c| c.is_ascii_digit()) {
+        return Err(format!("\"{text}\" is a number, and jobs have numbers: add a letter"));
+    }
+    text.parse::<AdapterId>().map_err(|error| error.to_string())
 }
 
 /// Says why a runs file cannot be read, and what to do.
@@ -198,8 +212,8 @@ impl Reader<'_> {
             return Err(ConfigError::WrongType { origin, key, found, expected });
         };
         let right = match key.as_str() {
-            "name" => text.parse().map(|name| run.name = Some(name)).map_err(|_| NAMES),
-            "domain" => domain_name(text).map(|name| run.domain = Some(name)).map_err(|_| NAMES),
+            "name" => job_name(text).map(|name| run.name = Some(name)).map_err(|_| NAMES),
+            "domain" => domain_name(text).map(|name| run.domain = Some(name)).map_err(|_| DOMAINS),
             _ if text.trim().is_empty() => Err("the path of a JSONL file with marks"),
             _ => {
                 let folder = self.path.parent().unwrap_or(Path::new(""));

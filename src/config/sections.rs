@@ -241,6 +241,10 @@ pub struct QueueSection {
     pub backoff_max_ms: u64,
     /// What a second console does.
     pub second_instance: SecondInstance,
+    /// Ended jobs whose curves and notes are kept; 0 keeps all.
+    pub keep_jobs: usize,
+    /// Adapters kept for each domain and model; 0 keeps all.
+    pub keep_adapters: usize,
 }
 
 /// `[worker]`
@@ -285,6 +289,8 @@ pub struct ConsoleSection {
 pub struct LogSection {
     /// `off`, `error`, `warn`, `info`, `debug` or `trace`.
     pub level: String,
-    /// Whether `logs/shammah.log` is written.
+    /// Whether `logs/shammah.log.DATE` is written.
     pub file: bool,
+    /// Days of log that are kept.
+    pub keep_days: usize,
 }

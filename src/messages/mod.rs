@@ -13,6 +13,7 @@
 //! | [`feedback`] | console | feedback |
 //! | [`training::EnqueueTraining`], cancel, list, wait | console, `run_queue` | training |
 //! | [`training::ThresholdReached`] | feedback | training |
+//! | [`training::Reconfigure`] | `jobs run` | training, feedback |
 //! | [`registry::PublishAdapter`] | training | registry |
 //! | [`registry::RestoreLive`] | `app` at start | registry |
 //! | [`registry::RecordUsage`] | inference | registry |

@@ -1,8 +1,11 @@
 //! To the training actor: the queue of jobs.
 
+use std::sync::Arc;
+
 use actix::Message as ActixMessage;
 
 use super::ActorError;
+use crate::config::Config;
 use crate::domain::AdapterId;
 pub use crate::store::StartFrom;
 
@@ -83,6 +86,13 @@ pub struct WaitForJobs;
 #[derive(ActixMessage, Debug, Clone)]
 #[rtype(result = "()")]
 pub struct ParkTraining;
+
+/// The configuration was read again. From `jobs run`, to the training and the feedback actor.
+///
+/// No reply. Jobs in the queue keep what they were enqueued with.
+#[derive(ActixMessage, Debug, Clone)]
+#[rtype(result = "()")]
+pub struct Reconfigure(pub Arc<Config>);
 
 /// One job, for a list.
 #[derive(Debug, Clone, PartialEq)]

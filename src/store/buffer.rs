@@ -81,6 +81,19 @@ impl Store {
         self.read(|db| Ok(BufferStatus::of(&rows_of_domain(db, domain, base, false)?)))
     }
 
+    /// Returns the domains that have marks in the buffer.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn domains_with_marks(&self) -> Result<Vec<String>, StoreError> {
+        self.read(|db| {
+            let sql = "SELECT DISTINCT domain FROM feedback WHERE archived = 0 AND forgotten = 0";
+            let mut statement = db.prepare_cached(sql)?;
+            let rows = statement.query_map([], |row| row.get(0))?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
+    }
+
     /// Archives the oldest learned marks until at most `limit` marks are in the buffer of all
     /// domains, and returns how many; a mark that was not learned is never dropped.
     ///

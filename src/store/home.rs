@@ -4,6 +4,7 @@ use std::fs::{DirBuilder, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use fs_err::os::unix::fs::OpenOptionsExt;
 use fs_err::{File, OpenOptions};
@@ -17,6 +18,10 @@ const DIRECTORY_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 /// The bits that let the group or others write.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
+/// Tries to take the queue's lock, and the pause between them: one that only looks ([`Home::queue_is_held`]) has it for
+/// microseconds and must not look like a holder.
+const LOCK_TRIES: usize = 4;
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
 /// Longest text of a lock file that is read back: a process id.
 const MAX_LOCK_TEXT: u64 = 20;
 
@@ -132,15 +137,25 @@ impl Home {
     /// When the lock file cannot be opened or written.
     pub fn try_lock_queue(&self) -> Result<Option<QueueLock>, StoreError> {
         let mut file = open_private(&self.lock()).map_err(StoreError::io("lock the queue"))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(None),
-            Err(TryLockError::Error(source)) => {
-                return Err(StoreError::io("lock the queue")(source));
+        for _ in 0..LOCK_TRIES {
+            match file.try_lock() {
+                Ok(()) => {
+                    write_holder(&mut file).map_err(StoreError::io("lock the queue"))?;
+                    return Ok(Some(QueueLock { _file: file }));
+                }
+                Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
+                Err(TryLockError::Error(source)) => {
+                    return Err(StoreError::io("lock the queue")(source));
+                }
             }
         }
-        write_holder(&mut file).map_err(StoreError::io("lock the queue"))?;
-        Ok(Some(QueueLock { _file: file }))
+        Ok(None)
+    }
+
+    /// Whether a process runs the queue at this moment: the lock ends with its process, the lock file does not.
+    pub fn queue_is_held(&self) -> bool {
+        let probe = File::open(self.lock()).map(|file| file.try_lock_shared());
+        matches!(probe, Ok(Err(TryLockError::WouldBlock)))
     }
 
     /// Returns the process id of whoever holds the queue, as far as the lock file tells.

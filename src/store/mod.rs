@@ -6,6 +6,7 @@
 
 mod adapters;
 mod buffer;
+mod check;
 mod curve;
 mod error;
 mod events;
@@ -18,6 +19,7 @@ mod jobs;
 mod publish;
 mod queue;
 mod reconcile;
+mod retention;
 mod schema;
 mod sweep;
 mod usage;
@@ -40,6 +42,7 @@ pub use job_state::JobState;
 pub use jobs::{ExampleRole, JobBase, JobRow, NewJob, StartFrom};
 pub use queue::{Orphans, Progress};
 pub use reconcile::Reconciled;
+pub use retention::{Keep, Pruned};
 pub use schema::SCHEMA_VERSION;
 pub use sweep::{BatchError, ExampleSet};
 pub use usage::{NewUsage, UsageSummary, UsedAdapter};

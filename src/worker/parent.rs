@@ -24,8 +24,9 @@ use crate::lora::Resources;
 /// The sub-command that makes the program a worker.
 pub const WORKER_COMMAND: &str = "worker";
 
-/// How long a cancelled worker may take to write its checkpoint and leave before it is killed.
-pub const CANCEL_GRACE: Duration = Duration::from_secs(10);
+/// How long a cancelled worker may take to write its checkpoint and leave before it is killed: the whole program ends
+/// within ten seconds of SIGTERM.
+pub const CANCEL_GRACE: Duration = Duration::from_secs(6);
 
 /// How long a worker may give no sign of life. Long: at the lowest priority beside a busy chat it may hardly run.
 pub const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(60);

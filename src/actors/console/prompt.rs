@@ -78,8 +78,9 @@ fn training(progress: &Progress) -> Vec<String> {
     let Progress { job, epoch, epochs, step, total_steps, loss, eta_ms, .. } = progress;
     let percent = (step * 100).checked_div(*total_steps).unwrap_or(0);
     let mut forms = Vec::new();
-    let whole =
-        format!("job {job} · epoch {epoch}/{epochs} · step {step}/{total_steps} · loss {loss:.2}");
+    // Of another process's job the epoch is not known.
+    let at = if *epochs > 0 { format!(" · epoch {epoch}/{epochs}") } else { String::new() };
+    let whole = format!("job {job}{at} · step {step}/{total_steps} · loss {loss:.2}");
     if let Some(eta) = eta_ms {
         let left = duration(*eta);
         forms.push(format!("{whole} · {left} left"));

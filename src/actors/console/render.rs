@@ -8,6 +8,7 @@ use crate::engine::FinishReason;
 use crate::messages::console::{JobNotice, LiveChanged, Progress};
 use crate::messages::feedback::{Buffer, Marked};
 use crate::messages::inference::{Answer, ModelLine};
+pub use crate::text::duration;
 use crate::text::{need, printable_line, shortened};
 
 /// Characters of a note or error that an acknowledgement repeats: enough to recognise it.
@@ -280,17 +281,6 @@ pub fn counted(n: usize, noun: &str) -> String {
     if n == 1 { format!("1 {noun}") } else { format!("{n} {noun}s") }
 }
 
-/// Returns a span of time in one unit, rounded to nearest.
-pub fn duration(ms: u64) -> String {
-    let seconds = (ms + 500) / 1000;
-    match seconds {
-        0 if ms > 0 => format!("{ms} ms"),
-        s if s < 120 => format!("{s} s"),
-        s if s < 7200 => format!("{} min", (s + 30) / 60),
-        s => format!("{} h", (s + 1800) / 3600),
-    }
-}
-
 /// Returns a size in the unit that leaves up to three digits before the point.
 pub fn size(bytes: u64) -> String {
     let n = bytes as f64;
@@ -309,12 +299,10 @@ pub fn progress(progress: &Progress) -> String {
 
 fn steps(progress: &Progress, between: &str) -> String {
     let Progress { epoch, epochs, step, total_steps, loss, .. } = progress;
-    [
-        format!("epoch {epoch}/{epochs}"),
-        format!("step {step}/{total_steps}"),
-        format!("loss {loss:.2}"),
-    ]
-    .join(between)
+    // Of another process's job the epoch is not known.
+    let epoch = (*epochs > 0).then(|| format!("epoch {epoch}/{epochs}"));
+    let known = [format!("step {step}/{total_steps}"), format!("loss {loss:.2}")];
+    epoch.into_iter().chain(known).collect::<Vec<_>>().join(between)
 }
 
 /// What follows an answer, if anything must be said about it.

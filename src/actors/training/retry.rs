@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::config::QueueSection;
+
 /// The least share of a pause that jitter leaves: two processes that failed together do not come back together.
 const LEAST_SHARE: f64 = 0.5;
 
@@ -17,6 +19,15 @@ pub struct RetryPolicy {
 }
 
 impl RetryPolicy {
+    /// Returns the policy of a configuration.
+    pub fn of(queue: &QueueSection) -> Self {
+        Self {
+            max_attempts: usize::try_from(queue.max_attempts).unwrap_or(usize::MAX),
+            base: Duration::from_millis(queue.backoff_base_ms),
+            longest: Duration::from_millis(queue.backoff_max_ms),
+        }
+    }
+
     /// Returns the pause after `attempt` (from 1) failed: doubled each time up to the longest, then shortened by jitter,
     /// a random number in `[0, 1]`.
     pub fn pause(&self, attempt: usize, jitter: f64) -> Duration {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
+use super::ends;
 use super::notices::Subscribers;
 use super::retry::RetryPolicy;
 use crate::actors::base::CurrentBase;
@@ -68,9 +69,14 @@ impl Drop for KillOnDrop {
     }
 }
 
-/// Starts a worker.
-pub type Launcher =
-    Arc<dyn Fn(JobRequest<JobInput>, mpsc::Sender<WorkerEvent<Measurements>>) -> Box<dyn Worker>>;
+/// Starts a worker, which may take so long.
+pub type Launcher = Arc<
+    dyn Fn(
+        JobRequest<JobInput>,
+        Duration,
+        mpsc::Sender<WorkerEvent<Measurements>>,
+    ) -> Box<dyn Worker>,
+>;
 
 /// All that an attempt needs.
 #[derive(Clone)]
@@ -113,7 +119,8 @@ impl Runner {
         self.notices
             .tell(JobNotice::Started { job: job.id, examples: job.examples, attempt })
             .await;
-        let (exit, step) = self.work(job, request, wish).await;
+        let timeout = plan::timeout(&plan::lora_section(job).map_err(refused)?);
+        let (exit, step) = self.work(job, request, timeout, wish).await;
         match exit {
             WorkerExit::Finished(measured) => self.judge(job, &base, &measured).await,
             WorkerExit::Cancelled => self.stopped(job, step).await,
@@ -128,7 +135,7 @@ impl Runner {
     /// Returns the model that a job trains; whatever is in use later, it stays that.
     fn base_of(&self, job: &JobRow) -> Result<TrainedBase, ActorError> {
         let current = self.current.get();
-        current.trained.for_job(job).map_err(|error| ActorError::Refused(error.to_string()))
+        current.trained.for_job(job).map_err(refused)
     }
 
     async fn request(
@@ -138,8 +145,7 @@ impl Runner {
     ) -> Result<JobRequest<JobInput>, ActorError> {
         let (row, base_hash) = (job.clone(), base.base_hash.clone());
         let inputs = self.db.call(move |store| plan::read_inputs(store, &row, &base_hash)).await?;
-        let input = plan::job_input(&self.home, base, job, inputs)
-            .map_err(|error| ActorError::Refused(error.to_string()))?;
+        let input = plan::job_input(&self.home, base, job, inputs).map_err(refused)?;
         Ok(JobRequest {
             checkpoint_dir: self.home.checkpoint(job.id),
             out_dir: self.home.outcome(job.id),
@@ -152,13 +158,14 @@ impl Runner {
         &self,
         job: &JobRow,
         request: JobRequest<JobInput>,
+        timeout: Duration,
         wish: &mut watch::Receiver<Wish>,
     ) -> (WorkerExit<Measurements>, usize) {
         if *wish.borrow_and_update() == Wish::Stop {
             return (WorkerExit::Cancelled, job.step);
         }
         let (sender, mut events) = mpsc::channel(WORKER_EVENTS);
-        let worker = KillOnDrop((self.launch)(request, sender));
+        let worker = KillOnDrop((self.launch)(request, timeout, sender));
         let mut watched = Watched { step: job.step, written: None, notes: 0 };
         let mut look = interval(CANCEL_POLL);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -276,7 +283,7 @@ impl Runner {
         if self.cancel_requested(id).await {
             return self.stopped(job, measured.steps).await;
         }
-        let lora = plan::lora_section(job).map_err(|e| ActorError::Refused(e.to_string()))?;
+        let lora = plan::lora_section(job).map_err(refused)?;
         let (report, verdict) = eval::gate(measured, &plan::gate_config(&lora));
         let metrics = metrics_of(measured, &report);
         let (final_loss, report) = (measured.final_loss, report.to_string());
@@ -400,36 +407,9 @@ impl Runner {
 
     /// Tells how a job ended as its row has it, and removes its checkpoints.
     pub async fn tell_end(&self, row: &JobRow) {
-        let (job, error) = (row.id, row.error.clone().unwrap_or_default());
-        let (examples, final_loss) = (row.examples, row.loss.unwrap_or(f64::NAN));
-        let report = match row.gate.clone().map(serde_json::from_value::<GateReport>) {
-            Some(Ok(report)) => report.to_string(),
-            Some(Err(error)) => {
-                tracing::warn!(job, %error, "the stored report of this job is not readable");
-                String::new()
-            }
-            None => String::new(),
-        };
-        let notice = match row.state {
-            JobState::Succeeded => {
-                let adapter = row.name.clone();
-                let path = self.home.adapter(&adapter);
-                // The registry, started anew, swaps it in by its row.
-                let live = false;
-                JobNotice::Succeeded { job, adapter, path, examples, final_loss, report, live }
-            }
-            JobState::Rejected => {
-                let reasons = vec![error];
-                JobNotice::Rejected { job, reasons, examples, final_loss, report }
-            }
-            JobState::Cancelled => JobNotice::Cancelled { job },
-            JobState::Failed => {
-                let attempts = u32::try_from(row.attempts).unwrap_or(u32::MAX);
-                JobNotice::Failed { job, error, attempts }
-            }
-            JobState::Queued | JobState::Running | JobState::Evaluating => {
-                return tracing::info!(job, state = %row.state, "the job has not ended");
-            }
+        let job = row.id;
+        let Some(notice) = ends::notice(&self.home, row) else {
+            return tracing::info!(job, state = %row.state, "the job has not ended");
         };
         self.clean(job).await;
         self.notices.tell(notice).await;
@@ -446,6 +426,10 @@ impl Runner {
             tracing::warn!(job, %error, "checkpoints were left behind");
         }
     }
+}
+
+fn refused(error: impl std::fmt::Display) -> ActorError {
+    ActorError::Refused(error.to_string())
 }
 
 /// What the runner remembers of its worker.

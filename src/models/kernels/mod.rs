@@ -14,6 +14,15 @@ pub mod product;
 mod rows;
 pub mod team;
 
+/// Names the forms that this machine's products with weights of a few bits take.
+pub fn forms() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    if avx2::Avx2::detect().is_some() {
+        return "AVX2, FMA and F16C";
+    }
+    "portable"
+}
+
 pub use format::Format;
 pub use mapping::Mapping;
 pub use rows::Rows;

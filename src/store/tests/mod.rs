@@ -5,6 +5,7 @@ mod bases;
 mod feedback;
 mod jobs;
 mod reconcile;
+mod retention;
 mod sequences;
 mod sweeps;
 
