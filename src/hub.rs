@@ -270,9 +270,12 @@ impl Hub {
         &self.cache
     }
 
-    /// Whether there is a token, which opens gated models.
-    pub fn has_token(&self) -> bool {
-        self.token.is_some()
+    /// Tells whether there is a token, which opens gated models.
+    ///
+    /// # Errors
+    /// One that cannot be sent.
+    pub fn has_token(&self) -> Result<bool, HubError> {
+        self.token.as_ref().map(Option::is_some).map_err(|_| HubError::Token)
     }
 
     /// Whether downloads are forbidden.

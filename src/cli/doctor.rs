@@ -282,8 +282,11 @@ fn hub_of(report: &mut Report) {
         Ok(models) => format!("{} models in {cache}", models.len()),
         Err(error) => return report.warn("hub", error),
     };
-    let token =
-        if hub.has_token() { "a token is there" } else { "no token (gated models are closed)" };
+    let token = match hub.has_token() {
+        Ok(true) => "a token is there",
+        Ok(false) => "no token (gated models are closed)",
+        Err(error) => return report.warn("hub", error),
+    };
     let offline = if hub.is_offline() { "; downloads are forbidden (HF_HUB_OFFLINE)" } else { "" };
     report.ok("hub", format!("{models}; {token}{offline}"));
 }

@@ -252,7 +252,7 @@ fn found(session: &Session) -> Result<&Resolved, HubError> {
 /// # Errors
 /// A model of the hub that is not in the cache, or not whole.
 pub fn find(name: &str) -> Result<ModelSource> {
-    resolve(name)
+    Ok(resolve(name)?.source)
 }
 
 /// Finds the model that `--model`, `model.source` and `/model` name; files by their whole path, as jobs may run in another
