@@ -23,7 +23,7 @@ use crate::actors::training::{QueueRules, TrainingActor};
 use crate::config::Config;
 use crate::domain::DEFAULT_DOMAIN;
 use crate::messages::console::{JobNotice, LiveChanged, Notice};
-use crate::messages::feedback::{AddFix, AddMark, SetAutoTrain, UndoMark};
+use crate::messages::feedback::{AddFix, AddMark, ForgetMark, SetAutoTrain, UndoMark};
 use crate::messages::inference::{Generate, SetLive, ShowModel, StopGenerating, SwitchModel};
 use crate::messages::registry::{
     AdoptBase, DeleteAdapter, ListAdapters, LoadAdapter, PublishAdapter, RecordUsage, RestoreLive,
@@ -77,6 +77,7 @@ ports! {
         add_mark: AddMark,
         add_fix: AddFix,
         undo_mark: UndoMark,
+        forget_mark: ForgetMark,
         set_auto_train: SetAutoTrain,
     }
     Training by connect_training: TrainingActor {
@@ -148,7 +149,8 @@ impl Team {
         holds_queue: bool,
         chat: bool,
     ) -> Result<Self, TeamError> {
-        let db = Db::new(Store::open(&setup.home)?);
+        let store = Store::open(&setup.home)?.with_secrets(setup.config.feedback.secrets);
+        let db = Db::new(store);
         let (ports, live) = (Ports::unconnected(), LiveTable::default());
         let config = Arc::new(setup.config.clone());
         let (shutdown, ended) = mpsc::channel(SHUTDOWN_QUEUE);
@@ -288,6 +290,9 @@ fn worker_config(setup: &Setup) -> io::Result<WorkerConfig> {
         idle: worker.idle,
         threads: worker.threads,
         memory_bytes: worker.memory_limit_mb.saturating_mul(MEBIBYTE),
+        oom_score_adj: worker.oom_score_adj,
+        core_dumps: worker.core_dumps,
+        confinement: worker.landlock,
     };
     let mut config = WorkerConfig::new(std::env::current_exe()?, limits);
     let minutes = setup.config.lora.training.timeout_minutes;

@@ -253,6 +253,44 @@ pub enum AdaptersCommand {
     },
     /// Delete an adapter that is not live and no parent of another
     Delete(AdapterArg),
+    /// Write an adapter into a new directory, as PEFT reads it
+    Export(ExportArgs),
+    /// Take in an adapter of the model in use, ours or PEFT's, after checking all of it
+    Import(ImportArgs),
+}
+
+/// Arguments of `adapters export`.
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// Its id
+    #[arg(value_name = "ID")]
+    pub id: AdapterId,
+    /// The directory; it must not exist
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Keep the ids of the marks that it was trained and measured on
+    #[arg(long)]
+    pub with_provenance: bool,
+    /// How to print.
+    #[command(flatten)]
+    pub json: JsonArg,
+}
+
+/// Arguments of `adapters import`.
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    /// The directory with adapter_model.safetensors and adapter_config.json
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Its id here [default: the directory's name]
+    #[arg(long, value_name = "N")]
+    pub name: Option<AdapterId>,
+    /// The domain that it answers
+    #[arg(long, value_name = "D", value_parser = crate::domain::domain_name)]
+    pub domain: Option<String>,
+    /// How to print.
+    #[command(flatten)]
+    pub json: JsonArg,
 }
 
 /// One adapter.
@@ -310,6 +348,17 @@ pub enum FeedbackCommand {
         #[command(flatten)]
         json: JsonArg,
     },
+    /// Drop a mark for good: its text is overwritten, and the adapters that have seen it are named
+    Forget {
+        /// Its number
+        #[arg(value_name = "ID")]
+        id: i64,
+        /// How to print.
+        #[command(flatten)]
+        json: JsonArg,
+    },
+    /// Look for secrets in all marks; exit code 1 when there are some
+    Scan(JsonArg),
     /// Count the marks of each domain
     Stats(JsonArg),
 }

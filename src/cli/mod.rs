@@ -2,6 +2,7 @@
 //!
 //! stdout carries results only (with `--json` JSON and nothing else), stderr everything else.
 
+mod adapter_files;
 mod adapters;
 mod args;
 mod ask;
@@ -16,6 +17,7 @@ mod exit;
 mod feedback;
 mod feedback_file;
 mod interrupt;
+mod job_log;
 mod jobs;
 mod logits;
 mod model;
@@ -23,6 +25,7 @@ mod models;
 mod output;
 mod progress;
 mod runs;
+mod secrets;
 mod train;
 
 use std::process::ExitCode;

@@ -2,9 +2,11 @@
 
 mod adapters;
 mod bases;
+mod crash_points;
 mod feedback;
 mod jobs;
 mod reconcile;
+mod secrets;
 mod sequences;
 mod sweeps;
 
