@@ -199,7 +199,7 @@ mod tests {
         let text = "a\u{9b}2Jb\u{7f}c\u{202e}d\u{1b}[31m ü 🦀\n";
         let json = serde_json::to_string(text).unwrap();
         let clean = printable_json(&json);
-        assert!(clean.chars().all(|c| is_printable(c)), "{clean:?}");
+        assert!(clean.chars().all(is_printable), "{clean:?}");
         assert_eq!(serde_json::from_str::<String>(&clean).unwrap(), text);
         assert!(matches!(printable_json("{\"a\": \"ü\"}"), Cow::Borrowed(_)));
     }

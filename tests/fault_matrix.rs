@@ -93,7 +93,8 @@ impl Job for Broken {
             }
             "disk-full" => {
                 // The device whose every write fails as on a full disk.
-                let full = std::fs::write("/dev/full", "x").map_err(|e| JobFailure::Failed(e.to_string()));
+                let full =
+                    std::fs::write("/dev/full", "x").map_err(|e| JobFailure::Failed(e.to_string()));
                 return full.map(|()| measured());
             }
             other => panic!("no fault {other}"),
@@ -130,7 +131,11 @@ fn trials() -> Vec<Trial> {
     let full = "No space left on device".to_owned();
     let failed = |fault, attempts, message| trial(fault, JobState::Failed, attempts, message);
     vec![
-        failed("panic", ATTEMPTS, internal("the loss is not finite (at tests/worker_faults/faulty.rs:")),
+        failed(
+            "panic",
+            ATTEMPTS,
+            internal("the loss is not finite (at tests/worker_faults/faulty.rs:"),
+        ),
         failed("abort", ATTEMPTS, died("was ended by signal 6 (SIGABRT)")),
         failed("segfault", ATTEMPTS, died("was ended by signal 11 (SIGSEGV)")),
         failed("stack", ATTEMPTS, internal("stack overflow")),
@@ -206,8 +211,7 @@ async fn run(home: &Home, fault: &'static str) -> JobRow {
         notices: Subscribers::default(),
         retry: RetryPolicy { max_attempts: ATTEMPTS, base: retry, longest: retry },
     };
-    let rules =
-        QueueRules { config: Arc::new(Config::defaults().unwrap()), holds_queue: true };
+    let rules = QueueRules { config: Arc::new(Config::defaults().unwrap()), holds_queue: true };
     let actor = TrainingActor::new(runner, rules, None).start();
     actor.send(EnqueueTraining::of("general")).await.unwrap().unwrap();
     let start = Instant::now();

@@ -32,6 +32,9 @@ pub fn listed(found: &[SecretFound]) -> String {
     found.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
+/// Examples as they may be learned, and what was replaced in which of them.
+pub type Learnable = (Vec<TrainExample>, Vec<(i64, Vec<SecretFound>)>);
+
 impl FeedbackRow {
     /// Returns the secrets that the mark holds.
     pub fn secrets(&self) -> Vec<SecretFound> {
@@ -67,11 +70,7 @@ impl Store {
     ///
     /// # Errors
     /// An example with a secret where such are refused; otherwise as [`Store::job_examples`].
-    pub fn learnable_examples(
-        &self,
-        job: i64,
-        role: ExampleRole,
-    ) -> Result<(Vec<TrainExample>, Vec<(i64, Vec<SecretFound>)>), StoreError> {
+    pub fn learnable_examples(&self, job: i64, role: ExampleRole) -> Result<Learnable, StoreError> {
         let mut examples = self.job_examples(job, role)?;
         let mut replaced = Vec::new();
         if self.secrets == SecretPolicy::Off {

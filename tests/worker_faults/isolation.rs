@@ -60,7 +60,7 @@ fn confined() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let parent = std::process::id();
-    let allowed = vec![
+    let allowed = [
         Try::Read(at("model/file")),
         Try::Read(at("model/link")),
         Try::List(at("model")),
@@ -70,7 +70,7 @@ fn confined() {
         Try::Read("/proc/self/status".into()),
         Try::Read("/proc/meminfo".into()),
     ];
-    let denied = vec![
+    let denied = [
         Try::Read(at("elsewhere/file")),
         Try::Read(at("model/../elsewhere/file")),
         Try::List(at("elsewhere")),
