@@ -109,6 +109,30 @@ impl FromStr for Mark {
     }
 }
 
+/// What becomes of secrets in marks: keys and passwords that were pasted into a chat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SecretPolicy {
+    /// They are replaced before anything is stored.
+    Redact,
+    /// A mark with one is not stored.
+    Refuse,
+    /// Nobody looks.
+    Off,
+}
+
+/// Whether the training process gives up access to files and network that its job does not need.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Confinement {
+    /// Where the kernel can.
+    Try,
+    /// A job does not run where the kernel cannot.
+    Require,
+    /// No.
+    Off,
+}
+
 /// A pair that the trainer can learn from: a conversation and the answer it should get.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TrainExample {

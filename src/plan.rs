@@ -23,6 +23,10 @@ use crate::store::{self, ExampleRole, Home, JobBase, JobRow, JobState, NewJob, S
 pub const OUT_OF_MEMORY: &str = "out_of_memory";
 /// The event with what a job is expected to need and took, as JSON ([`lora::Resources`]).
 pub const RESOURCES: &str = "resources";
+/// The event with the limits that a job's worker was under.
+pub const ISOLATION: &str = "isolation";
+/// The event with the end of the log of a worker that failed.
+pub const LOG_TAIL: &str = "log_tail";
 /// The event with a line about a job that its user should read.
 pub const NOTE: &str = "note";
 
@@ -298,13 +302,23 @@ pub fn read_inputs(store: &Store, job: &JobRow, base_hash: &str) -> Result<JobDa
     let parent = live.clone().filter(|_| job.from != store::StartFrom::Fresh);
     store.set_job_parent(job.id, parent.as_ref())?;
     Ok(JobData {
-        train: store.job_examples(job.id, ExampleRole::New)?,
-        replay: store.job_examples(job.id, ExampleRole::Replay)?,
-        heldout: store.job_examples(job.id, ExampleRole::Heldout)?,
+        train: examples(store, job.id, ExampleRole::New)?,
+        replay: examples(store, job.id, ExampleRole::Replay)?,
+        heldout: examples(store, job.id, ExampleRole::Heldout)?,
         parent,
         live,
         memory_deaths: store.count_job_events(job.id, OUT_OF_MEMORY)?,
     })
+}
+
+/// Reads examples without their secrets, and notes what was replaced: rules may be newer than marks.
+fn examples(store: &Store, job: i64, role: ExampleRole) -> Result<Vec<TrainExample>, StoreError> {
+    let (examples, replaced) = store.learnable_examples(job, role)?;
+    for (id, found) in replaced {
+        let what = store::listed(&found);
+        store.note_job(job, NOTE, &format!("replaced in feedback {id} before training: {what}"))?;
+    }
+    Ok(examples)
 }
 
 /// Makes what the worker of a claimed job computes.

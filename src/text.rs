@@ -30,6 +30,25 @@ pub fn printable_line(text: &str) -> String {
     printable(text).chars().map(|c| if matches!(c, '\n' | '\t') { ' ' } else { c }).collect()
 }
 
+/// Writes what could steer a terminal inside of a JSON text as `\u…`, which means the same: JSON leaves C1 controls and those
+/// of bidirectional text as they are.
+pub fn printable_json(json: &str) -> Cow<'_, str> {
+    let harmless = is_printable;
+    if json.chars().all(harmless) {
+        return Cow::Borrowed(json);
+    }
+    let mut clean = String::with_capacity(json.len());
+    for c in json.chars() {
+        if harmless(c) {
+            clean.push(c);
+        } else {
+            // All of them lie in the basic plane.
+            clean.push_str(&format!("\\u{:04x}", u32::from(c)));
+        }
+    }
+    Cow::Owned(clean)
+}
+
 /// Cuts a text to at most `limit` characters, the last of them "…" if something is missing.
 pub fn shortened(text: &str, limit: usize) -> String {
     if text.chars().count() <= limit {
@@ -184,6 +203,16 @@ mod tests {
     #[test]
     fn one_line_stays_one_line() {
         assert_eq!(printable_line("a\nb\tc\u{1b}[2Jd"), "a b cd");
+    }
+
+    #[test]
+    fn json_means_the_same_and_steers_nothing() {
+        let text = "a\u{9b}2Jb\u{7f}c\u{202e}d\u{1b}[31m ü 🦀\n";
+        let json = serde_json::to_string(text).unwrap();
+        let clean = printable_json(&json);
+        assert!(clean.chars().all(is_printable), "{clean:?}");
+        assert_eq!(serde_json::from_str::<String>(&clean).unwrap(), text);
+        assert!(matches!(printable_json("{\"a\": \"ü\"}"), Cow::Borrowed(_)));
     }
 
     #[test]

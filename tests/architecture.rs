@@ -6,9 +6,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// What the modules of a layer may use, besides themselves. Nothing above a layer is in its list.
-const LAYERS: [(&str, &[&str]); 20] = [
+const LAYERS: [(&str, &[&str]); 22] = [
     ("domain", &[]),
     ("text", &[]),
+    ("secrets", &[]),
+    ("crash", &[]),
     ("plot", &["domain", "text"]),
     ("models", &["domain"]),
     ("hub", &["models"]),
@@ -18,8 +20,8 @@ const LAYERS: [(&str, &[&str]); 20] = [
     ("lora", &["domain", "device", "models", "eval"]),
     ("eval", &["domain", "models", "lora"]),
     ("engine", &["domain", "models", "lora"]),
-    ("store", &["domain", "eval"]),
-    ("worker", &["domain", "models", "lora", "eval"]),
+    ("store", &["domain", "secrets", "crash", "eval"]),
+    ("worker", &["domain", "text", "crash", "models", "lora", "eval"]),
     (
         "messages",
         &["domain", "text", "config", "models", "lora", "eval", "engine", "store", "worker"],
@@ -27,7 +29,13 @@ const LAYERS: [(&str, &[&str]); 20] = [
     ("plan", &["domain", "text", "config", "models", "lora", "eval", "engine", "store"]),
     ("actors", &[CORE, "messages", "plan", "worker"]),
     ("app", &[CORE, "messages", "plan", "worker", "actors", "logging", "device"]),
-    ("cli", &[CORE, "messages", "plan", "worker", "actors", "logging", "device", "app", "plot"]),
+    (
+        "cli",
+        &[
+            CORE, "messages", "plan", "worker", "actors", "logging", "device", "app", "plot",
+            "secrets",
+        ],
+    ),
     ("lib", &[]),
     ("main", &["cli"]),
 ];

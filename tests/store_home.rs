@@ -170,6 +170,38 @@ fn a_directory_of_another_user_is_refused() {
 }
 
 #[test]
+fn what_lies_in_the_directory_is_checked_too() {
+    let (_keep, path) = directory();
+    drop(Store::open(&Home::open_or_create(&path).unwrap()).unwrap());
+    std::fs::write(path.join("config.toml"), "").unwrap();
+    for name in ["adapters", "checkpoints", "logs", "shammah.db", "config.toml"] {
+        let inner = path.join(name);
+        let mode = std::fs::metadata(&inner).unwrap().permissions().mode();
+        set_mode(&inner, mode | 0o020);
+        assert_eq!(
+            Home::open_or_create(&path).err().map(|e| e.to_string()),
+            None,
+            "nobody gets to {name}"
+        );
+        set_mode(&path, 0o711);
+        let error = error_of(&path);
+        assert!(error.contains(&format!("{name} can be changed by other users")), "{error}");
+        assert!(error.contains(&format!("chmod go-w {}", inner.display())), "{error}");
+        set_mode(&path, 0o700);
+        set_mode(&inner, mode);
+    }
+    if !is_root() {
+        return eprintln!("SKIPPED: only root can give a file to another user");
+    }
+    chown(path.join("config.toml"), Some(NOBODY), None).unwrap();
+    let error = error_of(&path);
+    assert!(
+        error.contains("config.toml belongs to user 65534") && error.contains("chown"),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_file_in_the_directorys_place_is_refused() {
     let (_keep, path) = directory();
     std::fs::write(&path, "x").unwrap();

@@ -5,6 +5,7 @@
 use std::io::{self, Read};
 
 use proptest::prelude::*;
+use shammah::domain::Confinement;
 use shammah::worker::codec::{
     self, CodecError, MAX_FRAME_BYTES, PROTOCOL_VERSION, read_frame, read_hello, write_frame,
 };
@@ -40,6 +41,7 @@ fn events() -> impl Strategy<Value = Event<Vec<String>>> {
             }),
         any::<usize>().prop_map(|step| Event::Checkpointed { step }),
         Just(Event::Evaluating),
+        any::<String>().prop_map(Event::Isolated),
         Just(Event::Cancelled),
         any::<String>().prop_map(Event::Note),
         any::<String>().prop_map(Event::Failed),
@@ -60,7 +62,15 @@ fn requests() -> impl Strategy<Value = Request<Vec<(i64, String, f64)>>> {
     )
         .prop_map(|(parent_pid, nice, (threads, memory_bytes), [a, b], rows)| Request {
             parent_pid,
-            limits: Limits { nice, idle: nice % 2 == 0, threads, memory_bytes },
+            limits: Limits {
+                nice,
+                idle: nice % 2 == 0,
+                threads,
+                memory_bytes,
+                oom_score_adj: 500,
+                core_dumps: nice % 3 == 0,
+                confinement: Confinement::Try,
+            },
             job: JobRequest {
                 checkpoint_dir: a.into(),
                 out_dir: b.into(),

@@ -12,6 +12,8 @@
 
 #[path = "worker_faults/faulty.rs"]
 mod faulty;
+#[path = "worker_faults/isolation.rs"]
+mod isolation;
 #[path = "worker_faults/trials.rs"]
 mod trials;
 

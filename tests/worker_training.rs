@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 #[cfg(target_os = "linux")]
 use rustix::process::{Resource, Rlimit, prlimit};
-use shammah::domain::{CURVE_FILE, CurvePoint, DeviceChoice, Message, TrainExample};
+use shammah::domain::{CURVE_FILE, Confinement, CurvePoint, DeviceChoice, Message, TrainExample};
 use shammah::lora::{JobInput, MemoryBudget, TrainingParams, TrainingRecord, Weighting};
 use shammah::models::{self, ModelSource};
 use shammah::worker::protocol::Limits;
@@ -68,7 +68,15 @@ fn input() -> JobInput {
 }
 
 fn start(home: &Path, input: JobInput) -> (WorkerHandle, mpsc::Receiver<WorkerEvent>) {
-    let limits = Limits { nice: 5, idle: false, threads: 1, memory_bytes: 0 };
+    let limits = Limits {
+        nice: 5,
+        idle: false,
+        threads: 1,
+        memory_bytes: 0,
+        oom_score_adj: 0,
+        core_dumps: false,
+        confinement: Confinement::Try,
+    };
     let mut config = WorkerConfig::new(env!("CARGO_BIN_EXE_shammah").into(), limits);
     config.log_path = Some(home.join("job-1.log"));
     let request = JobRequest {
@@ -244,7 +252,15 @@ fn a_cancelled_worker_leaves_a_checkpoint() {
 #[test]
 fn a_changed_base_fails_the_job_in_words() {
     let home = tempfile::tempdir().unwrap();
-    let limits = Limits { nice: 5, idle: false, threads: 1, memory_bytes: 0 };
+    let limits = Limits {
+        nice: 5,
+        idle: false,
+        threads: 1,
+        memory_bytes: 0,
+        oom_score_adj: 0,
+        core_dumps: false,
+        confinement: Confinement::Try,
+    };
     let config = WorkerConfig::new(env!("CARGO_BIN_EXE_shammah").into(), limits);
     let request = JobRequest {
         checkpoint_dir: home.path().join("job"),

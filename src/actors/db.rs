@@ -47,6 +47,8 @@ impl From<DbError> for ActorError {
                 | S::UnknownJob(_)
                 | S::UnknownAdapter(_)
                 | S::InvalidFeedback(_)
+                | S::HoldsSecret(_)
+                | S::SecretInExample { .. }
                 | S::AlreadyLearned { .. }
                 | S::InTraining { .. }
                 | S::NameTaken(_)

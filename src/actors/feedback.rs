@@ -17,10 +17,12 @@ use super::supervisor::{Guard, actor_span};
 use super::views;
 use crate::config::{Config, FeedbackSection};
 use crate::domain::{DEFAULT_DOMAIN, Mark};
-use crate::messages::feedback::{AddFix, AddMark, Buffer, Marked, SetAutoTrain, Turn, UndoMark};
+use crate::messages::feedback::{
+    AddFix, AddMark, Buffer, ForgetMark, Marked, SetAutoTrain, Turn, UndoMark,
+};
 use crate::messages::training::{Reconfigure, ThresholdReached};
 use crate::messages::{ActorError, ActorName, MAILBOX_CAPACITY, Port};
-use crate::store::{FeedbackEdit, FeedbackRow, NewFeedback, Store, StoreError};
+use crate::store::{FeedbackEdit, FeedbackRow, Forgotten, NewFeedback, Store, StoreError};
 
 /// How often the holder of the queue looks for marks that other processes stored: soon enough for a person, rare enough
 /// to cost nothing.
@@ -264,6 +266,15 @@ impl Handler<UndoMark> for FeedbackActor {
             };
             Ok(db.call(work).await?)
         })
+    }
+}
+
+impl Handler<ForgetMark> for FeedbackActor {
+    type Result = ResponseFuture<Result<Forgotten, ActorError>>;
+
+    fn handle(&mut self, message: ForgetMark, _: &mut Self::Context) -> Self::Result {
+        let db = self.db.clone();
+        Box::pin(async move { Ok(db.call(move |store| store.remove_feedback(message.id)).await?) })
     }
 }
 

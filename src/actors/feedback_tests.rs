@@ -165,3 +165,22 @@ async fn marks_of_another_model_fill_its_own_buffer_and_start_no_job_here() {
     assert_eq!(second.buffer.examples, 2);
     assert_eq!(stage.reached.len(), 1);
 }
+
+#[actix::test]
+async fn secrets_in_a_note_are_replaced_and_told_and_a_forgotten_mark_is_gone() {
+    let stage = stage(None, false);
+    let key = format!("hf_{}", "aB3dE5fG7hJ9kL1mN2pQ4rS6tU8vW0xY1z");
+    let note = Some(format!("never print {key}"));
+    let add = AddMark { turn: turn("keys"), mark: Mark::Medium, note, replaces: None };
+    let marked = stage.actor.send(add).await.unwrap().unwrap();
+    assert_eq!(marked.note.as_deref(), Some("never print [REDACTED:huggingface-token]"));
+    assert_eq!(marked.redacted[0].to_string(), "huggingface-token in note");
+    let fix = AddFix { turn: turn("keys"), fix: format!("no {key}"), mark: Some(marked.id) };
+    let fixed = stage.actor.send(fix).await.unwrap().unwrap();
+    assert_eq!(fixed.redacted.len(), 2, "the note's and the fix's: {:?}", fixed.redacted);
+
+    let done = stage.actor.send(ForgetMark { id: marked.id }).await.unwrap().unwrap();
+    assert_eq!(done, crate::store::Forgotten::default());
+    let again = stage.actor.send(ForgetMark { id: marked.id }).await.unwrap();
+    assert!(matches!(again, Err(ActorError::Refused(_))), "{again:?}");
+}

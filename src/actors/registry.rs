@@ -321,13 +321,20 @@ fn describe(found: &Reconciled) -> Vec<String> {
         .removed
         .iter()
         .map(|path| format!("removed {}: an adapter that was never finished", path.display()));
+    let set_aside = found.set_aside.iter().map(|(from, to)| {
+        let name = from.file_name().unwrap_or_default().to_string_lossy();
+        format!(
+            "\"{name}\" lay among the adapters and is none of them: moved to {} (`shammah adapters import` checks and takes one)",
+            to.display()
+        )
+    });
     let quarantined = found.quarantined.iter().map(|(id, _)| {
         format!(
             "adapter \"{id}\" is quarantined: its files are missing; put them back or delete it"
         )
     });
     let restored = found.restored.iter().map(|id| format!("adapter \"{id}\" has its files back"));
-    removed.chain(quarantined).chain(restored).collect()
+    removed.chain(set_aside).chain(quarantined).chain(restored).collect()
 }
 
 /// Implements a handler that runs alone: nothing else is handled until its future is done.

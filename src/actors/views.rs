@@ -70,6 +70,7 @@ pub(super) fn marked(row: FeedbackRow, buffer: Buffer) -> Marked {
         mark: row.mark,
         weight: row.weight,
         has_target: row.target().is_some(),
+        redacted: row.redactions(),
         note: row.note,
         heldout: row.heldout,
         buffer,

@@ -152,6 +152,7 @@ fn console_ports(ports: &Ports, supervisor: &Addr<Supervisor>) -> ConsolePorts {
         add_mark: ports.add_mark,
         add_fix: ports.add_fix,
         undo_mark: ports.undo_mark,
+        forget_mark: ports.forget_mark,
         set_auto_train: ports.set_auto_train,
         enqueue: ports.enqueue,
         cancel_job: ports.cancel_job,

@@ -22,7 +22,7 @@ use crate::actors::training::runner::{Launcher, Runner};
 use crate::actors::training::{QueueRules, TrainingActor};
 use crate::config::{Config, WorkerSection};
 use crate::messages::console::{JobNotice, LiveChanged, Notice};
-use crate::messages::feedback::{AddFix, AddMark, SetAutoTrain, UndoMark};
+use crate::messages::feedback::{AddFix, AddMark, ForgetMark, SetAutoTrain, UndoMark};
 use crate::messages::inference::{Generate, SetLive, ShowModel, StopGenerating, SwitchModel};
 use crate::messages::registry::{
     AdoptBase, DeleteAdapter, ListAdapters, LoadAdapter, PublishAdapter, RecordUsage, RestoreLive,
@@ -76,6 +76,7 @@ ports! {
         add_mark: AddMark,
         add_fix: AddFix,
         undo_mark: UndoMark,
+        forget_mark: ForgetMark,
         set_auto_train: SetAutoTrain,
         reconfigure_marks: Reconfigure,
     }
@@ -182,7 +183,8 @@ impl Team {
         holds_queue: bool,
         work: Work,
     ) -> Result<Self, TeamError> {
-        let db = Db::new(Store::open(&setup.home)?);
+        let store = Store::open(&setup.home)?.with_secrets(setup.config.feedback.secrets);
+        let db = Db::new(store);
         let (ports, live) = (Ports::unconnected(), LiveTable::default());
         let config = CurrentConfig::new(setup.config.clone());
         let chat = work == Work::Chat;
@@ -325,6 +327,9 @@ fn worker_config(
         idle: worker.idle,
         threads: worker.threads,
         memory_bytes: worker.memory_limit_mb.saturating_mul(MEBIBYTE),
+        oom_score_adj: worker.oom_score_adj,
+        core_dumps: worker.core_dumps,
+        confinement: worker.landlock,
     };
     WorkerConfig {
         timeout: Some(timeout),

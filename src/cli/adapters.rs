@@ -1,4 +1,4 @@
-//! `shammah adapters list | show | load | unload | rollback | delete`.
+//! `shammah adapters list | show | load | unload | rollback | delete | export | import`.
 
 use anyhow::Result;
 use serde_json::json;
@@ -6,8 +6,8 @@ use serde_json::json;
 use super::args::{AdaptersCommand, GlobalArgs};
 use super::context::Session;
 use super::exit::Exit;
-use super::model;
 use super::output::{self, Table, or_dash};
+use super::{adapter_files, model};
 use crate::domain::{AdapterId, DEFAULT_DOMAIN};
 use crate::store::{AdapterRow, Store};
 
@@ -37,6 +37,8 @@ pub fn run(command: &AdaptersCommand, global: &GlobalArgs) -> Result<Exit> {
             );
             say(&row, &text, args.json.json)?;
         }
+        AdaptersCommand::Export(args) => adapter_files::export(&session, args)?,
+        AdaptersCommand::Import(args) => adapter_files::import(&session, args)?,
         AdaptersCommand::Delete(args) => {
             let bytes = store.adapter(&args.id)?.bytes;
             store.delete_adapter(&args.id)?;

@@ -1,8 +1,11 @@
 //! The command line, as clap reads it.
 
+mod adapters;
+
 use std::path::PathBuf;
 use std::str::FromStr;
 
+pub use adapters::{AdaptersCommand, ExportArgs, ImportArgs};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
@@ -193,41 +196,6 @@ pub struct TrainArgs {
     pub json: JsonArg,
 }
 
-/// What `adapters` can do.
-#[derive(Debug, Subcommand)]
-pub enum AdaptersCommand {
-    /// List all adapters, newest first
-    List(JsonArg),
-    /// Show one adapter
-    Show(AdapterArg),
-    /// Make an adapter live in its domain
-    Load(AdapterArg),
-    /// Take a live adapter out: the base answers
-    Unload(AdapterArg),
-    /// Go back to the parent of the live adapter, or to the base
-    Rollback {
-        /// The domain
-        #[arg(long, value_name = "D", value_parser = crate::domain::domain_name)]
-        domain: Option<String>,
-        /// How to print.
-        #[command(flatten)]
-        json: JsonArg,
-    },
-    /// Delete an adapter that is not live and no parent of another
-    Delete(AdapterArg),
-}
-
-/// One adapter.
-#[derive(Debug, Args)]
-pub struct AdapterArg {
-    /// Its id
-    #[arg(value_name = "ID")]
-    pub id: AdapterId,
-    /// How to print.
-    #[command(flatten)]
-    pub json: JsonArg,
-}
-
 /// What `feedback` can do.
 #[derive(Debug, Subcommand)]
 pub enum FeedbackCommand {
@@ -272,6 +240,17 @@ pub enum FeedbackCommand {
         #[command(flatten)]
         json: JsonArg,
     },
+    /// Drop a mark for good: its text is overwritten, and the adapters that have seen it are named
+    Forget {
+        /// Its number
+        #[arg(value_name = "ID")]
+        id: i64,
+        /// How to print.
+        #[command(flatten)]
+        json: JsonArg,
+    },
+    /// Look for secrets in all marks; exit code 1 when there are some
+    Scan(JsonArg),
     /// Count the marks of each domain
     Stats(JsonArg),
 }

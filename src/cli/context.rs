@@ -104,7 +104,7 @@ impl Session {
         let loaded = load_config(global, &path, more_flags)?;
         let home = Home::open_or_create(&path)?;
         start_log(global, &loaded.config, &home, audience);
-        let store = Store::open(&home)?;
+        let store = Store::open(&home)?.with_secrets(loaded.config.feedback.secrets);
         Ok(Self { home, loaded, store, model: OnceCell::new() })
     }
 }

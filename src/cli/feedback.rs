@@ -1,4 +1,4 @@
-//! `shammah feedback list | add | import | export | stats`.
+//! `shammah feedback list | add | import | export | forget | scan | stats`.
 //!
 //! `add` and `import` only store: whoever runs the queue looks at the threshold.
 
@@ -15,6 +15,7 @@ use super::context::Session;
 use super::exit::{Exit, UsageError};
 use super::feedback_file::{self, weight_of};
 use super::output::{self, Table};
+use super::secrets;
 use super::whole_file::{self, Existing};
 use crate::domain::{DEFAULT_DOMAIN, Mark, Message};
 use crate::store::{BufferStatus, FeedbackFilter, FeedbackRow, NewFeedback, Store};
@@ -49,6 +50,8 @@ pub fn run(command: &FeedbackCommand, global: &GlobalArgs) -> Result<Exit> {
             }
             export(&session.store, file, domain.clone(), json.json)?;
         }
+        FeedbackCommand::Forget { id, json } => secrets::forget(&session, *id, json.json)?,
+        FeedbackCommand::Scan(json) => return secrets::scan(&session.store, json.json),
         FeedbackCommand::Stats(json) => stats(&session.store, json.json)?,
     }
     Ok(Exit::Done)
@@ -110,6 +113,7 @@ fn add(session: &Session, args: &FeedbackAddArgs) -> Result<()> {
     if args.json.json {
         return Ok(output::json(&row)?);
     }
+    secrets::tell(std::slice::from_ref(&row))?;
     let note = row.note.as_ref().map(|note| format!(", note: {note}")).unwrap_or_default();
     let waits = if row.waits_for_correction() { ", waiting for a correction" } else { "" };
     output::line(&format!(
@@ -121,9 +125,12 @@ fn add(session: &Session, args: &FeedbackAddArgs) -> Result<()> {
 
 fn import(session: &Session, file: &Path, domain: Option<&str>, as_json: bool) -> Result<()> {
     let ids = session.store.add_all_feedback(&read_file(session, file, domain)?)?;
+    let replaced = secrets::replaced_in(&session.store, &ids)?;
     if as_json {
-        return Ok(output::json(&json!({"imported": ids.len(), "ids": ids}))?);
+        let found: Vec<_> = replaced.iter().flat_map(secrets::of).collect();
+        return Ok(output::json(&json!({"imported": ids.len(), "ids": ids, "redacted": found}))?);
     }
+    secrets::tell(&replaced)?;
     Ok(output::line(&format!("stored {} marks from {}", ids.len(), file.display()))?)
 }
 

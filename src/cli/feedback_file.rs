@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::config::FeedbackSection;
 use crate::domain::{AdapterId, DEFAULT_DOMAIN, Mark, Message, Role, domain_name};
 use crate::store::{FeedbackRow, NewFeedback};
+use crate::text::printable_json;
 
 /// Longest line that is read, in bytes: several times the longest conversation that fits a context.
 const MAX_LINE_BYTES: u64 = 16 << 20;
@@ -203,7 +204,7 @@ pub fn write(mut out: impl Write, rows: &[FeedbackRow]) -> io::Result<()> {
             created_at: row.created_at.to_rfc3339_opts(chrono::SecondsFormat::Millis, true),
             consumed_by: row.consumed_by,
         };
-        serde_json::to_writer(&mut out, &line)?;
+        out.write_all(printable_json(&serde_json::to_string(&line)?).as_bytes())?;
         out.write_all(b"\n")?;
     }
     out.flush()

@@ -6,6 +6,7 @@ use serde::Serialize;
 use super::args::{GlobalArgs, JobsCommand, PlotArg};
 use super::context::Session;
 use super::exit::Exit;
+use super::job_log::JobLog;
 use super::output::{self, Table, or_dash};
 use super::{compare, curves, jobs_watch};
 use crate::domain::CurvePoint;
@@ -148,6 +149,8 @@ struct Shown<'a> {
     /// Of the last attempt.
     resources: Option<Resources>,
     notes: Vec<&'a str>,
+    #[serde(flatten)]
+    log: JobLog<'a>,
     curve: &'a [CurvePoint],
 }
 
@@ -160,7 +163,8 @@ fn show(listed: &Listed<'_>, events: &[EventRow], curve: &Curve, as_json: bool) 
     let resources: Option<Resources> = last.and_then(|json| serde_json::from_str(json).ok());
     let notes: Vec<&str> = of_kind(plan::NOTE).collect();
     if as_json {
-        return Ok(output::json(&Shown { listed, resources, notes, curve: &curve.points })?);
+        let log = JobLog::of(job, events);
+        return Ok(output::json(&Shown { listed, resources, notes, log, curve: &curve.points })?);
     }
     let expected = resources.and_then(|r| Some(need(r.expected_ms?, r.expected_bytes)));
     let took = resources.and_then(|r| Some(need(r.elapsed_ms?, r.peak_bytes?)));
@@ -189,6 +193,7 @@ fn show(listed: &Listed<'_>, events: &[EventRow], curve: &Curve, as_json: bool) 
         output::line(&waits_for_a_holder(job))?;
     }
     notes.into_iter().try_for_each(|note| output::line(&format!("note: {note}")))?;
+    JobLog::of(job, events).print()?;
     curves::print(std::slice::from_ref(curve))
 }
 

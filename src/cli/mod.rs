@@ -2,6 +2,7 @@
 //!
 //! stdout carries results only (with `--json` JSON and nothing else), stderr everything else.
 
+mod adapter_files;
 mod adapters;
 mod args;
 mod ask;
@@ -18,6 +19,7 @@ mod exit;
 mod feedback;
 mod feedback_file;
 mod interrupt;
+mod job_log;
 mod jobs;
 mod jobs_args;
 mod jobs_run;
@@ -28,6 +30,7 @@ mod models;
 mod output;
 mod progress;
 mod runs;
+mod secrets;
 mod train;
 mod whole_file;
 

@@ -6,7 +6,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
 use unicode_width::UnicodeWidthStr;
 
-use crate::text::{printable, printable_line};
+use crate::text::{printable, printable_json, printable_line};
 
 /// The width of pictures where nobody says another.
 pub const USUAL_COLUMNS: usize = 80;
@@ -50,7 +50,7 @@ pub fn piece(text: &str) -> io::Result<()> {
 /// When stdout cannot be written.
 pub fn json<T: Serialize>(value: &T) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    out.write_all(&serde_json::to_vec(value)?)?;
+    out.write_all(printable_json(&serde_json::to_string(value)?).as_bytes())?;
     out.write_all(b"\n")?;
     out.flush()
 }
@@ -110,7 +110,7 @@ impl Table {
     }
 }
 
-/// Writes "name: value" pairs below each other.
+/// Writes "name: value" pairs below each other; each stays one line, so that no value can look like another.
 ///
 /// # Errors
 /// When stdout cannot be written.
@@ -118,7 +118,7 @@ pub fn fields(pairs: &[(&str, String)]) -> io::Result<()> {
     let width = pairs.iter().map(|(name, _)| name.width()).max().unwrap_or(0);
     for (name, value) in pairs {
         let pad = " ".repeat(width - name.width());
-        line(&format!("{name}{pad}  {value}"))?;
+        line(&format!("{name}{pad}  {}", printable_line(value)))?;
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use super::args::{FromArg, GlobalArgs, TrainArgs};
 use super::context::Session;
 use super::exit::{Exit, UsageError};
 use super::progress::Progress;
-use super::{feedback, model, output, runs};
+use super::{feedback, model, output, runs, secrets};
 use crate::app::{self, QueueEnd};
 use crate::domain::DEFAULT_DOMAIN;
 use crate::plan::{self, JobWish, PlanError};
@@ -48,7 +48,9 @@ fn enqueue(session: &Session, args: &TrainArgs) -> Result<JobRow> {
         Some(file) => {
             let rows = feedback::read_file(session, file, args.domain.as_deref())?;
             let domain = one_domain(rows.iter().map(|row| row.domain.as_str()))?;
-            (domain, Some(session.store.add_all_feedback(&rows)?))
+            let ids = session.store.add_all_feedback(&rows)?;
+            secrets::complain(&secrets::replaced_in(&session.store, &ids)?);
+            (domain, Some(ids))
         }
     };
     let wish = JobWish {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{Auto, DeviceChoice, Seed};
+use crate::domain::{Confinement, SecretPolicy};
 
 /// The whole configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -117,6 +118,8 @@ pub struct FeedbackSection {
     pub weight_critical: f64,
     /// Weight of `/fix` without another mark.
     pub weight_fix: f64,
+    /// What becomes of secrets.
+    pub secrets: SecretPolicy,
 }
 
 /// `[lora]`
@@ -259,6 +262,12 @@ pub struct WorkerSection {
     pub idle: bool,
     /// Mebibytes of private writable memory (RLIMIT_DATA); 0 means no limit.
     pub memory_limit_mb: u64,
+    /// How much sooner it goes when memory runs out, 0 to 1000.
+    pub oom_score_adj: u16,
+    /// Whether it may leave core dumps.
+    pub core_dumps: bool,
+    /// Whether it gives up files and network.
+    pub landlock: Confinement,
     /// Seconds of silence after which it counts as hung.
     pub heartbeat_timeout_s: u64,
 }

@@ -10,6 +10,7 @@ pub mod dataset;
 mod dora;
 mod error;
 pub mod estimate;
+mod exchange;
 mod fused;
 mod gradients;
 mod job;
@@ -26,6 +27,7 @@ pub use adapter::{CONFIG_FILE, Factors, LoraAdapter, LoraConfig, WEIGHTS_FILE, s
 pub use adapter_set::AdapterSet;
 pub use budget::{Bound, MemoryBudget, PROCESS_RESERVE, Resources};
 pub use error::{JobError, LoraError};
+pub use exchange::{exported_record, imported_record};
 pub use job::{JobEvent, JobInput, TRAINING_FILE, TrainingRecord, record_resources, run_job};
 pub use optimizer::{AdamW, AdamWConfig, Moments, clip_gradients, warmup_cosine};
 pub use params::{SizeDefaults, TrainingParams, Weighting, size_defaults};

@@ -6,6 +6,7 @@ use actix::Message as ActixMessage;
 
 use super::ActorError;
 use crate::domain::{AdapterId, Mark, Message};
+use crate::store::{Forgotten, SecretFound};
 
 /// The answer that a mark is about.
 #[derive(Debug, Clone, PartialEq)]
@@ -69,6 +70,8 @@ pub struct Marked {
     pub weight: f64,
     /// Its note.
     pub note: Option<String>,
+    /// The secrets that were replaced before it was stored.
+    pub redacted: Vec<SecretFound>,
     /// Whether it can be trained on; otherwise it is "waiting for a correction".
     pub has_target: bool,
     /// Whether it is kept out of training to measure it.
@@ -103,6 +106,16 @@ pub struct Buffer {
 #[derive(ActixMessage, Debug, Clone)]
 #[rtype(result = "Result<Buffer, ActorError>")]
 pub struct UndoMark {
+    /// The mark.
+    pub id: i64,
+}
+
+/// `/forget ID`: drops a mark for good, learned or not.
+///
+/// **Reply:** who has seen it, after its text is gone from the disk. **Errors:** `Refused` when it does not exist; `Store`.
+#[derive(ActixMessage, Debug, Clone)]
+#[rtype(result = "Result<Forgotten, ActorError>")]
+pub struct ForgetMark {
     /// The mark.
     pub id: i64,
 }

@@ -86,6 +86,20 @@ impl ModelSource {
         self.weight_files()?.into_iter().map(size).sum()
     }
 
+    /// Returns where its files are: a directory with what its links lead to (the hub's cache links every file), or one
+    /// file; nothing of the built-in one.
+    pub fn files(&self) -> Vec<PathBuf> {
+        match self {
+            Self::Builtin => Vec::new(),
+            Self::Gguf(path) => vec![path.clone()],
+            Self::Dir(dir) => {
+                let entries = fs_err::read_dir(dir).into_iter().flatten().flatten();
+                let links = entries.map(|e| e.path()).filter(|path| path.is_symlink());
+                std::iter::once(dir.clone()).chain(links).collect()
+            }
+        }
+    }
+
     /// Reads a file of the model.
     ///
     /// # Errors

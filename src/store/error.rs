@@ -20,9 +20,9 @@ const SQLITE_IOERR_SHMSIZE: i32 = 10 | (19 << 8);
 /// An error of the store: one line, with the path or value and the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The data directory belongs to somebody else.
+    /// The data directory, or something in it, belongs to somebody else.
     #[error(
-        "data directory {path} belongs to user {owner}, not to user {user}: give it to this user (chown) or choose another with --home"
+        "{path} belongs to user {owner}, not to user {user}: give it to this user (chown) or choose another data directory with --home"
     )]
     ForeignOwner {
         /// The directory.
@@ -32,9 +32,9 @@ pub enum StoreError {
         /// The uid of this process.
         user: u32,
     },
-    /// Others could change the data directory.
+    /// Others could change the data directory, or something in it.
     #[error(
-        "data directory {path} can be changed by other users (mode {mode:03o}): run `chmod go-w {path}` or choose another with --home"
+        "{path} can be changed by other users (mode {mode:03o}): run `chmod go-w {path}` or choose another data directory with --home"
     )]
     WritableByOthers {
         /// The directory.
@@ -97,6 +97,14 @@ pub enum StoreError {
         /// The database.
         path: PathBuf,
     },
+    /// The database's file was taken away under the program.
+    #[error(
+        "the database {path} was removed or replaced while shammah ran: nothing was stored; put it back, or restart shammah to begin a new one"
+    )]
+    DatabaseGone {
+        /// The database.
+        path: PathBuf,
+    },
     /// The database is damaged, or no database.
     #[error(
         "the database {path} is damaged or is no database: restore it from a copy, or move it away to start anew (adapters stay on disk, their rows are lost)"
@@ -139,6 +147,21 @@ pub enum StoreError {
     /// A mark that cannot be stored.
     #[error("feedback not stored: {0}")]
     InvalidFeedback(String),
+    /// A mark with a secret, where such are refused.
+    #[error(
+        "feedback not stored: it holds what looks like a secret ({0}): take it out, or let it be replaced with feedback.secrets = \"redact\""
+    )]
+    HoldsSecret(String),
+    /// An example with a secret, where such are refused.
+    #[error(
+        "feedback {feedback} holds what looks like a secret ({what}) and is not trained on: drop it with `shammah feedback forget {feedback}`, or let it be replaced with feedback.secrets = \"redact\""
+    )]
+    SecretInExample {
+        /// The mark.
+        feedback: i64,
+        /// Which, and where.
+        what: String,
+    },
     /// A mark that was already learned cannot be changed, nor learned again.
     #[error(
         "feedback {feedback} was learned in job {job} and stays as it is: mark the answer again, or give a better one with /fix"

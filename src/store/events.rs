@@ -19,8 +19,8 @@ pub struct EventRow {
     pub job: Option<i64>,
     /// The adapter that it happened to.
     pub adapter: Option<String>,
-    /// What: the new state of a job, `out_of_memory`, `resources` or `note` of one, or `live`, `unloaded`, `rolled_back`, `deleted`,
-    /// `quarantined`, `restored` of an adapter.
+    /// What: the new state of a job, `out_of_memory`, `resources`, `isolation`, `log_tail` or `note` of one, or `live`, `unloaded`, `rolled_back`, `deleted`,
+    /// `quarantined`, `restored`, `imported` of an adapter.
     pub kind: String,
     /// Why, for people.
     pub detail: Option<String>,

@@ -140,6 +140,8 @@ pub struct Forgotten {
     pub in_running_job: Option<i64>,
     /// The queued jobs that were cancelled because it was their last example.
     pub cancelled_jobs: Vec<i64>,
+    /// Whether the text is still in the database's log, because another process reads from it: it goes when that ends.
+    pub still_in_log: bool,
 }
 
 impl Store {
@@ -148,9 +150,10 @@ impl Store {
     /// # Errors
     /// When a field is out of its range, or the database cannot be written.
     pub fn add_feedback(&self, new: &NewFeedback) -> Result<FeedbackRow, StoreError> {
-        check(new)?;
+        let new = self.guarded(new)?;
+        check(&new)?;
         self.write(|db| {
-            let id = insert(db, new)?;
+            let id = insert(db, &new)?;
             one(db, id)
         })
     }
@@ -160,8 +163,9 @@ impl Store {
     /// # Errors
     /// When a field of one is out of its range, or the database cannot be written.
     pub fn add_all_feedback(&self, new: &[NewFeedback]) -> Result<Vec<i64>, StoreError> {
-        new.iter().try_for_each(check)?;
-        self.write(|db| new.iter().map(|one| insert(db, one)).collect())
+        let safe = new.iter().map(|one| self.guarded(one)).collect::<Result<Vec<_>, _>>()?;
+        safe.iter().try_for_each(|one| check(one))?;
+        self.write(|db| safe.iter().map(|one| insert(db, one)).collect())
     }
 
     /// Returns the marks that `filter` lets through, oldest first.
@@ -199,6 +203,7 @@ impl Store {
     /// its range, or the database cannot be written.
     pub fn update_feedback(&self, id: i64, edit: &FeedbackEdit) -> Result<FeedbackRow, StoreError> {
         edit.weight.map_or(Ok(()), check_weight)?;
+        let edit = self.guarded_edit(edit)?;
         self.write(|db| {
             check_untouched(&one(db, id)?)?;
             db.prepare_cached(
@@ -231,23 +236,25 @@ impl Store {
         })
     }
 
-    /// Forgets a mark: its text is overwritten, queued jobs lose it, and the answer tells who has
-    /// seen it already.
+    /// Forgets a mark: its text is overwritten, in the database's log too, queued jobs lose it, and the answer tells who
+    /// has seen it already.
     ///
     /// # Errors
     /// When there is none with this id, or the database cannot be written.
     pub fn remove_feedback(&self, id: i64) -> Result<Forgotten, StoreError> {
-        self.write(|db| {
+        let forgotten = self.write(|db| {
             one(db, id)?;
             let cancelled_jobs = jobs::drop_from_queued(db, id)?;
             let forgotten = Forgotten {
                 seen_by: seen_by(db, id)?,
                 in_running_job: running_with(db, id)?,
                 cancelled_jobs,
+                still_in_log: false,
             };
             erase(db, id)?;
             Ok(forgotten)
-        })
+        })?;
+        Ok(Forgotten { still_in_log: !self.empty_log(), ..forgotten })
     }
 }
 
@@ -353,12 +360,17 @@ fn check_weight(weight: f64) -> Result<(), StoreError> {
     Err(StoreError::InvalidFeedback(format!("weight {weight} is not a number greater than 0")))
 }
 
-/// Lists the adapters that were trained on a mark.
+/// Lists the adapters that know a mark: those trained on it, and those that grew from them. They are followed from job to
+/// job, because an adapter in between may be deleted.
 fn seen_by(db: &Connection, id: i64) -> Result<Vec<AdapterId>, StoreError> {
     let mut statement = db.prepare_cached(
-        "SELECT j.adapter FROM job_feedback jf JOIN jobs j ON j.id = jf.job_id
-         JOIN adapters a ON a.id = j.adapter
-         WHERE jf.feedback_id = ?1 AND jf.role <> 'heldout' AND j.state = 'succeeded' ORDER BY j.id",
+        "WITH RECURSIVE knows(job, adapter) AS (
+             SELECT j.id, j.adapter FROM job_feedback jf JOIN jobs j ON j.id = jf.job_id
+             WHERE jf.feedback_id = ?1 AND jf.role <> 'heldout' AND j.state = 'succeeded'
+             UNION
+             SELECT j.id, j.adapter FROM knows JOIN jobs j ON j.parent = knows.adapter AND j.id > knows.job
+             WHERE j.state = 'succeeded')
+         SELECT DISTINCT knows.adapter FROM knows JOIN adapters a ON a.id = knows.adapter ORDER BY knows.job",
     )?;
     let mut seen = Vec::new();
     for name in statement.query_map([id], |row| row.get::<_, String>(0))? {

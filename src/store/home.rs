@@ -1,6 +1,6 @@
 //! The data directory: where everything lies, and the lock of its queue.
 
-use std::fs::{DirBuilder, TryLockError};
+use std::fs::{DirBuilder, Metadata, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -22,6 +22,8 @@ const WRITABLE_BY_OTHERS: u32 = 0o022;
 /// microseconds and must not look like a holder.
 const LOCK_TRIES: usize = 4;
 const LOCK_PAUSE: Duration = Duration::from_millis(5);
+/// The bits that let the group or others reach what is in a directory.
+const SEARCHABLE_BY_OTHERS: u32 = 0o011;
 /// Longest text of a lock file that is read back: a process id.
 const MAX_LOCK_TEXT: u64 = 20;
 
@@ -37,16 +39,20 @@ impl Home {
     /// Opens the data directory at `path` and creates what is missing, for the owner alone.
     ///
     /// # Errors
-    /// When it belongs to another user, can be written by group or others, is no directory, or
-    /// cannot be made.
+    /// When it, or something in it that the program goes by, belongs to another user or can be written by group or
+    /// others, when it is no directory, or cannot be made.
     pub fn open_or_create(path: impl AsRef<Path>) -> Result<Self, StoreError> {
         let root = std::path::absolute(path.as_ref())
             .map_err(StoreError::io("find the data directory"))?;
         let home = Self { root };
         make_directory(&home.root)?;
-        check_owner(&home.root)?;
+        let open_to_others = check_owner(&home.root)?.mode() & SEARCHABLE_BY_OTHERS != 0;
         for directory in [home.adapters(), home.checkpoints(), home.logs()] {
             make_directory(&directory)?;
+            check_inner(&directory, open_to_others)?;
+        }
+        for file in [home.db(), home.config(), home.history(), home.lock()] {
+            check_inner(&file, open_to_others)?;
         }
         Ok(home)
     }
@@ -74,6 +80,11 @@ impl Home {
     /// Where deleted adapters lie until their files are gone; on the adapters' file system.
     pub(super) fn trash(&self) -> PathBuf {
         self.adapters().join(".trash")
+    }
+
+    /// Where things lie that were found among the adapters and belong to none; nobody deletes them but the user.
+    pub fn quarantine(&self) -> PathBuf {
+        self.root.join("quarantine")
     }
 
     /// The directory of all jobs' checkpoints.
@@ -211,7 +222,17 @@ pub(super) fn make_directory(path: &Path) -> Result<(), StoreError> {
     }
 }
 
-fn check_owner(path: &Path) -> Result<(), StoreError> {
+/// Checks something in the data directory, if it is there. That others may write it does no harm where they cannot get to
+/// it (an editor may well have made it so).
+fn check_inner(path: &Path, open_to_others: bool) -> Result<(), StoreError> {
+    match check_owner(path) {
+        Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(StoreError::WritableByOthers { .. }) if !open_to_others => Ok(()),
+        checked => checked.map(drop),
+    }
+}
+
+fn check_owner(path: &Path) -> Result<Metadata, StoreError> {
     let metadata = fs_err::metadata(path).map_err(StoreError::io("use the data directory"))?;
     let user = rustix::process::geteuid().as_raw();
     if metadata.uid() != user {
@@ -225,5 +246,5 @@ fn check_owner(path: &Path) -> Result<(), StoreError> {
         let mode = metadata.mode() & 0o777;
         return Err(StoreError::WritableByOthers { path: path.to_owned(), mode });
     }
-    Ok(())
+    Ok(metadata)
 }

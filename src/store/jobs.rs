@@ -353,7 +353,7 @@ fn add_example(
 }
 
 /// Whether an adapter or a job that may still publish one has this name.
-fn name_is_taken(db: &Connection, name: &AdapterId) -> Result<bool, StoreError> {
+pub(super) fn name_is_taken(db: &Connection, name: &AdapterId) -> Result<bool, StoreError> {
     let sql = "SELECT EXISTS (SELECT 1 FROM adapters WHERE id = ?1)
             OR EXISTS (SELECT 1 FROM jobs
                        WHERE name = ?1 AND state IN ('queued', 'running', 'evaluating'))";

@@ -12,8 +12,10 @@ mod error;
 mod events;
 mod feedback;
 mod finish;
+mod guard;
 pub mod heldout;
 mod home;
+mod import;
 mod job_state;
 mod jobs;
 mod publish;
@@ -27,9 +29,13 @@ mod usage;
 #[cfg(test)]
 mod tests;
 
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
+
+use crate::crash;
+use crate::domain::SecretPolicy;
 
 pub use adapters::{AdapterRow, AdapterState, NewAdapter};
 pub use buffer::BufferStatus;
@@ -37,6 +43,7 @@ pub use error::StoreError;
 pub use events::EventRow;
 pub use feedback::{FeedbackEdit, FeedbackFilter, FeedbackRow, Forgotten, NewFeedback};
 pub use finish::JobMetrics;
+pub use guard::{SecretFound, listed};
 pub use home::{Home, QueueLock};
 pub use job_state::JobState;
 pub use jobs::{ExampleRole, JobBase, JobRow, NewJob, StartFrom};
@@ -55,6 +62,10 @@ pub struct Store {
     connection: Connection,
     path: PathBuf,
     home: Home,
+    /// What becomes of secrets.
+    secrets: SecretPolicy,
+    /// Which file it is: device and inode.
+    file: (u64, u64),
 }
 
 impl Store {
@@ -66,12 +77,31 @@ impl Store {
     pub fn open(home: &Home) -> Result<Self, StoreError> {
         let path = home.db();
         let connection = schema::open(&path)?;
-        Ok(Self { connection, path, home: home.clone() })
+        let file = identity(&path).map_err(StoreError::io("open the database"))?;
+        Ok(Self { connection, path, home: home.clone(), secrets: SecretPolicy::Redact, file })
     }
 
     /// The data directory that this database belongs to.
     pub fn home(&self) -> &Home {
         &self.home
+    }
+
+    /// Checks that the database is still where it was opened: what is written to a file without a name is lost with the
+    /// process.
+    fn check_in_place(&self) -> Result<(), StoreError> {
+        match identity(&self.path) {
+            Ok(file) if file == self.file => Ok(()),
+            _ => Err(StoreError::DatabaseGone { path: self.path.clone() }),
+        }
+    }
+
+    /// Writes the database's log back and empties it, so that what was overwritten is nowhere any more; returns whether
+    /// it is empty. It is not while another process reads from it.
+    fn empty_log(&self) -> bool {
+        let busy =
+            self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0));
+        crash::point("after the log was emptied");
+        matches!(busy, Ok(0))
     }
 
     /// Runs `work` in a transaction that sees one state of the database.
@@ -93,13 +123,21 @@ impl Store {
         work: impl FnOnce(&Connection) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let run = || {
+            self.check_in_place()?;
             let tx = Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)?;
             let value = work(&tx)?;
+            crash::point("before a commit");
             tx.commit()?;
+            crash::point("after a commit");
             Ok(value)
         };
         run().map_err(|e: StoreError| e.at(&self.path))
     }
+}
+
+fn identity(path: &std::path::Path) -> std::io::Result<(u64, u64)> {
+    let metadata = fs_err::metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
 }
 
 /// Reads a count, which the schema keeps from being negative.

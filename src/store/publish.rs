@@ -6,6 +6,7 @@ use fs_err::File;
 
 use super::error::StoreError;
 use super::home::{Home, make_directory};
+use crate::crash;
 use crate::domain::AdapterId;
 
 /// The files that every adapter has.
@@ -27,6 +28,7 @@ pub(super) fn prepare(directory: &Path) -> Result<u64, StoreError> {
             file.metadata()
         };
         bytes += sync().map_err(StoreError::io("make the adapter durable"))?.len();
+        crash::point("after a file was synced");
     }
     sync_directory(directory)?;
     Ok(bytes)
@@ -57,7 +59,9 @@ impl Published {
         }
         // A directory without a row is the remainder of a process that died here before.
         discard(home, &to)?;
+        crash::point("before the adapter was moved");
         fs_err::rename(from, &to).map_err(StoreError::io("publish the adapter"))?;
+        crash::point("after the adapter was moved");
         let published = Self { from: from.to_owned(), to };
         let synced = sync_directory(&home.adapters());
         if let Err(error) = synced {
@@ -90,15 +94,37 @@ pub(super) fn discard(home: &Home, directory: &Path) -> Result<(), StoreError> {
         .prefix(&name)
         .tempdir_in(&trash)
         .map_err(StoreError::io("remove the adapter"))?;
+    crash::point("before a directory was discarded");
     fs_err::rename(directory, grave.path().join(&name))
         .map_err(StoreError::io("remove the adapter"))?;
+    crash::point("after a directory was discarded");
     sync_directory(&home.adapters())?;
     grave.close().map_err(StoreError::io("empty the trash"))
+}
+
+/// Moves something out of the adapters into the quarantine, and returns where it lies now.
+pub(super) fn set_aside(home: &Home, path: &Path) -> Result<PathBuf, StoreError> {
+    let quarantine = home.quarantine();
+    make_directory(&quarantine)?;
+    let name = path.file_name().unwrap_or_default();
+    let mut to = quarantine.join(name);
+    let mut number = 1;
+    while to.symlink_metadata().is_ok() {
+        number += 1;
+        to = quarantine.join(format!("{}-{number}", name.to_string_lossy()));
+    }
+    fs_err::rename(path, &to).map_err(StoreError::io("set aside what is no adapter"))?;
+    crash::point("after a stranger was set aside");
+    sync_directory(&quarantine)?;
+    sync_directory(&home.adapters())?;
+    Ok(to)
 }
 
 /// Makes the names in a directory durable.
 pub(super) fn sync_directory(directory: &Path) -> Result<(), StoreError> {
     File::open(directory)
         .and_then(|d| d.sync_all())
-        .map_err(StoreError::io("make the adapter durable"))
+        .map_err(StoreError::io("make the adapter durable"))?;
+    crash::point("after a directory was synced");
+    Ok(())
 }

@@ -12,8 +12,10 @@ use crate::domain::AdapterId;
 /// What was brought together.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Reconciled {
-    /// Things among the adapters that no row knows; they were removed.
+    /// Adapters of jobs that are not over, whose row was never stored; they were removed, and the jobs make them again.
     pub removed: Vec<PathBuf>,
+    /// Other things among the adapters that no row knows, with where they lie now.
+    pub set_aside: Vec<(PathBuf, PathBuf)>,
     /// Adapters whose files are missing, with what took the place of those that were live (`None`
     /// is the base).
     pub quarantined: Vec<(AdapterId, Option<AdapterId>)>,
@@ -29,8 +31,8 @@ impl Reconciled {
 }
 
 impl Store {
-    /// Removes adapters' directories without a row, and quarantines rows without a directory: what
-    /// a process leaves that dies between the two. Only for the holder of the queue's lock.
+    /// Removes adapters' directories without a row that a process left which died between the two, sets aside what else
+    /// lies there, and quarantines rows without a directory. Only for the holder of the queue's lock.
     ///
     /// # Errors
     /// When the database or the directory cannot be read or written.
@@ -59,34 +61,48 @@ impl Store {
                     _ => {}
                 }
             }
-            done.removed = self.remove_strangers(db)?;
+            self.remove_strangers(db, &mut done)?;
             Ok(done)
         })
     }
 
-    /// Removes what lies among the adapters without a row, the trash included.
-    fn remove_strangers(&self, db: &rusqlite::Connection) -> Result<Vec<PathBuf>, StoreError> {
+    /// Takes away what lies among the adapters without a row, and empties the trash.
+    fn remove_strangers(
+        &self,
+        db: &rusqlite::Connection,
+        done: &mut Reconciled,
+    ) -> Result<(), StoreError> {
         let directory = self.home.adapters();
         let list = || fs_err::read_dir(&directory)?.collect::<Result<Vec<_>, _>>();
         let entries = list().map_err(StoreError::io("list the adapters"))?;
         let trash = self.home.trash();
-        let mut removed = Vec::new();
         for path in entries.into_iter().map(|entry| entry.path()) {
             let id = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.parse().ok());
-            let known = match &id {
-                Some(id) => adapters::exists(db, id)?,
+            let ours = match &id {
+                Some(id) if adapters::exists(db, id)? => continue,
+                Some(id) => is_being_made(db, id)?,
                 None => false,
             };
-            if !known && path != trash {
+            if ours {
                 publish::discard(&self.home, &path)?;
-                removed.push(path);
+                done.removed.push(path);
+            } else if path != trash {
+                let to = publish::set_aside(&self.home, &path)?;
+                done.set_aside.push((path, to));
             }
         }
         if trash.exists() {
             fs_err::remove_dir_all(&trash).map_err(StoreError::io("empty the trash"))?;
         }
-        Ok(removed)
+        Ok(())
     }
+}
+
+/// Whether a job that is not over will publish an adapter of this name.
+fn is_being_made(db: &rusqlite::Connection, id: &AdapterId) -> Result<bool, StoreError> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM jobs
+               WHERE name = ?1 AND state IN ('queued', 'running', 'evaluating'))";
+    Ok(db.query_row(sql, [id.as_str()], |row| row.get(0))?)
 }
 
 fn set_state(

@@ -7,6 +7,7 @@ use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 use super::error::StoreError;
 use super::home::open_private;
+use crate::crash;
 
 /// The steps from an empty database to the newest schema; `user_version` counts those applied.
 ///
@@ -28,6 +29,7 @@ pub const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
 pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
     // Made before SQLite does it, so that the file and its log are the owner's alone.
     open_private(path).map_err(StoreError::io("open the database"))?;
+    crash::point("after the database file was made");
     let open = || -> Result<Connection, StoreError> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags)?;
@@ -65,7 +67,9 @@ fn migrate(connection: &Connection, path: &Path) -> Result<(), StoreError> {
         if let Some(sql) = MIGRATIONS.get(step) {
             tx.execute_batch(sql)?;
             tx.pragma_update(None, "user_version", found + 1)?;
+            crash::point("before a migration's commit");
             tx.commit()?;
+            crash::point("after a migration's commit");
         }
     }
 }

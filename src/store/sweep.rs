@@ -56,7 +56,7 @@ impl Store {
             let mut stored = Vec::new();
             for (place, set) in sets.iter().enumerate() {
                 at = first_of(place);
-                stored.push(store_marks(db, set)?);
+                stored.push(self.store_marks(db, set)?);
             }
             let mut rows = BTreeMap::new();
             let base = jobs.first().and_then(|(_, new)| new.base_hash());
@@ -88,15 +88,20 @@ impl Store {
         });
         done.map_err(|source| BatchError { job: at, source })
     }
-}
 
-/// Stores the marks of a set and returns their ids; `None` for a set without marks of its own.
-fn store_marks(db: &Connection, set: &ExampleSet) -> Result<Option<HashSet<i64>>, StoreError> {
-    let store = |mark: &NewFeedback| {
-        feedback::check(mark)?;
-        feedback::insert(db, mark)
-    };
-    set.marks.as_ref().map(|marks| marks.iter().map(store).collect()).transpose()
+    /// Stores the marks of a set and returns their ids; `None` for a set without marks of its own.
+    fn store_marks(
+        &self,
+        db: &Connection,
+        set: &ExampleSet,
+    ) -> Result<Option<HashSet<i64>>, StoreError> {
+        let store = |mark: &NewFeedback| {
+            let mark = self.guarded(mark)?;
+            feedback::check(&mark)?;
+            feedback::insert(db, &mark)
+        };
+        set.marks.as_ref().map(|marks| marks.iter().map(store).collect()).transpose()
+    }
 }
 
 /// Chooses what is new in the jobs of a set among the rows of its domain.

@@ -3,6 +3,7 @@
 //! Requests come on stdin, events go out on what was stdout, the log is stderr. The worker leaves when stdin closes.
 
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 use std::process::{self, ExitCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,8 +15,10 @@ use serde::de::DeserializeOwned;
 
 use super::child_process::{self, Channel, EXIT_PARENT_GONE};
 use super::codec::{self, CodecError};
+use super::confine::{Needs, confine};
 use super::protocol::{Event, JobRequest, ParentCommand, Request};
 use super::training::Training;
+use crate::domain::Confinement;
 use crate::lora::Resources;
 
 /// How often the worker says that it lives.
@@ -36,6 +39,11 @@ pub trait Job: Send + 'static {
     type Input: DeserializeOwned + Send + 'static;
     /// What comes out.
     type Output: Serialize + Send + 'static;
+
+    /// Returns what the job must reach besides its own directories.
+    fn needs(&self, _input: &Self::Input) -> Needs {
+        Needs::default()
+    }
 
     /// Runs the job: reports what happens, asks `cancelled` often (at every step), publishes `request.out_dir`.
     ///
@@ -122,10 +130,29 @@ fn work<J: Job>(job: J) -> Result<(), CodecError> {
     if !child_process::is_parent(request.parent_pid) {
         return Err(CodecError::Closed);
     }
-    if let Err(reason) = child_process::apply(&request.limits) {
-        return channel.send(&Event::<()>::Failed(reason));
+    match isolate(&job, &request) {
+        Ok(how) => channel.send(&Event::<()>::Isolated(how))?,
+        Err(reason) => return channel.send(&Event::<()>::Failed(reason)),
     }
     run_job(job, request.job, &channel)
+}
+
+/// Applies the limits and closes what the job does not need; returns what is in force.
+fn isolate<J: Job>(job: &J, request: &Request<J::Input>) -> Result<String, String> {
+    let limited = child_process::apply(&request.limits)?;
+    let JobRequest { checkpoint_dir, out_dir, input } = &request.job;
+    let mut needs = job.needs(input);
+    needs.write.push(checkpoint_dir.clone());
+    needs.write.extend(out_dir.parent().map(Path::to_owned));
+    if request.limits.confinement != Confinement::Off {
+        // What is not there cannot be opened to it.
+        for directory in &needs.write {
+            fs_err::create_dir_all(directory).map_err(|e| e.to_string())?;
+        }
+    }
+    let closed = confine(request.limits.confinement, &needs)?;
+    child_process::start_pool(request.limits.threads)?;
+    Ok(format!("{limited}; {closed}"))
 }
 
 fn run_job<J: Job>(

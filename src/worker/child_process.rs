@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::codec::{self, CodecError};
 use super::protocol::{Event, Limits};
+use crate::text;
 
 /// Exit code after a panic; Rust's own.
 const EXIT_PANICKED: i32 = 101;
@@ -118,33 +119,76 @@ pub fn is_parent(pid: u32) -> bool {
     rustix::process::getppid().is_some_and(|parent| parent.as_raw_nonzero().get() as u32 == pid)
 }
 
-/// Applies the limits to this process; called before a second thread exists, because on Linux niceness belongs to the
+/// Applies the limits to this process and says which; called before a second thread exists, because on Linux niceness belongs to the
 /// thread that asks and those that it makes later.
 ///
 /// # Errors
 /// A message that names the limit and the reason.
-pub fn apply(limits: &Limits) -> Result<(), String> {
+pub fn apply(limits: &Limits) -> Result<String, String> {
+    let mut said = Vec::new();
     if limits.idle {
         // Before the niceness, which it sets to 0 where it may. Where it is refused the niceness has to do.
-        if let Err(error) = become_idle() {
-            let _ = writeln!(io::stderr(), "the scheduler's idle class is refused: {error}");
-        }
+        said.push(match become_idle() {
+            Ok(()) => IDLE.to_owned(),
+            Err(error) => format!("the scheduler's idle class is refused ({error})"),
+        });
     }
     let nice = limits.nice.clamp(0, MAX_NICE);
     rustix::process::setpriority_process(None, nice)
         .map_err(|e| format!("could not set the priority to {nice}: {e}"))?;
-    limit(Resource::Core, 0).map_err(|e| format!("could not switch core dumps off: {e}"))?;
+    said.push(format!("nice {nice}"));
+    if !limits.core_dumps {
+        limit(Resource::Core, 0).map_err(|e| format!("could not switch core dumps off: {e}"))?;
+        said.push("no core dumps".to_owned());
+    }
+    if limits.oom_score_adj > 0 {
+        said.push(match offer_to_oom_killer(limits.oom_score_adj) {
+            Ok(score) => format!("oom_score_adj {score}"),
+            Err(error) => format!("oom_score_adj is refused ({error})"),
+        });
+    }
     if limits.memory_bytes > 0 {
         limit(Resource::Data, limits.memory_bytes).map_err(|e| {
             format!("could not limit the memory to {} bytes: {e}", limits.memory_bytes)
         })?;
+        said.push(format!("at most {} of memory", text::bytes(limits.memory_bytes)));
     }
+    Ok(said.join(", "))
+}
+
+/// Starts the threads that compute; after everything that threads inherit.
+///
+/// # Errors
+/// A message that names their number and the reason.
+pub fn start_pool(threads: usize) -> Result<(), String> {
     rayon::ThreadPoolBuilder::new()
-        .num_threads(limits.threads)
+        .num_threads(threads)
         .thread_name(|index| format!("train-{index}"))
         .build_global()
-        .map_err(|e| format!("could not start {} compute threads: {e}", limits.threads))
+        .map_err(|e| format!("could not start {threads} compute threads: {e}"))
 }
+
+/// Lets the kernel end this process before others when memory runs out; a score that is higher already stays.
+#[cfg(target_os = "linux")]
+fn offer_to_oom_killer(score: u16) -> io::Result<i32> {
+    const PATH: &str = "/proc/self/oom_score_adj";
+    let held: i32 = fs_err::read_to_string(PATH)?.trim().parse().unwrap_or(0);
+    let score = held.max(i32::from(score));
+    fs_err::write(PATH, score.to_string())?;
+    Ok(score)
+}
+
+/// Other systems have no such score.
+#[cfg(not(target_os = "linux"))]
+fn offer_to_oom_killer(_: u16) -> io::Result<i32> {
+    Err(io::Error::other("this system has none"))
+}
+
+/// What there is to say of the idle class.
+#[cfg(target_os = "linux")]
+const IDLE: &str = "idle class";
+#[cfg(not(target_os = "linux"))]
+const IDLE: &str = "no idle class on this system";
 
 /// Lets this thread, and those it makes later, compute only while a core has nothing else to do.
 #[cfg(target_os = "linux")]

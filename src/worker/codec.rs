@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 pub const MAX_FRAME_BYTES: usize = 16 * 1024 * 1024;
 
 /// The version of the messages in [`super::protocol`]; raised with every change of them.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// The first bytes of a hello: tells a worker's stream from any other program's output.
 const MAGIC: [u8; 8] = *b"shammah\0";

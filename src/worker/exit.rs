@@ -55,6 +55,11 @@ impl<O> WorkerExit<O> {
         }
     }
 
+    /// Tells whether the job was neither done nor taken back.
+    pub(super) fn is_failure(&self) -> bool {
+        !matches!(self, WorkerExit::Finished(_) | WorkerExit::Cancelled)
+    }
+
     /// Tells whether the end of the process's log may say more than the exit itself.
     pub(super) fn leaves_questions(&self) -> bool {
         matches!(

@@ -14,6 +14,7 @@ pub mod parent;
 pub mod protocol;
 
 mod child_process;
+mod confine;
 mod curve;
 mod machine;
 mod meter;
@@ -36,6 +37,7 @@ pub const ENVIRONMENT: [(&str, &str); 4] = [
     ("MALLOC_TRIM_THRESHOLD_", "4294967296"),
 ];
 
+pub use confine::Needs;
 pub use exit::WorkerExit;
 pub use machine::available_memory;
 pub use parent::{WorkerConfig, WorkerEvent, WorkerHandle};

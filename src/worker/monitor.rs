@@ -149,6 +149,11 @@ impl<'a, O: DeserializeOwned + Send + 'static> Monitor<'a, O> {
         {
             outbox.push(WorkerEvent::Note(words));
         }
+        if exit.is_failure()
+            && let Some(lines) = tail.last_lines()
+        {
+            outbox.push(WorkerEvent::LogTail(lines));
+        }
         exit
     }
 
@@ -200,6 +205,7 @@ impl<'a, O: DeserializeOwned + Send + 'static> Monitor<'a, O> {
                     eta_ms,
                 });
             }
+            Event::Isolated(how) => outbox.push(WorkerEvent::Isolated(how)),
             Event::Checkpointed { step } => outbox.push(WorkerEvent::Checkpointed { step }),
             Event::Evaluating => outbox.push(WorkerEvent::Evaluating),
             Event::Note(text) => outbox.push(WorkerEvent::Note(text)),

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use fs_err as fs;
 
+use crate::crash;
+
 /// Begins and ends the name of a directory that is still being written; no adapter's id begins with a dot.
 const UNFINISHED: (&str, &str) = (".", ".partial");
 
@@ -44,14 +46,19 @@ impl Unfinished {
     pub fn finish(self) -> io::Result<()> {
         for entry in fs::read_dir(&self.directory)? {
             fs::File::open(entry?.path())?.sync_all()?;
+            crash::point("after a file of the outcome was synced");
         }
         fs::File::open(&self.directory)?.sync_all()?;
+        crash::point("after the outcome was synced");
         remove(&self.place)?;
+        crash::point("after an earlier outcome was removed");
         fs::rename(&self.directory, &self.place)?;
-        match self.place.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => fs::File::open(parent)?.sync_all(),
-            _ => Ok(()),
+        crash::point("after the outcome was moved");
+        if let Some(parent) = self.place.parent().filter(|p| !p.as_os_str().is_empty()) {
+            fs::File::open(parent)?.sync_all()?;
         }
+        crash::point("after the outcome's place was synced");
+        Ok(())
     }
 }
 
@@ -82,5 +89,43 @@ mod tests {
             assert_eq!((names.len(), place.join("half").exists()), (1, false));
         }
         assert!(Unfinished::begin(Path::new("/")).is_err());
+    }
+
+    fn publish(place: &Path, text: &str) {
+        let unfinished = Unfinished::begin(place).unwrap();
+        fs::write(unfinished.directory().join("weights"), text).unwrap();
+        fs::write(unfinished.directory().join("config"), text).unwrap();
+        unfinished.finish().unwrap();
+    }
+
+    #[test]
+    #[ignore = "the test below starts it"]
+    fn crash_child() {
+        if let Some((_, at)) = crash::kit::asked() {
+            publish(&at.join("job-1/outcome"), "second");
+        }
+    }
+
+    #[test]
+    fn an_outcome_is_whole_or_absent_wherever_the_worker_dies() {
+        let points = crash::kit::at_each_point(
+            "worker::outcome::tests::crash_child",
+            "publish",
+            |root| publish(&root.join("job-1/outcome"), "first"),
+            |root, _| {
+                let place = root.join("job-1/outcome");
+                if place.exists() {
+                    let read = |name: &str| fs::read_to_string(place.join(name)).unwrap();
+                    assert_eq!(read("weights"), read("config"), "no mixture");
+                }
+                publish(&place, "third");
+                assert_eq!(
+                    fs::read_dir(root.join("job-1")).unwrap().count(),
+                    1,
+                    "nothing is left over"
+                );
+            },
+        );
+        assert_eq!(points.len(), 6, "{points:?}");
     }
 }

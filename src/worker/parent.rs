@@ -80,6 +80,8 @@ pub enum WorkerEvent<O = Measurements> {
         /// Its process id.
         pid: u32,
     },
+    /// Which limits are in force, in words.
+    Isolated(String),
     /// A step of training was done; older figures that nobody read are dropped.
     Progress {
         /// The epoch, from 1.
@@ -108,6 +110,8 @@ pub enum WorkerEvent<O = Measurements> {
     Note(String),
     /// What the job is expected to need and, at its end, what it took; each replaces the one before.
     Resources(Resources),
+    /// The end of the log of a worker that did not do its job.
+    LogTail(String),
     /// The process is gone.
     Ended(WorkerExit<O>),
 }

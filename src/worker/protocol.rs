@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::domain::Confinement;
 use crate::lora::Resources;
 
 /// One job: what to compute and where its files go.
@@ -31,6 +32,12 @@ pub struct Limits {
     pub threads: usize,
     /// Private memory in bytes (`RLIMIT_DATA`); 0 sets no limit.
     pub memory_bytes: u64,
+    /// How much sooner the kernel ends it when memory runs out, 0 to 1000 (Linux).
+    pub oom_score_adj: u16,
+    /// Whether it may leave core dumps.
+    pub core_dumps: bool,
+    /// Whether it gives up files and network that its job does not need.
+    pub confinement: Confinement,
 }
 
 /// The parent's first message after its hello.
@@ -59,6 +66,8 @@ pub enum Event<O> {
         /// Milliseconds since the job's last report, or since its start.
         silent_ms: u64,
     },
+    /// The limits are in force: which, in words. Sent before the job begins.
+    Isolated(String),
     /// A step of training was done.
     Progress {
         /// The epoch, from 1.

@@ -6,11 +6,16 @@ use std::path::{Path, PathBuf};
 
 use fs_err as fs;
 
+use crate::text::printable_line;
+
 /// The largest log of one attempt, in bytes; what comes after is read and dropped, so that the worker never waits.
 const MAX_LOG_BYTES: usize = 1024 * 1024;
 
 /// How much of the log's end is kept for messages, in bytes.
 const TAIL_BYTES: usize = 8 * 1024;
+
+/// How many lines of it are kept with a job that failed.
+const TAIL_LINES: usize = 20;
 
 /// Bytes read at a time.
 const CHUNK_BYTES: usize = 4096;
@@ -53,6 +58,15 @@ impl Tail {
         let line = self.lines().filter(|line| !line.trim().is_empty()).last()?;
         let plain = line.trim().chars().filter(|c| !c.is_control());
         Some(plain.take(MAX_QUOTED_CHARS).collect())
+    }
+
+    /// Returns the last lines, without control characters, if they say something.
+    pub fn last_lines(&self) -> Option<String> {
+        let lines: Vec<String> = self.lines().map(|line| printable_line(&line)).collect();
+        let said: Vec<&str> =
+            lines.iter().map(|line| line.trim_end()).filter(|line| !line.is_empty()).collect();
+        let last = &said[said.len().saturating_sub(TAIL_LINES)..];
+        (!last.is_empty()).then(|| last.join("\n"))
     }
 
     fn lines(&self) -> impl Iterator<Item = String> {
@@ -138,6 +152,15 @@ mod tests {
             MAX_QUOTED_CHARS
         );
         assert_eq!(tail("\n \n").last_line(), None);
+    }
+
+    #[test]
+    fn the_last_lines_are_few_and_harmless() {
+        let text: String = (1..=50).map(|n| format!("line {n}\u{1b}[2J\n\n")).collect();
+        let lines = tail(&text).last_lines().unwrap();
+        assert_eq!(lines.lines().count(), TAIL_LINES);
+        assert!(lines.starts_with("line 31\n") && lines.ends_with("\nline 50"), "{lines}");
+        assert_eq!(tail("\n\n").last_lines(), None);
     }
 
     #[test]

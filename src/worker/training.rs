@@ -4,11 +4,12 @@ use std::fmt::Display;
 use std::io;
 
 use super::child::{Job, JobFailure, Report};
+use super::confine::Needs;
 use super::curve::CurveFile;
 use super::meter::{self, Meter};
 use super::outcome::Unfinished;
 use super::protocol::JobRequest;
-use crate::domain::CurvePoint;
+use crate::domain::{CurvePoint, DeviceChoice};
 use crate::eval::Measurements;
 use crate::lora::{self, JobError, JobEvent, JobInput};
 
@@ -18,6 +19,18 @@ pub struct Training;
 impl Job for Training {
     type Input = JobInput;
     type Output = Measurements;
+
+    fn needs(&self, input: &JobInput) -> Needs {
+        let mut read = input.model.files();
+        read.extend(input.hash_cache.clone());
+        read.extend([&input.parent, &input.baseline].into_iter().flatten().cloned());
+        let built_in = cfg!(any(feature = "cuda", feature = "metal"));
+        Needs {
+            read,
+            write: Vec::new(),
+            accelerator: built_in && input.device != DeviceChoice::Cpu,
+        }
+    }
 
     fn run(
         &self,

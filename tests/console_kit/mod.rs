@@ -18,7 +18,9 @@ use shammah::config::Config;
 use shammah::domain::{AdapterId, Mark, Role};
 use shammah::engine::FinishReason;
 use shammah::messages::console::{CloseConsole, JobNotice, Progress};
-use shammah::messages::feedback::{AddFix, AddMark, Buffer, Marked, SetAutoTrain, UndoMark};
+use shammah::messages::feedback::{
+    AddFix, AddMark, Buffer, ForgetMark, Marked, SetAutoTrain, UndoMark,
+};
 use shammah::messages::inference::{
     AdapterChoice, Answer, Generate, ModelLine, Piece, ShowModel, SwitchModel,
 };
@@ -29,6 +31,7 @@ use shammah::messages::registry::{
 use shammah::messages::supervisor::Shutdown;
 use shammah::messages::training::{CancelJob, EnqueueTraining, JobLine, ListJobs, WaitForJobs};
 use shammah::messages::{ActorError, ActorName, Port};
+use shammah::store::Forgotten;
 use tokio::sync::{oneshot, watch};
 
 /// How the fake behaves.
@@ -105,6 +108,7 @@ impl Others {
             mark: row.mark,
             weight: row.weight,
             note: row.note,
+            redacted: Vec::new(),
             heldout: false,
             buffer: self.buffer(),
         }
@@ -269,6 +273,15 @@ impl Handler<UndoMark> for Others {
     }
 }
 
+impl Handler<ForgetMark> for Others {
+    type Result = Result<Forgotten, ActorError>;
+
+    fn handle(&mut self, m: ForgetMark, _: &mut Self::Context) -> Self::Result {
+        self.rows.remove(&m.id);
+        Ok(Forgotten::default())
+    }
+}
+
 impl Handler<SetAutoTrain> for Others {
     type Result = Result<(), ActorError>;
 
@@ -305,6 +318,7 @@ fn ports(others: &Addr<Others>) -> ConsolePorts {
         add_mark: port(ActorName::Feedback, others),
         add_fix: port(ActorName::Feedback, others),
         undo_mark: port(ActorName::Feedback, others),
+        forget_mark: port(ActorName::Feedback, others),
         set_auto_train: port(ActorName::Feedback, others),
         enqueue: port(ActorName::Training, others),
         cancel_job: port(ActorName::Training, others),

@@ -1,16 +1,19 @@
 //! Jobs that fail on purpose, and workers that do not even speak the protocol.
 
+use std::fs;
 use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::process::{self, ExitCode};
 use std::thread;
 use std::time::Duration;
 
-use rustix::process::{Resource, Signal, getpgrp, getpid, getpriority_process, getrlimit};
+use rustix::process::{Pid, Resource, Signal, getpgrp, getpid, getpriority_process, getrlimit};
 use serde::{Deserialize, Serialize};
-use shammah::worker::JobRequest;
 use shammah::worker::child::{Job, JobFailure, Report};
 use shammah::worker::codec;
 use shammah::worker::protocol::Event;
+use shammah::worker::{JobRequest, Needs};
 
 /// What the job does.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -37,8 +40,56 @@ pub enum Fault {
     Flood,
     /// Tells what the process is allowed to.
     Describe,
+    /// Tries to get at things, and tells which it got.
+    Probe {
+        given: Vec<PathBuf>,
+        tries: Vec<Try>,
+    },
+    /// Tells its oom_score_adj.
+    Oom,
     /// Does nothing; the payload only makes the request large.
     Payload(String),
+}
+
+/// Something that a worker may or may not do.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Try {
+    Read(PathBuf),
+    List(PathBuf),
+    Write(PathBuf),
+    /// Makes a directory with a file in it, renames and removes it.
+    Publish(PathBuf),
+    Remove(PathBuf),
+    Execute(PathBuf),
+    Connect(u16),
+    Listen,
+    Signal(i32),
+}
+
+impl Try {
+    fn run(&self) -> io::Result<()> {
+        match self {
+            Try::Read(path) => fs::read(path).map(drop),
+            Try::List(path) => fs::read_dir(path).map(drop),
+            Try::Write(path) => fs::write(path, "x"),
+            Try::Publish(path) => {
+                let partial = path.with_extension("partial");
+                fs::create_dir(&partial)?;
+                fs::write(partial.join("weights"), "x")?;
+                fs::rename(&partial, path)?;
+                fs::File::open(path.parent().expect("a parent"))?.sync_all()?;
+                fs::remove_dir_all(path)
+            }
+            Try::Remove(path) => fs::remove_file(path),
+            Try::Execute(path) => process::Command::new(path).status().map(drop),
+            Try::Connect(port) => TcpStream::connect(("127.0.0.1", *port)).map(drop),
+            Try::Listen => TcpListener::bind("127.0.0.1:0").map(drop),
+            Try::Signal(pid) => {
+                let pid = Pid::from_raw(*pid).expect("a pid");
+                Ok(rustix::process::kill_process(pid, Signal::URG)?)
+            }
+        }
+    }
 }
 
 pub struct Faulty;
@@ -46,6 +97,13 @@ pub struct Faulty;
 impl Job for Faulty {
     type Input = Fault;
     type Output = String;
+
+    fn needs(&self, input: &Fault) -> Needs {
+        match input {
+            Fault::Probe { given, .. } => Needs { read: given.clone(), ..Needs::default() },
+            _ => Needs::default(),
+        }
+    }
 
     fn run(
         &self,
@@ -89,6 +147,17 @@ impl Job for Faulty {
                 report(Report::Note("and another thing".to_owned()));
             },
             Fault::Describe => return Ok(describe()),
+            Fault::Probe { tries, .. } => {
+                let told = |one: &Try| match one.run() {
+                    Ok(()) => "done".to_owned(),
+                    Err(error) => format!("{:?}", error.kind()),
+                };
+                return Ok(tries.iter().map(told).collect::<Vec<_>>().join(" "));
+            }
+            Fault::Oom => {
+                let score = fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+                return Ok(score.trim().to_owned());
+            }
             Fault::Payload(_) => {}
         }
         Ok("done".to_owned())

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::{Failed, Trial};
 use rustix::process::{Pid, Signal, test_kill_process};
+use shammah::domain::Confinement;
 use shammah::worker::codec;
 use shammah::worker::protocol::{Limits, Request};
 use shammah::worker::{JobRequest, WorkerConfig, WorkerEvent, WorkerExit, WorkerHandle};
@@ -21,8 +22,8 @@ const BOUND: Duration = Duration::from_secs(20);
 /// Events that the receiver's channel holds.
 const EVENTS: usize = 8;
 
-type Exit = WorkerExit<String>;
-type Events = mpsc::Receiver<WorkerEvent<String>>;
+pub type Exit = WorkerExit<String>;
+pub type Events = mpsc::Receiver<WorkerEvent<String>>;
 
 pub fn all() -> Vec<Trial> {
     let mut trials = faults_of_the_job();
@@ -34,10 +35,11 @@ pub fn all() -> Vec<Trial> {
     trials.push(test("the_worker_leaves_when_stdin_closes", stdin_closes));
     trials.push(test("the_worker_leaves_when_its_parent_is_killed", parent_killed));
     trials.push(test("the_worker_refuses_a_parent_that_is_another", other_parent));
+    trials.extend(crate::isolation::all());
     trials
 }
 
-fn test(name: &'static str, body: fn()) -> Trial {
+pub fn test(name: &'static str, body: fn()) -> Trial {
     Trial::test(name, move || {
         body();
         Ok::<(), Failed>(())
@@ -255,7 +257,7 @@ fn turns() {
 
 fn limited() {
     let (_, exit) = run(Fault::Describe, |c| {
-        c.limits = Limits { nice: 19, idle: true, threads: 3, memory_bytes: 3 << 30 };
+        c.limits = Limits { nice: 19, idle: true, threads: 3, memory_bytes: 3 << 30, ..limits() };
     });
     let session = crate::faulty::session();
     let linux = cfg!(target_os = "linux");
@@ -343,8 +345,16 @@ fn done() -> Exit {
     Exit::Finished(Box::new("done".to_owned()))
 }
 
-fn limits() -> Limits {
-    Limits { nice: 5, idle: false, threads: 1, memory_bytes: 0 }
+pub fn limits() -> Limits {
+    Limits {
+        nice: 5,
+        idle: false,
+        threads: 1,
+        memory_bytes: 0,
+        oom_score_adj: 0,
+        core_dumps: false,
+        confinement: Confinement::Off,
+    }
 }
 
 fn job(input: Fault) -> JobRequest<Fault> {
@@ -352,11 +362,18 @@ fn job(input: Fault) -> JobRequest<Fault> {
 }
 
 fn spawn(fault: Fault, change: impl FnOnce(&mut WorkerConfig)) -> (WorkerHandle, Events) {
+    spawn_job(job(fault), change)
+}
+
+pub fn spawn_job(
+    job: JobRequest<Fault>,
+    change: impl FnOnce(&mut WorkerConfig),
+) -> (WorkerHandle, Events) {
     let mut config = WorkerConfig::new(std::env::current_exe().unwrap(), limits());
     config.args = vec!["--as-worker".into()];
     change(&mut config);
     let (to, events) = mpsc::channel(EVENTS);
-    (WorkerHandle::spawn(config, job(fault), to), events)
+    (WorkerHandle::spawn(config, job, to), events)
 }
 
 fn run(fault: Fault, change: impl FnOnce(&mut WorkerConfig)) -> (Vec<WorkerEvent<String>>, Exit) {
@@ -365,7 +382,7 @@ fn run(fault: Fault, change: impl FnOnce(&mut WorkerConfig)) -> (Vec<WorkerEvent
 }
 
 /// Takes all events up to the end, within the bound; nothing comes after the end.
-fn drain(events: &mut Events) -> (Vec<WorkerEvent<String>>, Exit) {
+pub fn drain(events: &mut Events) -> (Vec<WorkerEvent<String>>, Exit) {
     let mut seen = Vec::new();
     loop {
         match next(events).expect("an end before the channel closes") {

@@ -12,7 +12,7 @@ use super::commands::{AdaptersCommand, Command, JobsCommand, help_of};
 use super::settings::Changed;
 use super::{ConsoleActor, Output, Ticket, lists, render};
 use crate::domain::{DEFAULT_DOMAIN, Mark};
-use crate::messages::feedback::SetAutoTrain;
+use crate::messages::feedback::{ForgetMark, SetAutoTrain};
 use crate::messages::inference::{AdapterChoice, Answer, Generate, Piece, answer_channel};
 use crate::messages::registry::{
     DeleteAdapter, ListAdapters, LoadAdapter, RollbackAdapter, UnloadAdapter,
@@ -92,6 +92,7 @@ impl ConsoleActor {
             Command::Mark { mark, note } => self.mark(mark, note, ticket, ctx),
             Command::Fix(text) => self.fix(text, ticket, ctx),
             Command::Undo => self.undo(ticket, ctx),
+            Command::Forget(id) => self.forget_mark(id, ticket, ctx),
             Command::Train { domain } => self.train(domain, ticket, ctx),
             Command::Jobs(JobsCommand::Wait) => self.wait_for_jobs(ticket, ctx),
             Command::Jobs(command) => self.jobs(command, ticket, ctx),
@@ -175,6 +176,15 @@ impl ConsoleActor {
             }
             Err(problem) => self.error(&problem),
         }
+    }
+
+    fn forget_mark(&mut self, id: i64, ticket: Option<Ticket>, ctx: &mut Context<Self>) {
+        let port = self.ports.forget_mark.clone();
+        let ask = async move { port.ask(ForgetMark { id }).await };
+        self.work(ticket, ctx, ask, move |this, done| {
+            this.conversation.undone(id);
+            render::forgotten(id, &done)
+        });
     }
 
     fn train(&mut self, domain: Option<String>, ticket: Option<Ticket>, ctx: &mut Context<Self>) {

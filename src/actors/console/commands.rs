@@ -30,6 +30,8 @@ pub enum Command {
     Fix(String),
     /// `/undo`: takes the last mark back.
     Undo,
+    /// `/forget ID`: drops a mark for good.
+    Forget(i64),
     /// `/train [domain]`.
     Train {
         /// The domain; the default one when missing.
@@ -176,6 +178,12 @@ pub const COMMANDS: &[Help] = &[
         detail: "Removes the last mark of this session, with its fix, unless a training job already has it. Again: the one before.",
     },
     Help {
+        name: "forget",
+        usage: "/forget ID",
+        summary: "drop a mark for good",
+        detail: "Overwrites its text in the database and says which adapters have seen it. ID is that of `shammah feedback list`.",
+    },
+    Help {
         name: "train",
         usage: "/train [DOMAIN]",
         summary: "train on the marks now",
@@ -291,6 +299,11 @@ fn command(help: &'static Help, argument: &str) -> Result<Command, InputError> {
         "critical" => Ok(Command::Mark { mark: Mark::Critical, note: text }),
         "fix" => text.map(Command::Fix).ok_or_else(|| wrong("the better answer is missing".into())),
         "undo" => bare(Command::Undo),
+        "forget" => match argument.trim_start_matches('#').parse() {
+            Ok(id) => Ok(Command::Forget(id)),
+            Err(_) if argument.is_empty() => Err(wrong("the number of the mark is missing".into())),
+            Err(_) => Err(wrong(format!("\"{argument}\" is no number of a mark"))),
+        },
         "train" => Ok(Command::Train { domain: domain(text).map_err(wrong)? }),
         "jobs" => jobs(argument).map(Command::Jobs).map_err(wrong),
         "adapters" => adapters(argument).map(Command::Adapters).map_err(wrong),

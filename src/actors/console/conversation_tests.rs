@@ -30,6 +30,7 @@ fn stored(id: i64) -> Marked {
         weight: 10.0,
         note: None,
         has_target: false,
+        redacted: Vec::new(),
         heldout: false,
         buffer: Buffer::default(),
     }

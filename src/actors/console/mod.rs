@@ -41,7 +41,7 @@ use self::conversation::Conversation;
 use self::intake::{Intake, WAITING_INPUTS, Work};
 use self::prompt::JobStatus;
 use crate::messages::console::{CloseConsole, JobNotice, LiveChanged, Notice, Progress};
-use crate::messages::feedback::{AddFix, AddMark, SetAutoTrain, UndoMark};
+use crate::messages::feedback::{AddFix, AddMark, ForgetMark, SetAutoTrain, UndoMark};
 use crate::messages::inference::{Generate, ShowModel, SwitchModel};
 use crate::messages::registry::{
     DeleteAdapter, ListAdapters, LoadAdapter, RollbackAdapter, UnloadAdapter,
@@ -72,6 +72,8 @@ pub struct ConsolePorts {
     pub add_fix: Port<AddFix>,
     /// `/undo`.
     pub undo_mark: Port<UndoMark>,
+    /// `/forget`.
+    pub forget_mark: Port<ForgetMark>,
     /// `/set auto_train`.
     pub set_auto_train: Port<SetAutoTrain>,
     /// `/train`.

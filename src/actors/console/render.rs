@@ -8,6 +8,7 @@ use crate::engine::FinishReason;
 use crate::messages::console::{JobNotice, LiveChanged, Progress};
 use crate::messages::feedback::{Buffer, Marked};
 use crate::messages::inference::{Answer, ModelLine};
+use crate::store::{self, Forgotten, SecretFound};
 pub use crate::text::duration;
 use crate::text::{need, printable_line, shortened};
 
@@ -152,8 +153,39 @@ pub fn marked(marked: &Marked) -> String {
     } else if marked.heldout {
         text.push_str("\nHeld out: it measures the next training and is not trained on.");
     }
+    text.push_str(&redacted(&marked.redacted));
     text.push('\n');
     text.push_str(&buffer(&marked.buffer));
+    text
+}
+
+/// Says what was replaced before a mark was stored.
+fn redacted(found: &[SecretFound]) -> String {
+    match found {
+        [] => String::new(),
+        found => format!("\nReplaced before it was stored: {}.", store::listed(found)),
+    }
+}
+
+/// Says what is left of a mark that was dropped for good.
+pub fn forgotten(id: i64, done: &Forgotten) -> String {
+    let mut text = format!("Mark {id} is forgotten: its text is gone from the database.");
+    if done.still_in_log {
+        text.push_str(
+            "\nAnother process reads the database: its log still has the text until that ends.",
+        );
+    }
+    for adapter in &done.seen_by {
+        text.push_str(&format!(
+            "\nAdapter {adapter} has seen it: train anew from=fresh and delete that."
+        ));
+    }
+    if let Some(job) = done.in_running_job {
+        text.push_str(&format!("\nJob {job} is learning it now: /jobs cancel {job} stops that."));
+    }
+    for job in &done.cancelled_jobs {
+        text.push_str(&format!("\nJob {job} is cancelled: it was its only example."));
+    }
     text
 }
 
@@ -169,6 +201,7 @@ pub fn fixed(marked: &Marked) -> String {
     if marked.heldout {
         text.push_str("\nHeld out: it measures the next training and is not trained on.");
     }
+    text.push_str(&redacted(&marked.redacted));
     text.push('\n');
     text.push_str(&buffer(&marked.buffer));
     text

@@ -23,9 +23,32 @@ fn mark(kind: Mark, weight: f64, note: Option<&str>, has_target: bool) -> Marked
         weight,
         note: note.map(str::to_owned),
         has_target,
+        redacted: Vec::new(),
         heldout: false,
         buffer: full_buffer(),
     }
+}
+
+#[test]
+fn what_was_replaced_in_a_mark_and_what_knows_a_forgotten_one_is_said() {
+    let found = |field: &str| SecretFound { field: field.to_owned(), rule: "jwt" };
+    let redacted = vec![found("note"), found("message 1")];
+    let text = marked(&Marked { redacted, ..mark(Mark::Good, 1.0, None, true) });
+    assert!(
+        text.contains("\nReplaced before it was stored: jwt in note, jwt in message 1.\n"),
+        "{text}"
+    );
+    let done = Forgotten {
+        seen_by: vec!["lora_a".parse().unwrap()],
+        in_running_job: Some(4),
+        cancelled_jobs: vec![5],
+        still_in_log: true,
+    };
+    let text = forgotten(7, &done);
+    for words in ["Mark 7 is forgotten", "Adapter lora_a", "Job 4", "Job 5", "its log still"] {
+        assert!(text.contains(words), "{text}");
+    }
+    assert_eq!(forgotten(7, &Forgotten::default()).lines().count(), 1);
 }
 
 #[test]

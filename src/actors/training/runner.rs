@@ -219,6 +219,11 @@ impl Runner {
                 }
                 self.notices.tell(JobNotice::Noted { job, text }).await;
             }
+            WorkerEvent::Isolated(how) => {
+                tracing::info!(job, how, "the worker is isolated");
+                self.record(job, plan::ISOLATION, how).await;
+            }
+            WorkerEvent::LogTail(text) => self.record(job, plan::LOG_TAIL, text).await,
             WorkerEvent::Resources(known) => self.resources(job, &known).await,
             WorkerEvent::Ended(_) => {}
         }

@@ -2,10 +2,12 @@
 
 mod adapters;
 mod bases;
+mod crash_points;
 mod feedback;
 mod jobs;
 mod reconcile;
 mod retention;
+mod secrets;
 mod sequences;
 mod sweeps;
 

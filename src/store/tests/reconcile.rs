@@ -91,18 +91,25 @@ fn a_row_without_files_is_quarantined_and_its_parent_takes_over() {
 }
 
 #[test]
-fn strangers_among_the_adapters_go_and_the_known_stay() {
+fn strangers_among_the_adapters_are_set_aside_and_the_known_stay() {
     let f = fixture();
     f.train("a");
     let strangers = [".tmp-x", "Not An Id", "unknown"].map(|name| f.home.adapters().join(name));
     strangers.iter().for_each(|path| write_adapter(path));
     std::fs::write(f.home.adapters().join("file"), "x").unwrap();
     let (_, reconciled, _) = restart(&f);
-    assert_eq!(reconciled.removed.len(), 4);
+    assert!(reconciled.removed.is_empty());
+    let mut aside: Vec<_> = reconciled.set_aside.into_iter().map(|(_, to)| to).collect();
+    aside.sort_unstable();
+    let place = |name: &str| f.home.quarantine().join(name);
+    assert_eq!(aside, [".tmp-x", "Not An Id", "file", "unknown"].map(place));
+    assert!(place("unknown").join("training.json").is_file(), "nothing is deleted");
     let left: Vec<_> =
         f.home.adapters().read_dir().unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left, ["a"]);
     assert!(restart(&f).1.is_empty());
+    write_adapter(&f.home.adapters().join("unknown"));
+    assert_eq!(restart(&f).1.set_aside[0].1, place("unknown-2"), "an earlier one stays");
 }
 
 #[test]

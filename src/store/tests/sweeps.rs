@@ -197,7 +197,7 @@ fn a_loss_curve_moves_from_the_workers_file_into_the_database() {
 }
 
 /// A database as the first version of the schema had it, with a job that learned a mark and one that waits.
-fn first_schema(path: &std::path::Path) {
+pub(super) fn first_schema(path: &std::path::Path) {
     let old = Connection::open(path).unwrap();
     old.execute_batch(include_str!("../migrations/0001_initial.sql")).unwrap();
     old.execute_batch(

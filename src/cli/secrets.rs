@@ -1,0 +1,156 @@
+//! What the command line says of secrets in marks, and how a mark is dropped for good.
+
+use std::collections::HashSet;
+
+use anyhow::Result;
+use serde::Serialize;
+use serde_json::json;
+
+use super::context::Session;
+use super::exit::Exit;
+use super::output;
+use crate::secrets::source;
+use crate::store::{FeedbackFilter, FeedbackRow, Forgotten, SecretFound, Store, listed};
+use crate::text::printable_line;
+
+/// Largest history that is looked through: that of the console is far smaller.
+const MAX_HISTORY_BYTES: u64 = 16 << 20;
+
+/// A secret and where it is, or was.
+#[derive(Debug, Serialize)]
+pub struct Found {
+    feedback: i64,
+    #[serde(flatten)]
+    secret: SecretFound,
+}
+
+/// Returns what was replaced in a mark.
+pub fn of(row: &FeedbackRow) -> Vec<Found> {
+    row.redactions().into_iter().map(|secret| Found { feedback: row.id, secret }).collect()
+}
+
+/// Returns those of the marks in which something was replaced.
+///
+/// # Errors
+/// A store that cannot be read.
+pub fn replaced_in(store: &Store, ids: &[i64]) -> Result<Vec<FeedbackRow>> {
+    let ids: HashSet<i64> = ids.iter().copied().collect();
+    let mut rows = store.list_feedback(&FeedbackFilter::default())?;
+    rows.retain(|row| ids.contains(&row.id) && !row.redactions().is_empty());
+    Ok(rows)
+}
+
+/// Tells what was replaced in marks that were just stored.
+///
+/// # Errors
+/// When stdout cannot be written.
+pub fn tell(rows: &[FeedbackRow]) -> std::io::Result<()> {
+    lines(rows).iter().try_for_each(|line| output::line(line))
+}
+
+/// [`tell`], on stderr.
+pub fn complain(rows: &[FeedbackRow]) {
+    lines(rows).iter().for_each(|line| output::complain(line));
+}
+
+fn lines(rows: &[FeedbackRow]) -> Vec<String> {
+    let replaced = rows.iter().map(|row| (row.id, row.redactions()));
+    let replaced = replaced.filter(|(_, found)| !found.is_empty());
+    replaced
+        .map(|(id, found)| {
+            format!("replaced in mark {id} before it was stored: {}", listed(&found))
+        })
+        .collect()
+}
+
+/// Looks through all marks, those that left the buffer too.
+///
+/// # Errors
+/// A store that cannot be read.
+pub fn scan(store: &Store, as_json: bool) -> Result<Exit> {
+    let all = FeedbackFilter { domain: None, unconsumed: false, archived: true };
+    let mut marks = 0;
+    let mut bad = Vec::new();
+    for row in store.list_feedback(&all)? {
+        marks += 1;
+        let found = row.secrets();
+        if found.is_empty() {
+            continue;
+        }
+        if as_json {
+            for SecretFound { field, rule } in found {
+                let object = json!({"feedback": row.id, "domain": row.domain, "field": field, "rule": rule,
+                    "source": source(rule), "consumed_by": row.consumed_by});
+                output::json(&object)?;
+            }
+        } else {
+            output::line(&format!("mark {} ({}): {}", row.id, row.domain, listed(&found)))?;
+        }
+        bad.push(row.id);
+    }
+    if !as_json {
+        output::line(&match bad.len() {
+            0 => format!("no secrets in {marks} marks"),
+            n => format!(
+                "{n} of {marks} marks hold secrets: drop one for good with `shammah feedback forget ID`"
+            ),
+        })?;
+    }
+    Ok(if bad.is_empty() { Exit::Done } else { Exit::Failed })
+}
+
+/// Drops a mark for good and says what still knows it.
+///
+/// # Errors
+/// No such mark, or a store that cannot be written.
+pub fn forget(session: &Session, id: i64, as_json: bool) -> Result<()> {
+    let row = session.store.feedback(id)?;
+    let done = session.store.remove_feedback(id)?;
+    let in_history = history_has(session, &row);
+    if as_json {
+        let Forgotten { seen_by, in_running_job, cancelled_jobs, still_in_log } = done;
+        return Ok(output::json(&json!({"forgotten": id, "seen_by": seen_by,
+            "in_running_job": in_running_job, "cancelled_jobs": cancelled_jobs,
+            "still_in_log": still_in_log, "in_history": in_history}))?);
+    }
+    output::line(&format!("mark {id} is forgotten: its text is gone from the database"))?;
+    if done.still_in_log {
+        output::line(
+            "another process reads the database: its log still has the text until that ends",
+        )?;
+    }
+    for adapter in &done.seen_by {
+        output::line(&format!(
+            "adapter {adapter} has seen it: train anew with `shammah train --from fresh`, then `shammah adapters delete {adapter}`"
+        ))?;
+    }
+    if let Some(job) = done.in_running_job {
+        output::line(&format!(
+            "job {job} is learning it now: `shammah jobs cancel {job}` stops that"
+        ))?;
+    }
+    for job in &done.cancelled_jobs {
+        output::line(&format!("job {job} is cancelled: it was its only example"))?;
+    }
+    if in_history {
+        let path = session.home.history();
+        output::line(&format!(
+            "the console's history still has lines of it: edit {}",
+            path.display()
+        ))?;
+    }
+    Ok(())
+}
+
+/// Whether something that was typed for a mark is in the console's history.
+fn history_has(session: &Session, row: &FeedbackRow) -> bool {
+    let path = session.home.history();
+    if !fs_err::metadata(&path).is_ok_and(|meta| meta.len() <= MAX_HISTORY_BYTES) {
+        return false;
+    }
+    let history = fs_err::read(&path).unwrap_or_default();
+    let history = String::from_utf8_lossy(&history);
+    let typed = [Some(row.question()), row.note.as_deref(), row.fix.as_deref()];
+    let typed = typed.into_iter().flatten().map(printable_line);
+    typed.filter(|text| !text.trim().is_empty()).any(|text| history.contains(text.trim()))
+}
