@@ -137,7 +137,10 @@ pub fn retry(
             only.push(example.id);
         }
     }
-    if only.is_empty() {
+    // A fresh job learns old examples too.
+    let fresh_alone = job.from == store::StartFrom::Fresh
+        && !store.job_examples(id, ExampleRole::Replay)?.is_empty();
+    if only.is_empty() && !fresh_alone {
         return Err(PlanError::NothingLeft { job: id });
     }
     let new = NewJob {

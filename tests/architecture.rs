@@ -27,7 +27,7 @@ const LAYERS: [(&str, &[&str]); 22] = [
         &["domain", "text", "config", "models", "lora", "eval", "engine", "store", "worker"],
     ),
     ("plan", &["domain", "text", "config", "models", "lora", "eval", "engine", "store"]),
-    ("actors", &[CORE, "messages", "plan", "worker"]),
+    ("actors", &[CORE, "messages", "plan", "worker", "secrets"]),
     ("app", &[CORE, "messages", "plan", "worker", "actors", "logging", "device"]),
     (
         "cli",

@@ -26,6 +26,7 @@ fn decoding_and_prefill_count_what_was_asked_for() {
     assert_eq!(adapted["adapter"]["rank"], 4);
     assert_eq!(adapted["adapter"]["runs"].as_array().unwrap().len(), 2);
     assert!(adapted["adapter"]["tokens_per_second"].as_f64().unwrap() > 0.0);
+    assert!(adapted["adapter"]["two_tokens_per_second"].as_f64().unwrap() > 0.0);
     assert!(adapted["adapter"]["swap_ms"].as_f64().unwrap().is_finite());
     let prefill = figures(&["bench", "prefill", "--tokens", "32", "--runs", "2", "--json"]);
     assert_eq!(prefill["runs"].as_array().unwrap().len(), 2);

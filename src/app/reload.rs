@@ -4,8 +4,8 @@ use serde_json::Value;
 
 use crate::config::Config;
 
-/// Keys that a running service cannot take up: the model is loaded and the log open.
-const AT_START: [&str; 2] = ["model.", "log."];
+/// Keys that a running service cannot take up: the model is loaded, the log and the store are open.
+const AT_START: [&str; 3] = ["model.", "log.", "feedback.secrets"];
 /// Keys that a service does not use: nobody chats there.
 const UNUSED: [&str; 4] = ["generation.", "console.", "feedback.", "queue.second_instance"];
 

@@ -1,4 +1,5 @@
-//! `shammah doctor`: what works on this machine and what does not. It changes nothing and shows no secret.
+//! `shammah doctor`: what works on this machine and what does not. It trains nothing, changes no row and shows no secret; a
+//! data directory without a database stays as it is.
 
 use std::path::Path;
 use std::thread::available_parallelism;
@@ -107,10 +108,11 @@ fn examine(report: &mut Report, path: &Path, global: &GlobalArgs) {
             None
         }
     };
-    if path.exists() {
+    if path.join("shammah.db").exists() {
         data(report, path);
     } else {
-        report.ok("data directory", format!("{}: made at the first start", path.display()));
+        let path = path.display();
+        report.ok("data directory", format!("{path}: no database yet; made at the first start"));
     }
     if let Some(config) = &config {
         model_of(report, config);
@@ -138,9 +140,6 @@ fn data(report: &mut Report, path: &Path) {
             report.add("disk", verdict, format!("{} free", bytes(free)));
         }
         Err(error) => report.warn("disk", format!("free space is not known: {error}")),
-    }
-    if !home.db().exists() {
-        return report.ok("database", "none yet");
     }
     if let Err(error) = database(report, &home) {
         report.fail("database", error);

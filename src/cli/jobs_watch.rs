@@ -36,13 +36,16 @@ pub fn run(session: &Session, id: Option<&str>, as_json: bool) -> Result<Exit> {
     let mut open: Vec<i64> = Vec::new();
     loop {
         let rows = store.jobs()?;
-        for job in rows.iter().filter(|job| open.contains(&job.id) && job.state.is_final()) {
-            watch.show(&View::of(store, home, &rows, job, None)?, true)?;
+        let is_told = |job: &JobRow| only == Some(job.id) && !open.contains(&job.id);
+        for job in rows.iter().filter(|job| open.contains(&job.id) || is_told(job)) {
+            if job.state.is_final() {
+                watch.show(&View::of(store, home, &rows, job, None)?, true)?;
+            }
         }
         let wanted = |job: &&JobRow| only.is_none_or(|id| id == job.id);
         open = rows.iter().filter(wanted).filter(|j| !j.state.is_final()).map(|j| j.id).collect();
         if open.is_empty() {
-            return ended(&mut watch, store, home, &rows, only);
+            return ended(&mut watch, &rows, only);
         }
         watch.tell_lonely(home, &rows)?;
         if let Some(job) = shown(&rows, only) {
@@ -63,19 +66,11 @@ fn shown(rows: &[JobRow], only: Option<i64>) -> Option<&JobRow> {
     }
 }
 
-fn ended(
-    watch: &mut Watch,
-    store: &Store,
-    home: &Home,
-    rows: &[JobRow],
-    only: Option<i64>,
-) -> Result<Exit> {
+fn ended(watch: &mut Watch, rows: &[JobRow], only: Option<i64>) -> Result<Exit> {
+    watch.out.close()?;
     let Some(job) = only.and_then(|id| rows.iter().find(|job| job.id == id)) else {
-        watch.out.close()?;
         return Ok(Exit::Done);
     };
-    watch.show(&View::of(store, home, rows, job, None)?, true)?;
-    watch.out.close()?;
     Ok(match job.state {
         JobState::Succeeded => Exit::Done,
         JobState::Rejected => Exit::Rejected,

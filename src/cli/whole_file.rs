@@ -26,7 +26,10 @@ pub fn write(
         _ => Path::new("."),
     };
     let mut temporary = tempfile::NamedTempFile::new_in(folder).map_err(|e| plain(&e))?;
-    fill(&mut io::BufWriter::new(temporary.as_file_mut()))?;
+    let mut out = io::BufWriter::new(temporary.as_file_mut());
+    fill(&mut out)?;
+    out.flush()?;
+    drop(out);
     temporary.as_file().sync_all()?;
     let placed = match existing {
         Existing::Replace => temporary.persist(file),

@@ -24,7 +24,12 @@ impl Decoder {
         adapt: &dyn Adapt,
     ) -> Result<Vec<f32>> {
         let mut x = self.embed(&[id])?.flatten_all()?.to_vec1()?;
-        with_team(|team| {
+        // What acts in a way of its own computes with the pool, whose threads a team would keep.
+        let modules = Module::ALL.into_iter();
+        let mut sites = (0..self.layers().len())
+            .flat_map(|layer| modules.clone().map(move |module| Site { layer, module }));
+        let alone = sites.any(|site| matches!(adapt.added(site), Added::Otherwise));
+        with_team(!alone, |team| {
             self.layers().iter().enumerate().try_for_each(|(index, layer)| {
                 Step { decoder: self, index, pass, cache, adapt, team }.layer(layer, &mut x)
             })

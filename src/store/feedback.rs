@@ -1,7 +1,7 @@
 //! Marks: what the user thought of an answer.
 
 use chrono::{DateTime, Utc};
-use rusqlite::{Connection, OptionalExtension, Row, named_params};
+use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
 use serde::Serialize;
 
 use super::error::{StoreError, from_millis, now};
@@ -390,8 +390,21 @@ fn running_with(db: &Connection, id: i64) -> Result<Option<i64>, StoreError> {
         .optional()?)
 }
 
-/// Deletes a mark's text; the row goes too unless a job refers to it.
+/// Deletes a mark's text; the row goes too unless a job refers to it. What its jobs said of their failures goes as well:
+/// it may quote the text.
 fn erase(db: &Connection, id: i64) -> Result<(), StoreError> {
+    let jobs = "SELECT job_id FROM job_feedback WHERE feedback_id = ?1";
+    db.execute(
+        &format!("UPDATE jobs SET error = ?2 WHERE error IS NOT NULL AND id IN ({jobs})"),
+        params![id, "its reason went with a mark that was forgotten"],
+    )?;
+    db.execute(
+        &format!(
+            "UPDATE events SET detail = NULL WHERE kind NOT IN ('resources', 'isolation')
+             AND job_id IN ({jobs})"
+        ),
+        [id],
+    )?;
     db.execute("UPDATE job_feedback SET target = '' WHERE feedback_id = ?1", [id])?;
     let kept = db.execute(
         "UPDATE feedback SET messages = '[]', response = '', note = NULL, fix = NULL, forgotten = 1

@@ -73,7 +73,8 @@ impl Store {
             let points =
                 db.execute(&format!("DELETE FROM job_curve WHERE job_id IN ({old})"), keep)?;
             let notes = format!(
-                "DELETE FROM events WHERE kind IN ('note', 'resources') AND job_id IN ({old})"
+                "DELETE FROM events WHERE job_id IN ({old})
+                 AND kind IN ('note', 'resources', 'isolation', 'log_tail', 'out_of_memory')"
             );
             Ok(points + db.execute(&notes, keep)?)
         })

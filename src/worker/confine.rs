@@ -7,6 +7,11 @@ use std::path::PathBuf;
 
 use crate::domain::Confinement;
 
+/// What is said of a build for accelerators whose job may use one.
+const ACCELERATOR: &str = "files and network open (a job that may use an accelerator)";
+/// What is said of a closed network.
+const TCP: &str = "TCP closed";
+
 /// Files that a job works with, besides its own directories.
 #[derive(Debug, Default)]
 pub struct Needs {
@@ -27,8 +32,13 @@ pub fn confine(wanted: Confinement, needs: &Needs) -> Result<String, String> {
         Confinement::Off => {
             return Ok("files and network open (worker.landlock = \"off\")".to_owned());
         }
-        _ if needs.accelerator => "files and network open (a job on an accelerator)".to_owned(),
+        _ if needs.accelerator => ACCELERATOR.to_owned(),
         _ => match system::restrict(needs)? {
+            system::Status::Closed(what)
+                if wanted == Confinement::Require && !what.contains(TCP) =>
+            {
+                format!("{what}, network open (Linux before 6.7)")
+            }
             system::Status::Closed(what) => return Ok(what),
             system::Status::Open(why) => format!("files and network open ({why})"),
         },
@@ -92,7 +102,7 @@ mod system {
         let status = ruleset.and_then(|r| r.restrict_self()).map_err(|e| failed(&e))?;
         Ok(match (status.ruleset, status.landlock) {
             (RulesetStatus::NotEnforced, LandlockStatus::NotImplemented) => {
-                Status::Open("this kernel has no Landlock")
+                Status::Open("no Landlock: the kernel has none, or a sandbox forbids it")
             }
             (RulesetStatus::NotEnforced, _) => {
                 Status::Open("Landlock is switched off in this kernel")
@@ -107,7 +117,8 @@ mod system {
     fn closed(abi: ABI) -> String {
         let mut what = "files closed".to_owned();
         if abi >= ABI::V4 {
-            what.push_str(", TCP closed");
+            what.push_str(", ");
+            what.push_str(super::TCP);
         }
         if abi >= ABI::V6 {
             what.push_str(", signals and abstract sockets closed");
@@ -139,7 +150,7 @@ mod tests {
     fn what_is_required_and_cannot_be_is_an_error_with_its_remedy() {
         let needs = Needs { accelerator: true, ..Needs::default() };
         let open = confine(Confinement::Try, &needs).unwrap();
-        assert_eq!(open, "files and network open (a job on an accelerator)");
+        assert_eq!(open, ACCELERATOR);
         let error = confine(Confinement::Require, &needs).unwrap_err();
         assert!(error.contains("accelerator") && error.contains("\"try\""), "{error}");
         assert!(confine(Confinement::Off, &needs).unwrap().contains("worker.landlock"));

@@ -62,7 +62,7 @@ fn main() {
                         let mut y = vec![0f32; rows].into_boxed_slice();
                         let low_rank = vec![product::LowRank { a, b, rank, scale: 2.0 }];
                         let weight = Rows::new(f, &bytes);
-                        team::with_team(|team| {
+                        team::with_team(true, |team| {
                             let y = &mut y;
                             let one = product::Product { weight, bias: Some(&bias), low_rank, y };
                             product::token_products(team, &x, vec![one]);

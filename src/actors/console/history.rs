@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use fs_err::os::unix::fs::OpenOptionsExt as _;
 
+use crate::secrets;
 use crate::text::printable_line;
 
 /// Longest line kept, in bytes: longer ones are pasted, not typed, and nobody looks for them with the arrow keys.
@@ -63,7 +64,7 @@ impl History {
         Ok(kept)
     }
 
-    /// Appends a line; an empty or overlong one is left out.
+    /// Appends a line, secrets replaced; an empty or overlong one is left out.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -76,6 +77,8 @@ impl History {
             .append(true)
             .mode(OWNER_ONLY)
             .open(&self.path)?;
+        let clean = secrets::redact(line).map(|(clean, _)| clean);
+        let line = clean.as_deref().unwrap_or(line);
         // One write per line: two consoles may append to the same file.
         file.write_all(format!("{}\n", printable_line(line)).as_bytes())
     }

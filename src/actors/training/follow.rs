@@ -19,6 +19,8 @@ pub struct Followed {
     /// The job whose process was found to be gone.
     orphan: Option<i64>,
     looked: bool,
+    /// The last job at the last look.
+    newest: i64,
 }
 
 /// What a look at the database and the queue's lock shows.
@@ -58,8 +60,10 @@ impl Followed {
             let unseen = Seen { state: JobState::Queued, step: 0 };
             let was = before.unwrap_or(unseen);
             news.extend(change(row, was, first && before.is_none(), look.max_attempts));
-            news.extend(ends::notice(home, row).filter(|_| before.is_some()));
+            let came = !first && row.id > self.newest;
+            news.extend(ends::notice(home, row).filter(|_| before.is_some() || came));
         }
+        self.newest = rows.iter().map(|row| row.id).fold(self.newest, i64::max);
         let now = |row: &JobRow| (row.id, Seen { state: row.state, step: row.step });
         self.open = rows.iter().filter(|row| !row.state.is_final()).map(now).collect();
         let active = rows.iter().find(|row| row.state.is_active());

@@ -1,5 +1,6 @@
 //! `shammah bench decode`: one token after the other, with and without an adapter in turn.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -9,7 +10,7 @@ use serde::Serialize;
 use super::super::args::BenchDecodeArgs;
 use super::super::context::Session;
 use super::{median, some_ids};
-use crate::lora::{LoraAdapter, TrainableLora};
+use crate::lora::{AdapterSet, LoraAdapter, TrainableLora};
 use crate::models::{Adapt, Decoder, KvCache, LoadedModel, NoAdapter};
 use crate::plan;
 
@@ -29,6 +30,8 @@ pub(super) struct AdapterFigures {
     pub rank: usize,
     /// Median over runs, each beside one without it.
     pub tokens_per_second: f64,
+    /// The same with two adapters of this rank together, half and half.
+    pub two_tokens_per_second: f64,
     /// How much longer a token takes, in the median, if another adapter acts at each.
     pub swap_ms: f64,
     runs: Vec<f64>,
@@ -40,36 +43,35 @@ pub(super) fn run(
     model: &LoadedModel,
     args: &BenchDecodeArgs,
 ) -> Result<(Vec<f64>, Figures)> {
-    let adapter = |rank| adapter(session, model, rank);
-    let adapters =
-        args.adapter_rank.map(|rank| Ok::<_, anyhow::Error>([adapter(rank)?, adapter(rank)?]));
-    let adapters = adapters.transpose()?;
+    let sets = args.adapter_rank.map(|rank| sets(session, model, rank)).transpose()?;
     let ids = some_ids(model, args.prompt_tokens + args.new_tokens)?;
     let (mut runs, mut tokens) = (Vec::new(), Vec::new());
-    let (mut adapted, mut of_one, mut of_two) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut adapted, mut mixed) = (Vec::new(), Vec::new());
+    let (mut steady, mut swapped) = (Vec::new(), Vec::new());
     // The first of each warms up.
     for run in 0..=args.runs.max(1) {
-        let times = one_run(model, &ids, args.prompt_tokens, [&NoAdapter; 2])?;
-        let (one, two) = match &adapters {
-            Some([first, second]) => (
-                one_run(model, &ids, args.prompt_tokens, [first; 2])?,
-                one_run(model, &ids, args.prompt_tokens, [first, second])?,
-            ),
-            None => Default::default(),
-        };
+        let measure = |adapts| one_run(model, &ids, args.prompt_tokens, adapts);
+        let times = measure([&NoAdapter; 2])?;
         if run > 0 {
             runs.push(times.iter().sum());
             tokens.extend(times);
+        }
+        let Some(Sets { first, second, both }) = &sets else { continue };
+        let (one, two, by_turns) =
+            (measure([first; 2])?, measure([both; 2])?, measure([first, second])?);
+        if run > 0 {
             adapted.push(one.iter().sum());
-            of_one.extend(one);
-            of_two.extend(two);
+            mixed.push(two.iter().sum());
+            steady.extend(one);
+            swapped.extend(by_turns);
         }
     }
     tokens.sort_by(f64::total_cmp);
     let adapter = args.adapter_rank.map(|rank| AdapterFigures {
         rank,
         tokens_per_second: args.new_tokens as f64 / median(&adapted),
-        swap_ms: (median(&of_two) - median(&of_one)) * 1e3,
+        two_tokens_per_second: args.new_tokens as f64 / median(&mixed),
+        swap_ms: (median(&swapped) - median(&steady)) * 1e3,
         runs: adapted,
     });
     let p95 = tokens.get(tokens.len() * 95 / 100).copied().unwrap_or_default();
@@ -113,6 +115,21 @@ pub(super) fn advance(
         decoder.logits(&last)?.flatten_all()?.to_vec1::<f32>()?;
         Ok(())
     })
+}
+
+/// Two new adapters, each alone and both together.
+struct Sets {
+    first: AdapterSet,
+    second: AdapterSet,
+    both: AdapterSet,
+}
+
+fn sets(session: &Session, model: &LoadedModel, rank: usize) -> Result<Sets> {
+    let adapter = || Ok::<_, anyhow::Error>(Arc::new(adapter(session, model, rank)?));
+    let (first, second) = (adapter()?, adapter()?);
+    let both = vec![(Arc::clone(&first), 0.5), (Arc::clone(&second), 0.5)];
+    let (first, second) = (AdapterSet::single(first), AdapterSet::single(second));
+    Ok(Sets { first, second, both: AdapterSet::weighted(both)? })
 }
 
 /// A new adapter on all seven projections.

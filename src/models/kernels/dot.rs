@@ -58,7 +58,8 @@ impl<'a> Activations<'a> {
             {
                 (*even, *odd) = (pair[0] as i16, pair[1] as i16);
             }
-            let total: i32 = whole.iter().sum();
+            // What is no number gives any bits: their sum counts for nothing, but must not panic.
+            let total = whole.iter().fold(0i32, |total, &whole| total.wrapping_add(whole));
             // No number stays none: integers cannot hold it.
             *unit = if wide.iter().all(|x| x.is_finite()) { most / LARGEST } else { f32::NAN };
             *sum = total as f32 * *unit;
@@ -164,9 +165,9 @@ mod tests {
     #[test]
     fn what_is_no_number_stays_none() {
         let bytes = rows(Format::Q8_0, 64, 1);
-        for bad in [f32::NAN, f32::INFINITY] {
+        for (bad, count) in [(f32::NAN, 1), (f32::INFINITY, 1), (f32::NAN, 32)] {
             let mut x = vec![0.5; 64];
-            x[40] = bad;
+            x[32..32 + count].fill(bad);
             let mut out = [0.0];
             dots(Rows::new(Format::Q8_0, &bytes), 0, &Activations::new(&x, Format::Q8_0), &mut out);
             assert!(!out[0].is_finite(), "{bad} became {}", out[0]);

@@ -104,12 +104,14 @@ pub struct Team<'a> {
     board: &'a Board,
     /// Calls the helpers.
     call: &'a dyn Fn(),
+    /// With the calling one.
+    threads: usize,
     /// Parts so far.
     parts: Cell<usize>,
 }
 
-/// Runs `f` with a team.
-pub fn with_team<R>(f: impl FnOnce(&Team<'_>) -> R) -> R {
+/// Runs `f` with a team, or with the calling thread alone.
+pub fn with_team<R>(helpers: bool, f: impl FnOnce(&Team<'_>) -> R) -> R {
     let board = Board::default();
     rayon::in_place_scope(|scope| {
         let _dismiss = Dismiss(&board);
@@ -118,7 +120,8 @@ pub fn with_team<R>(f: impl FnOnce(&Team<'_>) -> R) -> R {
                 scope.spawn(|_| board.help());
             }
         };
-        f(&Team { board: &board, call: &call, parts: Cell::new(0) })
+        let threads = if helpers { rayon::current_num_threads() } else { 1 };
+        f(&Team { board: &board, call: &call, threads, parts: Cell::new(0) })
     })
 }
 
@@ -127,7 +130,7 @@ impl Team<'_> {
     ///
     /// Which thread takes which task is left to chance.
     pub fn each<T: Send>(&self, tasks: Vec<T>, f: impl Fn(T) + Sync) {
-        if tasks.len() < 2 || rayon::current_num_threads() < 2 {
+        if tasks.len() < 2 || self.threads < 2 {
             return tasks.into_iter().for_each(f);
         }
         let tasks = Mutex::new(tasks.into_iter());
@@ -164,7 +167,7 @@ mod tests {
     fn each_task_of_each_part_is_done_once_before_the_next_part() {
         for _ in 0..200 {
             let counts: Vec<AtomicUsize> = (0..37).map(|_| AtomicUsize::new(0)).collect();
-            with_team(|team| {
+            with_team(true, |team| {
                 for part in 1..50 {
                     team.each((0..37).collect(), |task: usize| {
                         assert_eq!(counts[task].fetch_add(1, SeqCst) + 1, part);
@@ -177,7 +180,7 @@ mod tests {
 
     #[test]
     fn tasks_may_borrow_what_lives_as_long_as_their_part() {
-        let sums = with_team(|team| {
+        let sums = with_team(true, |team| {
             let mut sums = Vec::new();
             for n in 0..100 {
                 let mut numbers = vec![n; 64];
@@ -194,13 +197,13 @@ mod tests {
     #[test]
     fn a_panic_in_a_task_reaches_the_caller_and_ends_the_team() {
         let caught = catch_unwind(AssertUnwindSafe(|| {
-            with_team(|team| {
+            with_team(true, |team| {
                 team.each((0..64).collect(), |task: usize| assert!(task != 40, "task 40"));
             });
         }));
         assert!(caught.is_err());
         let mut done = 0;
-        with_team(|team| team.each(vec![&mut done], |done| *done += 1));
+        with_team(true, |team| team.each(vec![&mut done], |done| *done += 1));
         assert_eq!(done, 1);
     }
 
@@ -210,7 +213,7 @@ mod tests {
             for _ in 0..8 {
                 scope.spawn(|| {
                     let total = AtomicUsize::new(0);
-                    with_team(|team| {
+                    with_team(true, |team| {
                         for _ in 0..200 {
                             team.each((0..8).collect(), |task: usize| {
                                 total.fetch_add(task, SeqCst);
