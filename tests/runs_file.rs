@@ -65,7 +65,7 @@ fn each_mistake_names_file_job_key_and_what_would_be_right() {
         ),
         (
             "[[job]]\nname = \"No Name\"",
-            "runs.toml:2: job 1: name = \"No Name\" is not allowed: it must be 1 to 64 of a-z, 0-9, '_' and '-', starting with a letter or digit",
+            "runs.toml:2: job 1: name = \"No Name\" is not allowed: it must be 1 to 64 of a-z, 0-9, '_' and '-', starting with a letter or digit, and not a number",
         ),
         ("[[job]]\ndata = 3", "runs.toml:2: job 1: data is the whole number 3: it must be a text"),
         (

@@ -77,8 +77,14 @@ async fn run(setup: Setup, holds_queue: bool) -> Result<u8, AppError> {
     }
     let first = wait(&mut ended).await;
     let console = Some(&close);
-    let ending =
-        Ending { ports: &ports, notices: &inputs.notices, console, db: &db, hurry: &mut ended };
+    let ending = Ending {
+        ports: &ports,
+        notices: &inputs.notices,
+        console,
+        db: &db,
+        hurry: &mut ended,
+        holds_queue,
+    };
     ending.run(&first).await;
     Ok(first.code)
 }

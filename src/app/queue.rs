@@ -68,7 +68,7 @@ async fn run(
         asked = ended.recv() => asked.unwrap_or(DONE),
         over = all_ended(&db, ids) => over.map(|()| DONE)?,
     };
-    end(&ports, &inputs, &db, &mut ended, &first).await;
+    end(&ports, &inputs, &db, &mut ended, lock.is_some(), &first).await;
     Ok((first.reason != ShutdownReason::Done).then_some(first.code))
 }
 
@@ -89,9 +89,12 @@ async fn end(
     inputs: &Inputs,
     db: &Db,
     hurry: &mut tokio::sync::mpsc::Receiver<Shutdown>,
+    holds_queue: bool,
     first: &Shutdown,
 ) {
-    Ending { ports, notices: &inputs.notices, console: None, db, hurry }.run(first).await;
+    Ending { ports, notices: &inputs.notices, console: None, db, hurry, holds_queue }
+        .run(first)
+        .await;
 }
 
 /// Waits until the jobs have ended.

@@ -78,9 +78,10 @@ async fn run(setup: &Setup, read: ReadConfig, said: OnSaid) -> Result<u8, AppErr
     let gone = Shutdown { reason: ShutdownReason::GaveUp(ActorName::Training), code: 1 };
     let first = ended.recv().await.unwrap_or(gone);
     notifier.stopping();
-    Ending { ports: &ports, notices: &inputs.notices, console: None, db: &db, hurry: &mut ended }
-        .run(&first)
-        .await;
+    let (notices, hurry) = (&inputs.notices, &mut ended);
+    let ending =
+        Ending { ports: &ports, notices, console: None, db: &db, hurry, holds_queue: true };
+    ending.run(&first).await;
     Ok(first.code)
 }
 

@@ -40,6 +40,8 @@ pub struct Ending<'a> {
     pub db: &'a Db,
     /// Further requests to shut down.
     pub hurry: &'a mut mpsc::Receiver<Shutdown>,
+    /// Whether this process runs the queue.
+    pub holds_queue: bool,
 }
 
 impl Ending<'_> {
@@ -59,7 +61,9 @@ impl Ending<'_> {
         }
         let park = self.ports.park.clone();
         let park = async move { drop(park.send(ParkTraining).await) };
-        self.step("the worker", WORKER_PATIENCE, park, until).await;
+        if !self.step("the worker", WORKER_PATIENCE, park, until).await && self.holds_queue {
+            self.leave_the_job().await;
+        }
         if let Some(console) = self.console.cloned() {
             let close = CloseConsole { reason: String::new() };
             let close = async move { drop(console.send(close).await) };
@@ -70,22 +74,32 @@ impl Ending<'_> {
         self.step("the database", STORE_PATIENCE, close, until).await;
     }
 
-    /// Waits for one step, for so long at most, or until somebody is in a hurry.
+    /// Puts the job of a worker that nobody waits for any more back into the queue: it dies with this process, and that is
+    /// no failed attempt.
+    async fn leave_the_job(&self) {
+        match self.db.call(|store| store.release_active()).await {
+            Ok(jobs) => tracing::info!(?jobs, "left for the next start"),
+            Err(error) => tracing::warn!(%error, "the running job was not put back"),
+        }
+    }
+
+    /// Waits for one step, for so long at most, or until somebody is in a hurry; returns whether it was done.
     async fn step(
         &mut self,
         what: &str,
         patience: Duration,
         step: impl Future<Output = ()>,
         until: Instant,
-    ) {
+    ) -> bool {
         let patience = patience.min(until.saturating_duration_since(Instant::now()));
         tokio::select! {
             // A step that is done counts, however late.
             biased;
-            () = step => {}
+            () = step => return true,
             () = tokio::time::sleep(patience) => tracing::warn!(what, "took too long to end"),
             Some(_) = self.hurry.recv() => tracing::warn!(what, "was not waited for"),
         }
+        false
     }
 }
 

@@ -42,6 +42,7 @@ impl Stage {
             console: Some(&self.console),
             db: &self.db,
             hurry,
+            holds_queue: true,
         };
         ending.run(&signal()).await;
     }
@@ -72,6 +73,38 @@ async fn a_worker_that_does_not_end_is_waited_for_only_so_long() {
     let took = start.elapsed();
     assert!(took >= WORKER_PATIENCE && took < WORKER_PATIENCE * 2, "{took:?}");
     assert!(stage.order.lock().unwrap().contains(&"console"));
+}
+
+#[actix::test]
+async fn the_job_of_a_worker_that_does_not_end_waits_for_the_next_start_without_a_lost_attempt() {
+    let mut stage = stage();
+    stage.ports.park = hung();
+    let mark = crate::store::NewFeedback {
+        messages: crate::actors::test_kit::question("who?"),
+        response: "?".to_owned(),
+        mark: crate::domain::Mark::Good,
+        weight: 1.0,
+        note: None,
+        fix: None,
+        domain: "general".to_owned(),
+        adapter: None,
+        base: None,
+    };
+    let config = crate::config::Config::defaults().unwrap();
+    let wish = crate::plan::JobWish { domain: "general".to_owned(), ..Default::default() };
+    let job = crate::plan::new_job(&config, wish).unwrap();
+    let begin = move |store: &crate::store::Store| {
+        store.add_feedback(&mark)?;
+        store.enqueue_job(&job)?;
+        store.claim_next()
+    };
+    stage.db.call(begin).await.unwrap().unwrap();
+    let (again, mut hurry) = mpsc::channel(2);
+    again.send(signal()).await.unwrap();
+    stage.end(&mut hurry).await;
+    let home = crate::store::Home::open_or_create(stage._dir.path().join("home")).unwrap();
+    let jobs = crate::store::Store::open(&home).unwrap().jobs().unwrap();
+    assert_eq!((jobs[0].state, jobs[0].attempts), (crate::store::JobState::Queued, 0));
 }
 
 #[actix::test]

@@ -134,8 +134,7 @@ impl View {
         if let Some(position) = self.position {
             text.push_str(&format!(" · position {position} of {}", self.waiting));
         }
-        if self.total_steps > 0 {
-            let percent = 100 * self.step.min(self.total_steps) / self.total_steps;
+        if let Some(percent) = (100 * self.step).checked_div(self.total_steps) {
             text.push_str(&format!(" · step {}/{} · {percent}%", self.step, self.total_steps));
         }
         if let Some(loss) = self.loss {

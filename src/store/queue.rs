@@ -160,10 +160,27 @@ impl Store {
     /// # Errors
     /// When the job is not active, or the database cannot be written.
     pub fn release_job(&self, id: i64) -> Result<JobRow, StoreError> {
+        self.write(|db| release(db, id))
+    }
+
+    /// Puts whatever this process runs back into the queue, as [`Store::release_job`] does, or cancels it where that was
+    /// asked for; returns the jobs. Only for the holder of the queue's lock, when it ends.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub fn release_active(&self) -> Result<Vec<i64>, StoreError> {
         self.write(|db| {
-            let sql = "UPDATE jobs SET attempts = max(0, attempts - 1) WHERE id = ?1";
-            db.execute(sql, [id])?;
-            transition(db, id, JobState::Queued, Some("left for the next start"))
+            let sql = "SELECT id FROM jobs WHERE state IN ('running', 'evaluating')";
+            let ids: Vec<i64> =
+                db.prepare(sql)?.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+            for &id in &ids {
+                if jobs::one(db, id)?.cancel_requested {
+                    transition(db, id, JobState::Cancelled, Some("cancelled by the user"))?;
+                } else {
+                    release(db, id)?;
+                }
+            }
+            Ok(ids)
         })
     }
 
@@ -224,6 +241,11 @@ impl Store {
     pub fn cancel_requested(&self, id: i64) -> Result<bool, StoreError> {
         self.read(|db| Ok(jobs::one(db, id)?.cancel_requested))
     }
+}
+
+fn release(db: &Connection, id: i64) -> Result<JobRow, StoreError> {
+    db.execute("UPDATE jobs SET attempts = max(0, attempts - 1) WHERE id = ?1", [id])?;
+    transition(db, id, JobState::Queued, Some("left for the next start"))
 }
 
 /// Moves a job to another state if it may go there, with a row in `events`; what ends it sets
