@@ -107,9 +107,6 @@ impl RegistryParts {
 
     /// Makes the inference actor answer with `live` in `domain`, and tells the console. Returns whether it does.
     async fn swap(&self, domain: &str, live: Option<(AdapterId, AdapterSet)>) -> bool {
-        if self.inference.is_none() {
-            return false;
-        }
         let base = self.current.get();
         self.swap_for(&base, domain, live).await
     }
@@ -120,6 +117,10 @@ impl RegistryParts {
         domain: &str,
         live: Option<(AdapterId, AdapterSet)>,
     ) -> bool {
+        // Nobody answers in a service: those that do read the database.
+        if self.inference.is_none() {
+            return false;
+        }
         for _ in 0..SWAP_TRIES {
             if self.hand_over(base, domain, live.as_ref(), false).await {
                 return true;

@@ -44,8 +44,8 @@ pub struct GlobalArgs {
     /// Configuration file, read after the data directory's config.toml
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Model: "builtin", a directory in Hugging Face layout, or a model of the hub
-    #[arg(long, global = true, value_name = "builtin|DIR|ORG/NAME[@REVISION]")]
+    /// Model: "builtin", a directory in Hugging Face layout, a GGUF file, or a model of the hub
+    #[arg(long, global = true, value_name = "builtin|DIR|FILE.gguf|ORG/NAME[@REVISION]")]
     pub model: Option<String>,
     /// Where to compute: auto, cpu, cuda, cuda:N or metal
     #[arg(long, global = true, value_name = "DEVICE")]

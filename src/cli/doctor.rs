@@ -111,14 +111,30 @@ fn examine(report: &mut Report, path: &Path, global: &GlobalArgs) {
     if path.join("shammah.db").exists() {
         data(report, path);
     } else {
-        let path = path.display();
-        report.ok("data directory", format!("{path}: no database yet; made at the first start"));
+        unmade(report, path);
     }
     if let Some(config) = &config {
         model_of(report, config);
         computing(report, config);
     }
     hub_of(report);
+}
+
+/// A data directory without a database: whether the first start can make what it needs.
+fn unmade(report: &mut Report, path: &Path) {
+    let there = path.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("."));
+    let wanted = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
+    match rustix::fs::access(there, wanted) {
+        Ok(()) => {
+            let what = format!("{}: no database yet; made at the first start", path.display());
+            report.ok("data directory", what);
+        }
+        Err(error) => {
+            let what =
+                format!("{}: cannot be made in {}: {error}", path.display(), there.display());
+            report.fail("data directory", what);
+        }
+    }
 }
 
 fn data(report: &mut Report, path: &Path) {

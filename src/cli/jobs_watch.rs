@@ -34,6 +34,9 @@ pub fn run(session: &Session, id: Option<&str>, as_json: bool) -> Result<Exit> {
     let only = id.map(|id| compare::find(store, id)).transpose()?.map(|job| job.id);
     let mut watch = Watch { out: Out::new(as_json), pace: None, lonely: false };
     let mut open: Vec<i64> = Vec::new();
+    if only.is_none() && !as_json && store.jobs()?.iter().all(|job| job.state.is_final()) {
+        output::line("no job waits or runs")?;
+    }
     loop {
         let rows = store.jobs()?;
         let is_told = |job: &JobRow| only == Some(job.id) && !open.contains(&job.id);

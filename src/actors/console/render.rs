@@ -177,7 +177,8 @@ pub fn forgotten(id: i64, done: &Forgotten) -> String {
     }
     for adapter in &done.seen_by {
         text.push_str(&format!(
-            "\nAdapter {adapter} has seen it: train anew from=fresh and delete that."
+            "\nAdapter {adapter} has seen it: /adapters unload {adapter}, /adapters delete {adapter}, and then \
+             `shammah train --from fresh` in a shell."
         ));
     }
     if let Some(job) = done.in_running_job {

@@ -114,12 +114,25 @@ fn what_is_forgotten_is_in_no_byte_of_the_database_and_its_log() {
         }
         let job = f.store.enqueue_job(&job()).unwrap();
         f.store.claim_next().unwrap().unwrap();
-        f.store.finish_failed(job.id, "on purpose").unwrap();
+        f.store.note_job(job.id, "log_tail", &format!("thread panicked: {secret}")).unwrap();
+        f.store.finish_failed(job.id, &format!("panicked at {secret}")).unwrap();
         assert!(has(&on_disk(&f), &secret), "it was there: the test can see it");
         assert!(!f.store.remove_feedback(id).unwrap().still_in_log);
         assert!(!has(&on_disk(&f), &secret), "mark {number} of {length} bytes is gone");
     }
     assert_eq!(f.store.list_feedback(&FeedbackFilter::default()).unwrap().len(), 9);
+}
+
+#[test]
+fn why_a_job_was_cancelled_outlasts_its_marks() {
+    let f = fixture();
+    let id = f.store.add_feedback(&mark(Mark::Fix, 1)).unwrap().id;
+    let job = f.store.enqueue_job(&job()).unwrap().id;
+    f.store.request_cancel(job).unwrap();
+    let reason = f.store.job(job).unwrap().error;
+    assert!(reason.is_some());
+    f.store.remove_feedback(id).unwrap();
+    assert_eq!(f.store.job(job).unwrap().error, reason);
 }
 
 #[test]
