@@ -163,6 +163,14 @@ fn doctor_says_what_works_and_fails_with_what_does_not() {
     assert_eq!(run.code, 1, "{run:?}");
     assert!(run.stdout.contains("FAILED   database:"), "{run:?}");
 
+    let inside_a_file = database.join("home");
+    let run = program.run(&["--home", inside_a_file.to_str().unwrap(), "doctor"]);
+    assert_eq!(run.code, 1, "{run:?}");
+    assert!(run.stdout.contains("FAILED   data directory:"), "{run:?}");
+    let empty = tempfile::tempdir().unwrap();
+    program.run(&["--home", empty.path().to_str().unwrap(), "doctor"]);
+    assert_eq!(fs_err::read_dir(empty.path()).unwrap().count(), 0, "it makes nothing");
+
     let run = program.run(&["doctor", "--set", "lora.rank=0", "--model", "/no/such/model"]);
     assert_eq!(run.code, 1);
     assert!(run.stdout.contains("FAILED   configuration:"), "{run:?}");

@@ -122,7 +122,11 @@ fn examine(report: &mut Report, path: &Path, global: &GlobalArgs) {
 
 /// A data directory without a database: whether the first start can make what it needs.
 fn unmade(report: &mut Report, path: &Path) {
-    let there = path.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("."));
+    let there = path.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("."));
+    if !there.is_dir() {
+        let what = format!("{}: {} is no directory", path.display(), there.display());
+        return report.fail("data directory", what);
+    }
     let wanted = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
     match rustix::fs::access(there, wanted) {
         Ok(()) => {

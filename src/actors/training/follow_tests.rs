@@ -77,6 +77,18 @@ fn a_job_of_another_process_is_told_from_its_start_to_its_end_and_nothing_twice(
 }
 
 #[test]
+fn a_job_that_came_and_ended_between_two_looks_is_told() {
+    let mut stage = stage();
+    assert_eq!(stage.news(true), []);
+    let job = stage.enqueue("one");
+    stage.store.claim_next().unwrap();
+    stage.store.finish_failed(job, "no").unwrap();
+    let failed = JobNotice::Failed { job, error: "no".to_owned(), attempts: 1 };
+    assert!(stage.news(true).contains(&failed));
+    assert_eq!(stage.news(true), []);
+}
+
+#[test]
 fn what_was_over_or_begun_before_the_first_look_is_history() {
     let mut stage = stage();
     let (done, runs) = (stage.enqueue("one"), stage.enqueue("two"));

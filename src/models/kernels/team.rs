@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize};
 
 use parking_lot::Mutex;
 
-/// Looks at the board before the processor is offered to others: some 50 µs, longer than what lies between two parts.
+/// Looks at the board before the processor is offered to others: meant to be longer than what lies between two parts.
 const LOOKS: u32 = 2000;
 
 /// One of the parts; whoever calls it works until nothing is left of it.
@@ -192,6 +192,14 @@ mod tests {
             sums
         });
         assert_eq!(sums, (0..100).map(|n| 64 * (n + 1)).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_team_without_helpers_leaves_the_pool_alone() {
+        let own = std::thread::current().id();
+        with_team(false, |team| {
+            team.each((0..100).collect(), |_: usize| assert_eq!(std::thread::current().id(), own));
+        });
     }
 
     #[test]
