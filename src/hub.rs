@@ -176,7 +176,9 @@ fn is_hash(text: &str) -> bool {
 
 /// A secret that no message shows.
 #[derive(Clone)]
-struct Token(String);
+struct Token(
+    #[cfg_attr(not(feature = "hub"), expect(dead_code, reason = "only downloads use it"))] String,
+);
 
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -218,6 +220,7 @@ pub struct Hub {
     /// The shared cache.
     cache: PathBuf,
     /// URL without a slash at its end.
+    #[cfg_attr(not(feature = "hub"), expect(dead_code, reason = "only downloads use it"))]
     endpoint: String,
     /// What is wrong with one matters only where it would be sent.
     token: Result<Option<Token>, WrongToken>,
