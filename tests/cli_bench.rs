@@ -21,6 +21,8 @@ fn decoding_and_prefill_count_what_was_asked_for() {
     let (median, p95) = (&figures_of["token_ms_median"], &figures_of["token_ms_p95"]);
     assert!(median.as_f64().unwrap() > 0.0 && p95.as_f64().unwrap() >= median.as_f64().unwrap());
     assert!(figures_of.get("adapter").is_none());
+    let (read, share) = (&figures_of["read_gb_per_second"], &figures_of["share_of_read"]);
+    assert!(read.as_f64().unwrap() > 0.0 && share.as_f64().unwrap() > 0.0);
     let adapted = ["bench", "decode", "--prompt-tokens", "8", "--new-tokens", "5", "--json"];
     let adapted = figures(&[&adapted[..], &["--adapter-rank", "4", "--runs", "2"]].concat());
     assert_eq!(adapted["adapter"]["rank"], 4);

@@ -459,11 +459,16 @@ impl Decoder {
 
     /// Returns the bytes of all matrices, as they are kept; norms and biases are too few to count.
     pub fn weight_bytes(&self) -> u64 {
-        let layers = (0..self.layers.len()).flat_map(|layer| {
+        let embedding = if self.config.tie_word_embeddings { 0 } else { self.embedding.bytes() };
+        self.linears().map(|linear| linear.weight().bytes()).sum::<u64>() + embedding
+    }
+
+    /// Returns all that a token is multiplied with: the projections and the head.
+    pub fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let layers = (0..self.layers.len()).flat_map(move |layer| {
             Module::ALL.into_iter().filter_map(move |module| self.linear(Site { layer, module }))
         });
-        let embedding = if self.config.tie_word_embeddings { 0 } else { self.embedding.bytes() };
-        layers.chain([&self.head]).map(|linear| linear.weight().bytes()).sum::<u64>() + embedding
+        layers.chain([&self.head])
     }
 
     pub(super) fn layers(&self) -> &[Layer] {

@@ -28,6 +28,11 @@ impl<'a> Rows<'a> {
         &self.bytes[self.format.bytes(rows.start * cols)..self.format.bytes(rows.end * cols)]
     }
 
+    /// Returns all bytes.
+    pub fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
     /// Returns the format.
     pub fn format(&self) -> Format {
         self.format
