@@ -124,6 +124,7 @@ fn what_does_not_pass_the_checks_of_loading_leaves_no_trace() {
     ];
     for (message, words) in cases {
         assert!(message.contains(words), "{message} should contain {words}");
+        assert!(!message.contains(".trash"), "{message}: nobody knows that place");
     }
     let message = import(&program, &program.path("Not An Id"), &[]);
     assert_eq!(message.code, 1, "{message:?}");
@@ -143,7 +144,7 @@ fn an_export_has_no_ids_unless_they_are_asked_for_and_can_be_imported() {
     let record = json!({
         "base": "builtin", "base_hash": base.base_hash, "examples": [17, 18], "replay": [3], "heldout": [4],
         "params": {"rank": RANK},
-        "measurements": {"trained": [{"id": 17, "before": 2.0, "after": 1.0}], "kl": 0.01, "steps": 60},
+        "measurements": {"trained": [{"id": 17, "before": 2.0, "after": 1.0}], "kl": 0.01, "steps": 60, "examples": 2},
     });
     let place = program.home().join("adapters/made/training.json");
     fs_err::write(&place, record.to_string()).unwrap();
@@ -160,14 +161,15 @@ fn an_export_has_no_ids_unless_they_are_asked_for_and_can_be_imported() {
         serde_json::from_slice(&fs_err::read(folder.join("training.json")).unwrap()).unwrap()
     };
     let shared = json!({"base": "builtin", "base_hash": base.base_hash, "params": {"rank": RANK},
-        "measurements": {"kl": 0.01, "steps": 60}});
+        "measurements": {"kl": 0.01, "steps": 60, "examples": 2}});
     assert_eq!(read(&plain), shared);
     assert_eq!(read(&whole), record);
     let message = export(&plain, &[]).failed(2);
     assert!(message.contains("exists already"), "{message}");
 
     let other = Program::new();
-    import(&other, &plain, &["--name", "given"]).done();
+    let row = import(&other, &plain, &["--name", "given", "--json"]).done().json();
+    assert_eq!(row["examples"], 2, "as its record says");
     let same = |program: &Program, id: &str| {
         fs_err::read(program.home().join("adapters").join(id).join("adapter_model.safetensors"))
             .unwrap()

@@ -67,6 +67,10 @@ fn a_wrong_configuration_exits_2_with_its_place() {
         args.extend(["--config", &file]);
         assert_eq!(program.run(&args).failed(2), expected);
     }
+    let message = program.run(&["config", "check", "--model", "/no/such/model"]).failed(2);
+    for part in ["model.source", "--model", "no such model directory", "builtin"] {
+        assert!(message.contains(part), "{message}");
+    }
     let message = program.run(&["config", "check", "--config", "/no/such.toml"]).failed(2);
     assert!(message.contains("/no/such.toml does not exist"), "{message}");
     let message = program.run(&["config", "check", "--device", "gpu"]).failed(2);

@@ -141,6 +141,15 @@ fn missing_files_are_named() {
     folder.shard(|_| {});
     fs_err::remove_file(folder.file("two.safetensors")).unwrap();
     folder.refused("two.safetensors", &["no such file"]);
+    let folder = Folder::new();
+    fs_err::remove_file(folder.file("config.json")).unwrap();
+    folder.write("a.gguf", "");
+    let other = ModelSource::Dir(folder.file("config.json").parent().unwrap().into());
+    let error = load(&other, &Device::Cpu, None).unwrap_err().to_string();
+    assert!(error.contains("GGUF files (1)") && error.contains("a.gguf"), "{error}");
+    let no_model = ModelSource::Dir(folder.file("tokenizer.json"));
+    let error = load(&no_model, &Device::Cpu, None).unwrap_err().to_string();
+    assert!(error.contains("neither a model directory nor a GGUF file"), "{error}");
     let nowhere = ModelSource::Dir(Path::new("/no/such/model").into());
     let error = load(&nowhere, &Device::Cpu, None).unwrap_err().to_string();
     assert!(

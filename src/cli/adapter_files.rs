@@ -3,17 +3,17 @@
 use std::io::{self, Read};
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use fs_err::File;
 use serde_json::{Value, json};
 
 use super::args::{ExportArgs, ImportArgs};
 use super::context::Session;
-use super::exit::UsageError;
+use super::exit::{self, UsageError};
 use super::{model, output};
 use crate::domain::{AdapterId, DEFAULT_DOMAIN};
 use crate::lora::{self, CONFIG_FILE, TRAINING_FILE, WEIGHTS_FILE};
-use crate::store::NewAdapter;
+use crate::store::{AdapterRow, NewAdapter};
 use crate::text;
 
 /// Largest files that are copied: those that loading reads too.
@@ -63,25 +63,13 @@ pub fn export(session: &Session, args: &ExportArgs) -> Result<()> {
 pub fn import(session: &Session, args: &ImportArgs) -> Result<()> {
     let id = name_of(args)?;
     let room = session.store.import_directory()?;
-    for name in [WEIGHTS_FILE, CONFIG_FILE] {
-        copy(&args.dir, room.path(), name)?;
-    }
-    if args.dir.join(TRAINING_FILE).exists() {
-        copy(&args.dir, room.path(), TRAINING_FILE)?;
-    }
-    let given = read_record(room.path())?;
-    let model = model::load(session)?;
-    let adapter = lora::load_verified(room.path(), &model)?;
-    write_record(room.path(), &lora::imported_record(given.as_ref(), &adapter, &model))?;
-    let row = session.store.import_adapter(&NewAdapter {
-        id,
-        domain: args.domain.clone().unwrap_or_else(|| DEFAULT_DOMAIN.to_owned()),
-        base: model.name.clone(),
-        base_hash: model.base_hash.clone(),
-        rank: adapter.config().rank,
-        target_modules: adapter.config().target_modules.clone(),
-        examples: 0,
-        dir: room.path().to_owned(),
+    let row = take_in(session, args, id, room.path()).map_err(|error| {
+        // The user knows the directory that was copied, not the copy.
+        let (text, inside) = (exit::message(&error), room.path().display().to_string());
+        match text.contains(&inside) {
+            true => anyhow!(text.replace(&inside, &args.dir.display().to_string())),
+            false => error,
+        }
     })?;
     if args.json.json {
         return Ok(output::json(&row)?);
@@ -95,12 +83,38 @@ pub fn import(session: &Session, args: &ImportArgs) -> Result<()> {
     ))?)
 }
 
+/// Copies the adapter to `room`, checks the copy and hands it to the store.
+fn take_in(session: &Session, args: &ImportArgs, id: AdapterId, room: &Path) -> Result<AdapterRow> {
+    for name in [WEIGHTS_FILE, CONFIG_FILE] {
+        copy(&args.dir, room, name)?;
+    }
+    if args.dir.join(TRAINING_FILE).exists() {
+        copy(&args.dir, room, TRAINING_FILE)?;
+    }
+    let given = read_record(room)?;
+    let model = model::load(session)?;
+    let adapter = lora::load_verified(room, &model)?;
+    let examples = given.as_ref().and_then(|record| record["measurements"]["examples"].as_u64());
+    write_record(room, &lora::imported_record(given.as_ref(), &adapter, &model))?;
+    Ok(session.store.import_adapter(&NewAdapter {
+        id,
+        domain: args.domain.clone().unwrap_or_else(|| DEFAULT_DOMAIN.to_owned()),
+        base: model.name.clone(),
+        base_hash: model.base_hash.clone(),
+        rank: adapter.config().rank,
+        target_modules: adapter.config().target_modules.clone(),
+        examples: examples.and_then(|count| usize::try_from(count).ok()).unwrap_or(0),
+        dir: room.to_owned(),
+    })?)
+}
+
 /// The name that was given, or that of the directory.
 fn name_of(args: &ImportArgs) -> Result<AdapterId> {
     if let Some(name) = &args.name {
         return Ok(name.clone());
     }
-    let directory = fs_err::canonicalize(&args.dir)?;
+    let directory = fs_err::canonicalize(&args.dir)
+        .with_context(|| format!("give a directory with {WEIGHTS_FILE} and {CONFIG_FILE}"))?;
     let name = directory.file_name().unwrap_or_default().to_string_lossy();
     name.parse().map_err(|error| UsageError(format!("{error}: give a name with --name")).into())
 }

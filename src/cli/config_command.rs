@@ -9,9 +9,11 @@ use serde_json::{Map, Value, json};
 
 use super::args::{ConfigCommand, GlobalArgs};
 use super::context::{home_path, load_config};
-use super::exit::{Exit, UsageError};
+use super::exit::{self, Exit, UsageError};
 use super::output::{self, Table};
 use crate::config::{Config, DEFAULT_TOML, FILE_NAME, Loaded};
+use crate::hub;
+use crate::models;
 use crate::store::Home;
 
 /// Runs the command.
@@ -22,7 +24,11 @@ pub fn run(command: &ConfigCommand, global: &GlobalArgs) -> Result<Exit> {
     let home = home_path(global)?;
     match command {
         ConfigCommand::Show(args) => show(&load_config(global, &home, Vec::new())?, args.json)?,
-        ConfigCommand::Check(args) => check(&load_config(global, &home, Vec::new())?, args.json)?,
+        ConfigCommand::Check(args) => {
+            let loaded = load_config(global, &home, Vec::new())?;
+            check_model(&loaded)?;
+            check(&loaded, args.json)?;
+        }
         ConfigCommand::Init(args) => init(&home, args.json)?,
         ConfigCommand::Path(args) => {
             let path = home.join(FILE_NAME);
@@ -50,6 +56,22 @@ fn show(loaded: &Loaded, as_json: bool) -> Result<()> {
         table.row(&[key.clone(), value.to_string(), output::or_dash(origin(key))]);
     }
     Ok(table.print()?)
+}
+
+/// Checks that the configured model would load, unless it is one of the hub, which may not be here yet.
+fn check_model(loaded: &Loaded) -> Result<()> {
+    const KEY: &str = "model.source";
+    let named = &loaded.config.model.source;
+    if hub::named(named).is_some() {
+        return Ok(());
+    }
+    let found = super::model::find(named);
+    let checked = found.and_then(|source| Ok(models::check(&source)?));
+    checked.map_err(|error| {
+        let origin = loaded.origins.get(KEY).map(ToString::to_string).unwrap_or_default();
+        let message = format!("{KEY} = \"{named}\" ({origin}): {}", exit::message(&error));
+        UsageError(message).into()
+    })
 }
 
 fn check(loaded: &Loaded, as_json: bool) -> Result<()> {

@@ -143,7 +143,8 @@ pub fn read_file(session: &Session, file: &Path, domain: Option<&str>) -> Result
     if file == Path::new(STANDARD_STREAM) {
         return Ok(feedback_file::read(io::stdin().lock(), "stdin", weights, domain)?);
     }
-    let opened = io::BufReader::new(fs_err::File::open(file)?);
+    let opened = fs_err::File::open(file).context("cannot read the marks; check the path")?;
+    let opened = io::BufReader::new(opened);
     Ok(feedback_file::read(opened, &file.display().to_string(), weights, domain)?)
 }
 

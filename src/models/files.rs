@@ -112,7 +112,7 @@ impl ModelSource {
             _ => {
                 let path = self.path(file);
                 if !path.exists() {
-                    return Err(missing(path));
+                    return Err(self.lacks(file));
                 }
                 Ok(fs_err::read(path)?)
             }
@@ -155,18 +155,11 @@ impl ModelSource {
             Self::Gguf(path) => return Err(missing(path.clone())),
             Self::Dir(dir) => dir,
         };
-        if !dir.is_dir() {
-            return Err(ModelError::invalid(
-                dir,
-                "no such model directory",
-                "give a directory with config.json and *.safetensors, a model of the hub (ORG/NAME), or \"builtin\"",
-            ));
-        }
         let index = dir.join(INDEX);
         if !index.exists() {
             return match dir.join(WEIGHTS).exists() {
                 true => Ok(vec![WEIGHTS.to_owned()]),
-                false => Err(missing(dir.join(WEIGHTS))),
+                false => Err(self.lacks(WEIGHTS)),
             };
         }
         shards(&index)?
@@ -181,6 +174,34 @@ impl ModelSource {
                 },
             )
             .collect()
+    }
+}
+
+impl ModelSource {
+    /// Says why a file is not there: often the path is not that of a model in this layout.
+    fn lacks(&self, file: &str) -> ModelError {
+        let Self::Dir(dir) = self else { return missing(self.path(file)) };
+        let layout = "give a directory with config.json and *.safetensors, a file that ends in .gguf, a model of the hub \
+                      (ORG/NAME), or \"builtin\"";
+        if !dir.exists() {
+            return ModelError::invalid(dir, "no such model directory", layout);
+        }
+        if !dir.is_dir() {
+            return ModelError::invalid(dir, "neither a model directory nor a GGUF file", layout);
+        }
+        let is_gguf =
+            |path: &PathBuf| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
+        let entries = fs_err::read_dir(dir).into_iter().flatten().flatten();
+        let mut ggufs: Vec<PathBuf> = entries.map(|e| e.path()).filter(is_gguf).collect();
+        ggufs.sort();
+        match ggufs.first() {
+            Some(first) if !dir.join(CONFIG).exists() => ModelError::invalid(
+                dir,
+                format!("no {CONFIG}, but GGUF files ({})", ggufs.len()),
+                format!("name the file: {}", first.display()),
+            ),
+            _ => missing(dir.join(file)),
+        }
     }
 }
 

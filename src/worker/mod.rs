@@ -21,6 +21,7 @@ mod meter;
 mod monitor;
 mod outbox;
 mod outcome;
+mod starvation;
 mod stderr_log;
 mod training;
 mod verdict;

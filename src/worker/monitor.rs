@@ -17,6 +17,7 @@ use super::exit::WorkerExit;
 use super::outbox::{self, Outbox};
 use super::parent::{Wish, WorkerConfig, WorkerEvent};
 use super::protocol::{Event, JobRequest, ParentCommand, Request};
+use super::starvation::Silence;
 use super::stderr_log::{self, Tail};
 use super::verdict::{self, Verdict};
 
@@ -26,6 +27,10 @@ const TICK: Duration = Duration::from_millis(50);
 /// The most that one turn of the loop may add to the silence of a worker: a program that was stopped itself (Ctrl-Z)
 /// must not take its own sleep for the worker's.
 const MAX_TURN: Duration = Duration::from_secs(1);
+
+/// What a user is told of a worker that gets no processor.
+const WAITS_FOR_PROCESSOR: &str = "it waits for a processor: other programs keep the machine busy, and training takes what \
+     they leave (worker.idle = false gives it a share)";
 
 /// How long a worker may take to leave after its last word.
 const EXIT_GRACE: Duration = Duration::from_secs(5);
@@ -79,7 +84,7 @@ struct Monitor<'a, O> {
     log: Receiver<Tail>,
     started: Instant,
     /// How long nothing was heard, as far as the monitor itself was awake.
-    silence: Duration,
+    silence: Silence,
     turn: Instant,
     /// When the process has to be gone.
     leave_by: Option<Instant>,
@@ -106,6 +111,7 @@ impl<'a, O: DeserializeOwned + Send + 'static> Monitor<'a, O> {
         match attach(&mut child, request, config) {
             Ok((incoming, commands, log)) => {
                 let now = Instant::now();
+                let silence = Silence::of(child.id(), now);
                 Ok(Self {
                     config,
                     wish,
@@ -114,7 +120,7 @@ impl<'a, O: DeserializeOwned + Send + 'static> Monitor<'a, O> {
                     commands,
                     log,
                     started: now,
-                    silence: Duration::ZERO,
+                    silence,
                     turn: now,
                     leave_by: None,
                     killed: None,
@@ -165,8 +171,11 @@ impl<'a, O: DeserializeOwned + Send + 'static> Monitor<'a, O> {
     /// Takes what the worker said; waits a tick for it if there is nothing.
     fn hear(&mut self, outbox: &mut Outbox<O>) {
         let now = Instant::now();
-        self.silence += now.duration_since(self.turn).min(MAX_TURN);
+        self.silence.pass(now.duration_since(self.turn).min(MAX_TURN), now);
         self.turn = now;
+        if self.silence.is_worth_telling() {
+            outbox.push(WorkerEvent::Note(WAITS_FOR_PROCESSOR.to_owned()));
+        }
         if self.stream_ended {
             return thread::sleep(TICK);
         }
@@ -184,13 +193,14 @@ impl<'a, O: DeserializeOwned + Send + 'static> Monitor<'a, O> {
     }
 
     fn take(&mut self, event: Event<O>, outbox: &mut Outbox<O>) {
-        self.silence = Duration::ZERO;
+        self.silence.heard();
         if event.ends() {
             self.leave_by.get_or_insert(Instant::now() + EXIT_GRACE);
         }
         match event {
             Event::Heartbeat { silent_ms } => {
-                if Duration::from_millis(silent_ms) > self.config.stall_timeout {
+                let silent = self.silence.beat(Duration::from_millis(silent_ms));
+                if silent > self.config.stall_timeout {
                     self.kill(WorkerExit::Hung(silent_ms / 1000));
                 }
             }
@@ -257,8 +267,8 @@ impl<'a, O: DeserializeOwned + Send + 'static> Monitor<'a, O> {
         }
         if self.config.timeout.is_some_and(|timeout| self.started.elapsed() >= timeout) {
             self.kill(WorkerExit::TimedOut);
-        } else if self.silence >= self.config.heartbeat_timeout {
-            self.kill(WorkerExit::Hung(self.silence.as_secs()));
+        } else if self.silence.since_frame() >= self.config.heartbeat_timeout {
+            self.kill(WorkerExit::Hung(self.silence.since_frame().as_secs()));
         }
     }
 

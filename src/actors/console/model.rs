@@ -64,6 +64,9 @@ impl ConsoleActor {
                 "\nIts chat template takes no system message: /system off takes it away.",
             );
         }
+        if self.intake.answering {
+            text.push_str("\nWhat is being written is still the old model's.");
+        }
         self.say(text);
     }
 
