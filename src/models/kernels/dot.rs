@@ -1,12 +1,16 @@
 //! Scalar products of kept rows with a vector of activations: decoding, which is bound by the reading of the weights.
 
 #[cfg(target_arch = "x86_64")]
-use super::avx2::Avx2;
+use super::avx2::Avx2 as Own;
 use super::math::{self, vectorised};
+#[cfg(target_arch = "aarch64")]
+use super::neon::Neon as Own;
 use super::{Format, Rows};
 
 /// Activations that share a unit.
 pub(super) const BLOCK: usize = 32;
+/// Whether a block's even activations lie before the odd ones: AVX2 takes weights apart by shifts, NEON widens them in order.
+const EVEN_FIRST: bool = cfg!(target_arch = "x86_64");
 
 /// A vector of activations, as the kernels read it.
 ///
@@ -16,7 +20,7 @@ pub(super) const BLOCK: usize = 32;
 pub(super) struct Activations<'a> {
     /// As they are.
     pub wide: &'a [f32],
-    /// In units of their block, of each block the even ones before the odd ones; empty where `wide` is used.
+    /// In units of their block, in the order that the machine's form takes; empty where `wide` is used.
     pub ints: Vec<i16>,
     /// The unit of each block.
     pub units: Vec<f32>,
@@ -53,10 +57,14 @@ impl<'a> Activations<'a> {
                 let bits = (x * per_unit + ROUND).to_bits();
                 *whole = bits.wrapping_sub(ROUND.to_bits()).cast_signed();
             }
-            let (even, odd) = ints.split_at_mut(BLOCK / 2);
-            for (pair, (even, odd)) in whole.as_chunks::<2>().0.iter().zip(even.iter_mut().zip(odd))
-            {
-                (*even, *odd) = (pair[0] as i16, pair[1] as i16);
+            if EVEN_FIRST {
+                let pairs = whole.as_chunks::<2>().0.iter();
+                let (even, odd) = ints.split_at_mut(BLOCK / 2);
+                for (pair, (even, odd)) in pairs.zip(even.iter_mut().zip(odd)) {
+                    (*even, *odd) = (pair[0] as i16, pair[1] as i16);
+                }
+            } else {
+                ints.iter_mut().zip(whole).for_each(|(int, whole)| *int = whole as i16);
             }
             // What is no number gives any bits: their sum counts for nothing, but must not panic.
             let total = whole.iter().fold(0i32, |total, &whole| total.wrapping_add(whole));
@@ -67,12 +75,12 @@ impl<'a> Activations<'a> {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 fn has_integer_form() -> bool {
-    Avx2::detect().is_some()
+    Own::detect().is_some()
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn has_integer_form() -> bool {
     false
 }
@@ -84,9 +92,9 @@ fn has_integer_form() -> bool {
 pub(super) fn dots(w: Rows<'_>, first: usize, x: &Activations<'_>, out: &mut [f32]) {
     let cols = x.wide.len();
     let bytes = w.bytes_of(first..first + out.len(), cols);
-    #[cfg(target_arch = "x86_64")]
-    if let Some(avx2) = Avx2::detect() {
-        return avx2.dots(w.format(), bytes, x, out);
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    if let Some(own) = Own::detect() {
+        return own.dots(w.format(), bytes, x, out);
     }
     vectorised!(plain(w.format(), bytes, x.wide, out));
 }
