@@ -18,6 +18,7 @@ use candle_core::Device;
 use shammah::domain::{Message, TrainExample};
 use shammah::engine::{ContextOverflow, Engine, Limits, Sampling};
 use shammah::eval::GeneralSet;
+use shammah::lora::Preference;
 use shammah::lora::{
     AdapterSet, JobInput, LoraAdapter, MemoryBudget, TrainingParams, Weighting, run_job,
 };
@@ -74,6 +75,7 @@ fn params(learning_rate: f64, steps: usize, anchor: f64, seed: u64) -> TrainingP
         epochs: 3,
         min_steps: steps,
         weighting: Weighting::Loss,
+        preference: Preference::OFF,
         warmup_ratio: 0.05,
         seed,
         max_grad_norm: 1.0,
@@ -103,6 +105,7 @@ fn trial(model: &LoadedModel, params: TrainingParams) -> Result<()> {
         train: train.clone(),
         replay: Vec::new(),
         heldout: Vec::new(),
+        rejected: Vec::new(),
         parent: None,
         baseline: None,
         memory: MemoryBudget::default(),

@@ -194,6 +194,10 @@ pub fn training_params(lora: &LoraSection, parameters: usize) -> TrainingParams 
             Weighting::Loss => lora::Weighting::Loss,
             Weighting::Sampling => lora::Weighting::Sampling,
         },
+        preference: lora::Preference {
+            weight: training.preference,
+            beta: training.preference_beta,
+        },
         warmup_ratio: training.warmup_ratio,
         seed: training.seed,
         max_grad_norm: training.max_grad_norm,
@@ -288,6 +292,8 @@ pub struct JobData {
     pub replay: Vec<TrainExample>,
     /// To measure with.
     pub heldout: Vec<TrainExample>,
+    /// Criticised answers that better ones are preferred to, by the ids of examples.
+    pub rejected: Vec<(i64, String)>,
     /// What it goes on from.
     pub parent: Option<AdapterId>,
     /// What is live, and what it must beat.
@@ -304,10 +310,13 @@ pub fn read_inputs(store: &Store, job: &JobRow, base_hash: &str) -> Result<JobDa
     let live = store.live(base_hash, &job.domain)?.map(|row| row.id);
     let parent = live.clone().filter(|_| job.from != store::StartFrom::Fresh);
     store.set_job_parent(job.id, parent.as_ref())?;
+    let preferring = lora_section(job).is_ok_and(|lora| lora.training.preference > 0.0);
+    let rejected = if preferring { store.rejected_answers(job.id)? } else { Vec::new() };
     Ok(JobData {
         train: examples(store, job.id, ExampleRole::New)?,
         replay: examples(store, job.id, ExampleRole::Replay)?,
         heldout: examples(store, job.id, ExampleRole::Heldout)?,
+        rejected,
         parent,
         live,
         memory_deaths: store.count_job_events(job.id, OUT_OF_MEMORY)?,
@@ -346,6 +355,7 @@ pub fn job_input(
         train: data.train,
         replay: data.replay,
         heldout: data.heldout,
+        rejected: data.rejected,
         parent: data.parent.map(directory),
         baseline: data.live.map(directory),
         memory: MemoryBudget {

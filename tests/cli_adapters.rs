@@ -160,7 +160,7 @@ fn a_dora_adapter_answers_alone_and_is_refused_by_name_in_a_mixture() {
     let base = models::load(&ModelSource::Builtin, &Device::Cpu, None).unwrap();
     write_adapter(&program.home().join("adapters/second"), &base, true);
     let ask = |adapters: &[&str]| {
-        let mut args = vec!["ask", "hello", "--max-tokens", "2"];
+        let mut args = vec!["ask", "hello", "-q", "--max-tokens", "2"];
         adapters.iter().for_each(|adapter| args.extend(["--adapter", adapter]));
         program.run(&args)
     };
@@ -259,7 +259,8 @@ fn the_console_compares_the_base_with_the_live_adapter() {
     let (left, right) = said.split_once("\n\nwith first:\n").expect("both answers");
     let (_, left) = left.split_once("builtin alone:\n").unwrap_or_else(|| panic!("{left}"));
     assert_ne!(left.trim(), right.trim());
-    let args = ["ask", "Who are you?", "--max-tokens", "12", "--set", "generation.temperature=0"];
+    let args =
+        ["ask", "Who are you?", "-q", "--max-tokens", "12", "--set", "generation.temperature=0"];
     let alone = program.run(&[&args[..], &["--no-adapter"]].concat()).done().stdout;
     assert_eq!(left.lines().next(), alone.lines().next());
     assert!(program.run(&["feedback", "list", "--json"]).done().json_lines().is_empty());

@@ -16,7 +16,7 @@ fn ask(program: &Program, prompt: &str, more: &[&str]) -> support::Run {
 #[test]
 fn the_answer_streams_to_stdout_and_json_says_the_same_and_how() {
     let program = Program::new();
-    let text = ask(&program, "hello", &[]).done().stdout;
+    let text = ask(&program, "hello", &["-q"]).done().stdout;
     let answer = ask(&program, "hello", &["--json"]).done().json();
     assert_eq!(text, format!("{}\n", answer["text"].as_str().unwrap()));
     assert!(!text.trim().is_empty());
@@ -43,6 +43,17 @@ fn the_answer_streams_to_stdout_and_json_says_the_same_and_how() {
     );
     let expected = if tokens == 8 { "length" } else { "stop" };
     assert_eq!(answer["finish_reason"], expected);
+}
+
+#[test]
+fn an_answer_that_was_cut_says_so_beside_it() {
+    let program = Program::new();
+    let cut = program.run(&["ask", "Who are you?", "--max-tokens", "2"]);
+    assert_eq!(cut.stderr, "the answer is cut at 2 tokens: --max-tokens N allows more\n");
+    assert_eq!(cut.code, 0);
+    let whole = program.run(&["ask", "Who are you?", "--max-tokens", "200", "--seed", "1"]);
+    assert_eq!((whole.stderr.as_str(), whole.code), ("", 0), "{}", whole.stdout);
+    program.run(&["ask", "Who are you?", "--max-tokens", "2", "--json"]).done();
 }
 
 #[test]

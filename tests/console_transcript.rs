@@ -4,7 +4,9 @@ mod console_kit;
 
 use std::io::Cursor;
 
-use console_kit::{Script, Transcript, piped};
+use std::time::Duration;
+
+use console_kit::{Person, Script, Transcript, piped};
 
 fn session(lines: &str) -> Transcript {
     piped(Cursor::new(lines.as_bytes().to_vec()), Script::default())
@@ -13,22 +15,28 @@ fn session(lines: &str) -> Transcript {
 #[test]
 fn a_session_of_marks_reads_as_a_transcript() {
     let said = session(
-        "What is your name?\n/critical wrong name\n/fix I am Ada.\n\nhello\n/good\n/medium too short\n/undo\n",
+        "What is your name?\n/critical hopeless\n/fix I am Ada.\n\nhello\n/good\n/medium\n/undo\n/undo\n",
     );
     assert_eq!(
         said.out,
         "You said: What is your name?\n\
-         Marked critical (weight 10): wrong name\n\
+         Marked critical (weight 10, #1): hopeless\n\
          Waiting for a correction: /fix TEXT gives it.\n\
          Training buffer: 1 example (10.0 weighted) · 0 of 10 for a training · 1 waiting for a correction\n\
-         Corrected the critical mark (weight 10): wrong name\n\
+         Answering again with the note in mind, 4 times (going on stops it):\n\
+         Again: hopeless\n\
+         No revision: it gave only the same answer again, or none that was complete.\n\
+         Mark 1 waits for a correction: /fix TEXT says what the answer should have been.\n\
+         Corrected the critical mark (weight 10, #1): hopeless\n\
          Training buffer: 1 example (10.0 weighted) · 1 of 10 for a training\n\
          You said: hello\n\
-         Marked good (weight 1)\n\
+         Marked good (weight 1, #2)\n\
          Training buffer: 2 examples (11.0 weighted) · 2 of 10 for a training\n\
-         Marked medium (weight 3): too short\n\
+         Marked medium (weight 3, #2), without a note\n\
          Waiting for a correction: /fix TEXT gives it.\n\
          Training buffer: 2 examples (13.0 weighted) · 1 of 10 for a training · 1 waiting for a correction\n\
+         The last change of mark 2 is taken back: good again, without a fix.\n\
+         Training buffer: 2 examples (11.0 weighted) · 2 of 10 for a training\n\
          Mark 2 is taken back.\n\
          Training buffer: 1 example (10.0 weighted) · 1 of 10 for a training\n"
     );
@@ -42,6 +50,8 @@ fn a_job_is_waited_for_and_reported_sparsely() {
     assert!(tail.starts_with(": 1 example, domain general.\n"), "{tail}");
     assert_eq!(tail.matches("Job 1: epoch").count(), 4, "{tail}");
     assert!(tail.contains("Job 1 started: training on 1 example in the background.\n"));
+    let told = "Waiting for job 1 (";
+    assert_eq!(tail.matches(told).count(), 1, "{tail}");
     let end = "Job 1 finished: 1 example, final loss 0.2500\n\
                2 better, 0 worse (held-out loss 2.00 → 1.00)\n\
                Adapter lora_1 is live: /data/adapters/lora_1\n\
@@ -92,7 +102,7 @@ fn settings_are_shown_and_hold() {
     let said = session("/set seed 7\n/set auto_train off\nhello\n/good\n/set seed\n");
     assert_eq!(
         said.out,
-        "seed = 7\nauto_train = false\nYou said: hello\nMarked good (weight 1)\n\
+        "seed = 7\nauto_train = false\nYou said: hello\nMarked good (weight 1, #1)\n\
          Training buffer: 1 example (1.0 weighted) · /train starts a training\nseed = 7\n"
     );
     let all = session("/set\n").out;
@@ -148,7 +158,7 @@ fn the_model_is_shown_and_changed_and_the_conversation_goes_on() {
          other (3.4 M parameters, f32) answers from now on, and the conversation goes on. New marks and jobs belong to it.\n\
          No adapter: the model answers as it came.\n\
          other\n\
-         Marked good (weight 1)\n\
+         Marked good (weight 1, #1)\n\
          Training buffer: 1 example (1.0 weighted) · 1 of 10 for a training\n\
          Loading broken: until it is ready, the old model answers.\n\
          other\n"
@@ -198,7 +208,7 @@ fn a_comparison_shows_both_answers_and_leaves_no_trace() {
         "You said: hello\n\
          It holds from the next answer on, in this conversation.\n\
          parrot alone:\n[be brief] parrot\n\nwith lora_1:\n[be brief] parrot, taught\n\
-         Marked good (weight 1)\n\
+         Marked good (weight 1, #1)\n\
          Training buffer: 1 example (1.0 weighted) · 1 of 10 for a training\n"
     );
     let alone = session("/compare who?\nwho?\n");
@@ -211,4 +221,167 @@ fn the_user_hears_once_that_the_context_slides() {
     let said = session("one\noverflow\noverflow\n/clear\noverflow\n");
     let told = "[the context is full: the model no longer sees the oldest turn";
     assert_eq!(said.out.matches(told).count(), 2, "once a conversation: {}", said.out);
+}
+
+#[test]
+fn a_revision_is_offered_and_accepted_in_a_script() {
+    let said = session("name?\n/critical say Ada\n\n/accept\nname again?\n/pending\n/accept\n");
+    let tail = said.out.split_once("waiting for a correction\n").expect("marked first").1;
+    assert_eq!(
+        tail,
+        "Answering again with the note in mind, 4 times (going on stops it):\n\
+         Again: say Ada\n\
+         [the best of 4: the note makes it 0.50 nats per token likelier]\n\
+         /accept takes this as the answer to learn, /fix TEXT gives another, /skip leaves the mark waiting.\n\
+         Accepted: the critical mark learns this answer (weight 10, #1)\n\
+         Training buffer: 1 example (10.0 weighted) · 1 of 10 for a training\n\
+         You said: name again?\n\
+         No mark waits for a better answer.\n",
+        "an empty line of a script says nothing"
+    );
+    assert!(said.errors.starts_with("error: no revision is on offer"), "{}", said.errors);
+}
+
+#[test]
+fn the_best_revision_is_shown_whole_when_it_is_not_the_first() {
+    let said = session("name?\n/medium second\n/accept\n");
+    let better =
+        "Again: second\nBetter, of 4:\nThe third try,\nin two lines.\n[the note makes it 0.80";
+    assert!(said.out.contains(better), "{}", said.out);
+    assert!(said.out.contains("Accepted: the medium mark learns this answer (weight 3, #1)"));
+}
+
+#[test]
+fn a_revision_that_is_left_can_be_taken_later_by_its_id() {
+    let said = session(
+        "a\n/medium one\n/skip\nb\n/medium two\nc\n/pending\n/accept 1\n/fix #2 by hand\n/pending\n/undo\n/accept 9\n",
+    );
+    assert!(
+        said.out.contains("Mark 1 waits for a correction: /accept 1 still takes the revision.\n")
+    );
+    let pending = "#2 medium · a question\n   note: two\n   a revision is there: /accept 2\n\
+                   #1 medium · a question\n   note: one\n   a revision is there: /accept 1\n\
+                   /fix #ID TEXT gives the better answer, /forget ID drops the mark.\n\
+                   Accepted: the medium mark learns this answer (weight 3, #1)\n";
+    assert!(said.out.contains(pending), "{}", said.out);
+    assert!(said.out.contains("Corrected the medium mark (weight 3, #2): two\n"), "{}", said.out);
+    assert!(said.out.contains("No mark waits for a better answer.\n"));
+    assert!(said.out.contains("The last change of mark 2 is taken back: medium again, waiting"));
+    assert!(said.errors.contains("there is no revision of mark 9 in this session"));
+}
+
+#[test]
+fn unattended_a_revision_is_taken_only_if_the_note_helps_and_the_user_is_told() {
+    let said = session("/set revisions auto\na\n/critical say Ada\nb\n/medium hardly\n/pending\n");
+    assert!(said.out.contains("likelier]\nAccepted: the critical mark learns"), "{}", said.out);
+    let told = "No revision: the note hardly changes what it says (0.01 nats per token, 0.1 are asked for).\n\
+                Mark 2 waits for a correction";
+    assert!(said.out.contains(told), "{}", said.out);
+    assert!(said.out.contains("\n#2 medium · a question\n") && !said.out.contains("\n#1 "));
+    assert_eq!((said.errors.as_str(), said.code), ("", 0));
+}
+
+#[test]
+fn without_revisions_or_without_a_note_a_mark_just_waits() {
+    for lines in ["/set revisions off\na\n/critical say Ada\n", "a\n/critical\n"] {
+        let said = session(lines);
+        assert!(!said.out.contains("Answering again"), "{}", said.out);
+        assert!(said.out.contains("Waiting for a correction"));
+    }
+}
+
+#[test]
+fn a_revision_that_fails_leaves_the_mark_and_is_no_failure_of_the_script() {
+    let said = session("a\n/critical broken\n");
+    assert!(
+        said.out.contains("No revision: the question is too long.\nMark 1 waits"),
+        "{}",
+        said.out
+    );
+    assert_eq!(said.code, 0);
+}
+
+#[test]
+fn undo_takes_an_accepted_revision_back_before_the_mark() {
+    let said = session("a\n/critical say Ada\n/accept\n/undo\n/undo\n/undo\n");
+    let first = said.out.find("The last change of mark 1 is taken back: critical again, waiting");
+    let second = said.out.find("Mark 1 is taken back.\n");
+    assert!(first.is_some() && first < second, "{}", said.out);
+    assert!(said.errors.contains("there is no mark of this session to take back"));
+}
+
+#[test]
+fn enter_on_an_empty_line_accepts_what_is_offered_and_nothing_else() {
+    let mut person = Person::sits(Script::default());
+    person.types("name?");
+    person.reads("name?");
+    person.types("/critical say Ada");
+    person.reads("Enter or /accept takes this");
+    person.types("");
+    person.reads("Accepted: the critical mark");
+    person.types("");
+    person.types("and?");
+    person.reads("and?");
+    let seen = person.leaves();
+    assert_eq!(seen.matches("Accepted").count(), 1, "{seen}");
+}
+
+#[test]
+fn whatever_comes_next_stops_a_revision_and_is_dealt_with() {
+    let stopped = "[stopped; mark 1 waits";
+    for (line, first, then) in [
+        ("next", stopped, "next"),
+        ("/good", stopped, "Marked good"),
+        ("/fix better", stopped, "Corrected the critical mark"),
+        ("/undo", stopped, "Mark 1 is taken back"),
+        ("/clear", "A new conversation", stopped),
+    ] {
+        let mut person = Person::sits(Script::default());
+        person.types("name?");
+        person.reads("You ");
+        person.reads("name?");
+        person.types("/critical for ever");
+        person.reads("Answering again");
+        person.types("/jobs");
+        person.reads("No jobs yet");
+        person.types(line);
+        person.reads(first);
+        person.reads(then);
+        let seen = person.leaves();
+        assert!(!seen.contains("takes this as the answer"), "{line}: {seen}");
+    }
+}
+
+#[test]
+fn ctrl_c_and_skip_end_a_revision_and_the_mark_stays() {
+    for interrupt in [true, false] {
+        let mut person =
+            Person::sits(Script { pause: Duration::from_millis(1), ..Script::default() });
+        person.types("name?");
+        person.reads("name?");
+        person.types("/critical for ever");
+        person.reads("Answering again");
+        if interrupt {
+            person.interrupts()
+        } else {
+            person.types("/skip")
+        }
+        person.reads("[stopped; mark 1 waits for a correction: /pending]");
+        person.types("/pending");
+        person.reads("#1 critical");
+        let seen = person.leaves();
+        assert!(!seen.contains("error: "), "{seen}");
+    }
+}
+
+#[test]
+fn a_mark_with_a_question_typed_behind_it_is_not_revised_at_all() {
+    let mut person = Person::sits(Script { pause: Duration::from_millis(5), ..Script::default() });
+    person.types("long");
+    person.types("/critical for ever");
+    person.types("next");
+    person.reads("Marked critical");
+    person.reads("next");
+    let seen = person.leaves();
+    assert!(!seen.contains("Answering again"), "{seen}");
 }

@@ -16,7 +16,9 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor, Var};
 use reference::*;
 use shammah::domain::{DeviceChoice, Message, TrainExample};
+use shammah::lora::Preference;
 use shammah::lora::dataset::Sequence;
+use shammah::lora::preference::Pairs;
 use shammah::lora::trainer::{self, MemoryPlan, TrainingData};
 use shammah::lora::{
     AdamW, AdamWConfig, JobEvent, JobInput, LoraAdapter, MemoryBudget, TrainableLora,
@@ -70,6 +72,7 @@ fn params(dora: bool) -> TrainingParams {
         epochs: 1,
         min_steps: STEPS,
         weighting: Weighting::Loss,
+        preference: Preference::OFF,
         warmup_ratio: 0.1,
         seed: 11,
         max_grad_norm: 1.0,
@@ -92,7 +95,12 @@ fn curve(decoder: &Decoder, dora: bool) -> Vec<f64> {
     let train =
         [sequence(1, &[4, 7, 33, 8, 61, 2], 3), sequence(2, &[4, 7, 41, 42, 43, 44, 45, 2], 4)];
     let anchors = trainer::anchors(decoder, vec![sequence(1, &[4, 7, 68, 90, 2], 2)]).unwrap();
-    let data = TrainingData { train: &train, weights: vec![0.5, 1.5], anchors: &anchors };
+    let data = TrainingData {
+        train: &train,
+        weights: vec![0.5, 1.5],
+        anchors: &anchors,
+        pairs: Pairs::NONE,
+    };
     let params = params(dora);
     let lora = TrainableLora::fresh(decoder, &params).unwrap();
     let vars: Vec<Var> = lora.vars().into_iter().map(|(_, var)| var).collect();
@@ -179,6 +187,7 @@ fn job(device: DeviceChoice, folder: &Path) -> Vec<f64> {
         train: vec![example(1, "It is oak."), example(2, "It is ash.")],
         replay: Vec::new(),
         heldout: vec![example(3, "It is elm.")],
+        rejected: Vec::new(),
         parent: None,
         baseline: None,
     };

@@ -5,6 +5,7 @@
 use candle_core::Device;
 use proptest::prelude::*;
 use shammah::domain::{Message, TrainExample};
+use shammah::lora::Preference;
 use shammah::lora::dataset::{Sequence, encode, epoch_order, normalised_weights};
 use shammah::lora::trainer::{batches, loss_weights};
 use shammah::lora::{TrainingParams, Weighting};
@@ -31,6 +32,7 @@ fn params(weighting: Weighting) -> TrainingParams {
         epochs: 3,
         min_steps: 0,
         weighting,
+        preference: Preference::OFF,
         warmup_ratio: 0.0,
         seed: 5,
         max_grad_norm: 1.0,

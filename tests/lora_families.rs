@@ -15,6 +15,7 @@ use candle_core::{DType, Device, Tensor};
 use reference::adapters::{config, peft, peft_name, write};
 use reference::*;
 use shammah::lora::dataset::Sequence;
+use shammah::lora::preference::Pairs;
 use shammah::lora::trainer::{self, Batch, MemoryPlan, TrainingData};
 use shammah::lora::{LoraAdapter, TrainableLora};
 use shammah::models::{Decoder, Module, Site};
@@ -56,7 +57,8 @@ fn gradients(
     train: &[Sequence],
     memory: MemoryPlan,
 ) -> (f64, HashMap<String, Tensor>) {
-    let data = TrainingData { train, weights: vec![1.0; train.len()], anchors: &[] };
+    let data =
+        TrainingData { train, weights: vec![1.0; train.len()], anchors: &[], pairs: Pairs::NONE };
     let batch = Batch { epoch: 1, items: (0..train.len()).collect(), anchors: Vec::new() };
     let got = trainer::gradients(decoder, lora, &data, &batch, 0.0, memory).unwrap();
     let sites = (0..decoder.config().num_hidden_layers)

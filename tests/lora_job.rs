@@ -13,6 +13,7 @@ use reference::{fixture, json};
 use serde_json::{Value, json};
 use shammah::domain::{DeviceChoice, Message, TrainExample};
 use shammah::eval::{GateConfig, Measurements, Verdict, gate};
+use shammah::lora::Preference;
 use shammah::lora::{
     JobError, JobEvent, JobInput, MemoryBudget, TRAINING_FILE, TrainingParams, TrainingRecord,
     Weighting, run_job,
@@ -65,6 +66,7 @@ impl Workshop {
             train: vec![example(1, 1.0), example(2, 10.0), example(3, 3.0)],
             replay: vec![example(4, 1.0)],
             heldout: vec![example(5, 1.0)],
+            rejected: Vec::new(),
             parent: None,
             baseline: None,
             memory: MemoryBudget::default(),
@@ -119,6 +121,7 @@ fn params() -> TrainingParams {
         epochs: 1,
         min_steps: STEPS,
         weighting: Weighting::Loss,
+        preference: Preference::OFF,
         warmup_ratio: 0.2,
         seed: 42,
         max_grad_norm: 1.0,

@@ -18,7 +18,9 @@ use rand::{Rng, SeedableRng};
 use reference::adapters::{peft, trainable};
 use reference::*;
 use sha2::{Digest, Sha256};
+use shammah::lora::Preference;
 use shammah::lora::dataset::Sequence;
+use shammah::lora::preference::Pairs;
 use shammah::lora::trainer::{self, Batch, Gradients, MemoryPlan, TrainingData};
 use shammah::lora::{
     AdamW, AdamWConfig, AdapterSet, JobError, LoraAdapter, TrainableLora, TrainingParams, Weighting,
@@ -39,6 +41,7 @@ fn params() -> TrainingParams {
         epochs: 2,
         min_steps: 4,
         weighting: Weighting::Loss,
+        preference: Preference::OFF,
         warmup_ratio: 0.0,
         seed: 11,
         max_grad_norm: 1.0,
@@ -70,7 +73,12 @@ fn anchors(decoder: &Decoder) -> Vec<trainer::Anchor> {
 /// Calls `f` with a batch that has everything in it: two examples of different weight, and the anchor's KL.
 fn with_batch<R>(decoder: &Decoder, f: impl FnOnce(&TrainingData<'_>, &Batch) -> R) -> R {
     let (train, anchors) = (training_set(), anchors(decoder));
-    let data = TrainingData { train: &train, weights: vec![0.4, 2.1, 0.5], anchors: &anchors };
+    let data = TrainingData {
+        train: &train,
+        weights: vec![0.4, 2.1, 0.5],
+        anchors: &anchors,
+        pairs: Pairs::NONE,
+    };
     f(&data, &Batch { epoch: 1, items: vec![1, 0], anchors: vec![0] })
 }
 
@@ -130,7 +138,12 @@ fn invariant_3_base_weights_are_never_written() {
         let before = hash(&weights);
         let lora = TrainableLora::fresh(&decoder, &params()).unwrap();
         let (train, anchors) = (training_set(), anchors(&decoder));
-        let data = TrainingData { train: &train, weights: vec![1.0; 3], anchors: &anchors };
+        let data = TrainingData {
+            train: &train,
+            weights: vec![1.0; 3],
+            anchors: &anchors,
+            pairs: Pairs::NONE,
+        };
         let vars = lora.vars().into_iter().map(|(_, var)| var).collect();
         let mut optimizer = AdamW::new(vars, AdamWConfig::default()).unwrap();
         let mut steps = 0;
@@ -294,7 +307,8 @@ fn a_shared_beginning_changes_neither_loss_nor_gradient() {
         sequence(2, &[5, 9, 33, 8, 44, 45, 2], 4, 1.0),
         sequence(3, &[5, 9, 2], 2, 1.0),
     ];
-    let data = TrainingData { train: &train, weights: vec![1.0; 3], anchors: &[] };
+    let data =
+        TrainingData { train: &train, weights: vec![1.0; 3], anchors: &[], pairs: Pairs::NONE };
     let batch = |items: Vec<usize>| Batch { epoch: 1, items, anchors: Vec::new() };
     let get = |items, micro_batch| {
         let plan = MemoryPlan { checkpointed_layers: 0, micro_batch };
@@ -375,7 +389,12 @@ fn the_anchor_is_zero_at_the_base_and_grows_away_from_it() {
     let decoder = decoder("qwen3");
     let train = training_set();
     let anchors = anchors(&decoder);
-    let data = TrainingData { train: &train, weights: vec![1.0; 3], anchors: &anchors };
+    let data = TrainingData {
+        train: &train,
+        weights: vec![1.0; 3],
+        anchors: &anchors,
+        pairs: Pairs::NONE,
+    };
     let value = |lora: &TrainableLora, anchor: f64| {
         let batch = Batch { epoch: 1, items: vec![0], anchors: vec![0] };
         trainer::loss(&decoder, lora, &data, &batch, anchor).unwrap()
@@ -392,7 +411,7 @@ fn a_tensor_without_gradient_fails_the_step_by_name() {
     let decoder = decoder("qwen3");
     let lora = moved("qwen3", &decoder);
     let train = [sequence(1, &[5, 9], 1, 1.0)];
-    let data = TrainingData { train: &train, weights: vec![1.0], anchors: &[] };
+    let data = TrainingData { train: &train, weights: vec![1.0], anchors: &[], pairs: Pairs::NONE };
     let batch = Batch { epoch: 1, items: vec![0], anchors: vec![] };
     let none = MemoryPlan::default();
     let gradients = trainer::gradients(&decoder, &lora, &data, &batch, 0.0, none).unwrap();

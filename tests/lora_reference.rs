@@ -17,6 +17,7 @@ use reference::*;
 use serde_json::Value;
 use shammah::lora::dataset::{Sequence, normalised_weights};
 use shammah::lora::loss::head_kl;
+use shammah::lora::preference::Pairs;
 use shammah::lora::trainer::{self, Batch, MemoryPlan, TrainingData};
 use shammah::lora::{AdamW, AdamWConfig, CONFIG_FILE, LoraAdapter, TrainableLora, WEIGHTS_FILE};
 use shammah::models::{Adapt, Decoder, NoAdapter};
@@ -119,7 +120,7 @@ fn follow_curve(family: &str, target: &str, suffix: &str, memory: MemoryPlan) ->
     let raw: Vec<f64> = train.iter().map(|s| s.weight).collect();
     // The fixture caps no share.
     let weights = if weighted { normalised_weights(&raw, 1.0) } else { vec![1.0; train.len()] };
-    let data = TrainingData { train: &train, weights, anchors: &[] };
+    let data = TrainingData { train: &train, weights, anchors: &[], pairs: Pairs::NONE };
     let vars = lora.vars().into_iter().map(|(_, var)| var).collect();
     let adam = AdamWConfig {
         beta1: number("beta1"),

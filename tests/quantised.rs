@@ -7,7 +7,9 @@ mod reference;
 use candle_core::{Device, Tensor};
 use reference::{logits, relative};
 use shammah::domain::{Message, Role, TrainExample};
+use shammah::lora::Preference;
 use shammah::lora::dataset::{Sequence, encode};
+use shammah::lora::preference::Pairs;
 use shammah::lora::trainer::{self, Batch, MemoryPlan, TrainingData};
 use shammah::lora::{AdamW, AdamWConfig, TrainableLora, TrainingParams, Weighting};
 use shammah::models::{LoadedModel, ModelSource, NoAdapter, Quantize, load_as};
@@ -54,6 +56,7 @@ fn params() -> TrainingParams {
         epochs: 1,
         min_steps: 0,
         weighting: Weighting::Loss,
+        preference: Preference::OFF,
         warmup_ratio: 0.0,
         seed: 3,
         max_grad_norm: 1.0,
@@ -71,7 +74,12 @@ fn curve(model: &LoadedModel, steps: usize) -> Vec<f64> {
     let vars = lora.vars().into_iter().map(|(_, var)| var).collect();
     let mut optimizer = AdamW::new(vars, AdamWConfig::default()).unwrap();
     let train = data(model);
-    let data = TrainingData { weights: vec![1.0; train.len()], train: &train, anchors: &[] };
+    let data = TrainingData {
+        weights: vec![1.0; train.len()],
+        train: &train,
+        anchors: &[],
+        pairs: Pairs::NONE,
+    };
     let batch = Batch { epoch: 1, items: vec![0, 1, 2, 3], anchors: Vec::new() };
     let plan = MemoryPlan::default();
     let mut step = |index: usize| {

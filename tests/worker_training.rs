@@ -10,6 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 #[cfg(target_os = "linux")]
 use rustix::process::{Resource, Rlimit, prlimit};
 use shammah::domain::{CURVE_FILE, Confinement, CurvePoint, DeviceChoice, Message, TrainExample};
+use shammah::lora::Preference;
 use shammah::lora::{JobInput, MemoryBudget, TrainingParams, TrainingRecord, Weighting};
 use shammah::models::{self, ModelSource};
 use shammah::worker::protocol::Limits;
@@ -49,6 +50,7 @@ fn input() -> JobInput {
             epochs: 1,
             min_steps: STEPS,
             weighting: Weighting::Loss,
+            preference: Preference::OFF,
             warmup_ratio: 0.1,
             seed: 7,
             max_grad_norm: 1.0,
@@ -61,6 +63,7 @@ fn input() -> JobInput {
         train: (1..=4).map(example).collect(),
         replay: Vec::new(),
         heldout: vec![example(5)],
+        rejected: Vec::new(),
         parent: None,
         baseline: None,
         memory: MemoryBudget::default(),

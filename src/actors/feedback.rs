@@ -18,11 +18,14 @@ use super::views;
 use crate::config::{Config, FeedbackSection};
 use crate::domain::{DEFAULT_DOMAIN, Mark};
 use crate::messages::feedback::{
-    AddFix, AddMark, Buffer, ForgetMark, Marked, SetAutoTrain, Turn, UndoMark,
+    AddFix, AddMark, Buffer, ForgetMark, ListWaiting, Marked, SetAutoTrain, SetTarget, Turn,
+    UndoMark, Waiting,
 };
 use crate::messages::training::{Reconfigure, ThresholdReached};
 use crate::messages::{ActorError, ActorName, MAILBOX_CAPACITY, Port};
-use crate::store::{FeedbackEdit, FeedbackRow, Forgotten, NewFeedback, Store, StoreError};
+use crate::store::{
+    FeedbackEdit, FeedbackRow, Forgotten, MarkState, NewFeedback, Store, StoreError,
+};
 
 /// How often the holder of the queue looks for marks that other processes stored: soon enough for a person, rare enough
 /// to cost nothing.
@@ -88,18 +91,18 @@ impl FeedbackActor {
         Self { db, rules, current, training, domains, _guard: guard }
     }
 
-    /// Stores one mark by `write`, and answers it with its domain's buffer.
+    /// Stores one mark by `write`, or changes that with the number `id`, and answers it with its domain's buffer.
     fn store(
         &mut self,
-        domain: String,
+        id: Option<i64>,
         write: impl FnOnce(&Store) -> Result<FeedbackRow, StoreError> + Send + 'static,
     ) -> ResponseActFuture<Self, Result<Marked, ActorError>> {
-        self.domains.insert(domain);
         let (db, limit) = (self.db.clone(), self.rules.section.buffer_limit);
         let threshold = self.rules.threshold;
         let base = self.current.get().hash().to_owned();
         let stored = async move {
             db.call(move |store| {
+                let before = id.map(|id| state_of(store, id)).transpose()?;
                 let row = write(store)?;
                 store.archive_over(limit)?;
                 // The last answer of a model that was changed can still be marked: that fills its own buffer.
@@ -110,12 +113,13 @@ impl FeedbackActor {
                     _ => false,
                 };
                 let buffer = views::buffer(row.domain.clone(), status, threshold);
-                Ok((views::marked(row, buffer), due))
+                Ok((views::marked(row, before, buffer), due))
             })
             .await
         };
         Box::pin(stored.into_actor(self).map(move |result, this, _| {
             let (marked, due) = result?;
+            this.domains.insert(marked.buffer.domain.clone());
             if let (true, Some(threshold)) = (due, threshold) {
                 this.report(marked.buffer.domain.clone(), threshold);
             }
@@ -173,6 +177,10 @@ impl Actor for FeedbackActor {
     }
 }
 
+fn state_of(store: &Store, id: i64) -> Result<MarkState, StoreError> {
+    Ok(store.feedback(id)?.state())
+}
+
 fn new_feedback(
     turn: Turn,
     mark: Mark,
@@ -190,7 +198,7 @@ impl Handler<AddMark> for FeedbackActor {
     fn handle(&mut self, message: AddMark, _: &mut Self::Context) -> Self::Result {
         let AddMark { turn, mark, note, replaces } = message;
         let weight = self.rules.weight(mark);
-        self.store(turn.domain.clone(), move |store| match replaces {
+        self.store(replaces, move |store| match replaces {
             Some(id) => {
                 let (mark, weight) = (Some(mark), Some(weight));
                 // The old note was about the old mark: without a new one there is none.
@@ -208,12 +216,36 @@ impl Handler<AddFix> for FeedbackActor {
     fn handle(&mut self, message: AddFix, _: &mut Self::Context) -> Self::Result {
         let AddFix { turn, fix, mark } = message;
         let weight = self.rules.weight(Mark::Fix);
-        self.store(turn.domain.clone(), move |store| match mark {
+        self.store(mark, move |store| match mark {
             Some(id) => {
                 store.update_feedback(id, &FeedbackEdit { fix: Some(fix), ..Default::default() })
             }
             None => store.add_feedback(&new_feedback(turn, Mark::Fix, weight, None, Some(fix))),
         })
+    }
+}
+
+impl Handler<SetTarget> for FeedbackActor {
+    type Result = ResponseActFuture<Self, Result<Marked, ActorError>>;
+
+    fn handle(&mut self, message: SetTarget, _: &mut Self::Context) -> Self::Result {
+        let SetTarget { id, text, revised } = message;
+        self.store(Some(id), move |store| store.set_target(id, &text, revised))
+    }
+}
+
+impl Handler<ListWaiting> for FeedbackActor {
+    type Result = ResponseFuture<Result<Waiting, ActorError>>;
+
+    fn handle(&mut self, message: ListWaiting, _: &mut Self::Context) -> Self::Result {
+        let db = self.db.clone();
+        let list = move |store: &Store| {
+            let rows = store.waiting_marks()?;
+            let total = rows.len();
+            let marks = rows.into_iter().take(message.limit).map(views::waiting).collect();
+            Ok(Waiting { marks, total })
+        };
+        Box::pin(async move { Ok(db.call(list).await?) })
     }
 }
 
@@ -238,8 +270,11 @@ impl Handler<Reconfigure> for FeedbackActor {
     }
 }
 
-/// Takes a mark back unless a job has it.
-fn undo(store: &Store, id: i64) -> Result<FeedbackRow, StoreError> {
+/// Takes a mark back, or brings it back to an earlier state, unless a job has it.
+fn undo(store: &Store, id: i64, to: Option<&MarkState>) -> Result<FeedbackRow, StoreError> {
+    if let Some(to) = to {
+        return store.restore_feedback(id, to);
+    }
     let row = store.feedback(id)?;
     if let Some(job) = row.consumed_by {
         return Err(StoreError::AlreadyLearned { feedback: id, job });
@@ -259,7 +294,7 @@ impl Handler<UndoMark> for FeedbackActor {
         let base = self.current.get().hash().to_owned();
         Box::pin(async move {
             let work = move |store: &Store| {
-                let row = undo(store, message.id)?;
+                let row = undo(store, message.id, message.to.as_ref())?;
                 let of = row.base.as_deref().unwrap_or(&base);
                 let status = store.buffer_status(&row.domain, Some(of))?;
                 Ok(views::buffer(row.domain, status, threshold))

@@ -125,7 +125,7 @@ async fn undo_takes_a_mark_back_but_not_out_of_a_job() {
     let stage = stage(None, false);
     let bees = stage.mark("bees", Mark::Good).await.id;
     let rivers = stage.mark("rivers", Mark::Good).await.id;
-    let buffer = stage.actor.send(UndoMark { id: bees }).await.unwrap().unwrap();
+    let buffer = stage.actor.send(UndoMark { id: bees, to: None }).await.unwrap().unwrap();
     assert_eq!((buffer.examples, buffer.weighted), (1, 1.0));
     let job = NewJob {
         name: None,
@@ -140,7 +140,7 @@ async fn undo_takes_a_mark_back_but_not_out_of_a_job() {
     };
     stage.db.call(move |store| store.enqueue_job(&job)).await.unwrap();
     for id in [rivers, bees] {
-        let refused = stage.actor.send(UndoMark { id }).await.unwrap();
+        let refused = stage.actor.send(UndoMark { id, to: None }).await.unwrap();
         assert!(matches!(refused, Err(ActorError::Refused(_))), "{refused:?}");
     }
     assert!(matches!(stage.fix("rivers", Some(rivers)).await, Err(ActorError::Refused(_))));
@@ -183,4 +183,52 @@ async fn secrets_in_a_note_are_replaced_and_told_and_a_forgotten_mark_is_gone() 
     assert_eq!(done, crate::store::Forgotten::default());
     let again = stage.actor.send(ForgetMark { id: marked.id }).await.unwrap();
     assert!(matches!(again, Err(ActorError::Refused(_))), "{again:?}");
+}
+
+#[actix::test]
+async fn a_revision_becomes_the_target_and_each_step_can_be_taken_back() {
+    let stage = stage(None, false);
+    let first = stage.mark("copper", Mark::Critical).await;
+    assert_eq!(first.before, None);
+    let set = |text: &str, revised| SetTarget { id: first.id, text: text.to_owned(), revised };
+    let revised = stage.actor.send(set("the model's", true)).await.unwrap().unwrap();
+    assert!(revised.has_target && revised.before.as_ref().is_some_and(|was| was.fix.is_none()));
+    let fixed = stage.fix("copper", Some(first.id)).await.unwrap();
+    let was = fixed.before.expect("it was there before");
+    assert_eq!((was.fix.as_deref(), was.revised), (Some("the model's"), true));
+
+    let id = first.id;
+    let row = move |store: &Store| store.feedback(id);
+    assert!(!stage.db.call(row).await.unwrap().revised, "the user's words took its place");
+    let undo = |to| UndoMark { id: first.id, to };
+    stage.actor.send(undo(Some(was.clone()))).await.unwrap().unwrap();
+    assert_eq!(stage.db.call(row).await.unwrap().state(), was);
+    let buffer = stage.actor.send(undo(revised.before)).await.unwrap().unwrap();
+    assert_eq!((buffer.examples, buffer.waiting_for_correction), (1, 1));
+    assert_eq!(stage.actor.send(undo(None)).await.unwrap().unwrap().examples, 0);
+    let gone = stage.actor.send(set("late", true)).await.unwrap();
+    assert!(matches!(gone, Err(ActorError::Refused(_))), "{gone:?}");
+}
+
+#[actix::test]
+async fn marks_without_a_target_are_listed_the_newest_first() {
+    let stage = stage(None, false);
+    stage.mark("bees", Mark::Good).await;
+    for text in ["copper", "tea", "rivers"] {
+        stage.mark(text, Mark::Medium).await;
+    }
+    let waiting = stage.actor.send(ListWaiting { limit: 2 }).await.unwrap().unwrap();
+    let questions: Vec<&str> = waiting.marks.iter().map(|mark| mark.question.as_str()).collect();
+    assert_eq!((questions.as_slice(), waiting.total), (["rivers", "tea"].as_slice(), 3));
+    assert_eq!(waiting.marks[0].note.as_deref(), Some("because"));
+}
+
+#[actix::test]
+async fn secrets_in_a_revision_are_replaced_like_any_other() {
+    let stage = stage(None, false);
+    let id = stage.mark("keys", Mark::Medium).await.id;
+    let text = format!("use hf_{}", "aB3dE5fG7hJ9kL1mN2pQ4rS6tU8vW0xY1z");
+    let set = SetTarget { id, text, revised: true };
+    let marked = stage.actor.send(set).await.unwrap().unwrap();
+    assert_eq!(marked.redacted[0].to_string(), "huggingface-token in fix");
 }

@@ -16,12 +16,12 @@ use tokio::sync::{oneshot, watch};
 
 use super::base::{Base, CurrentBase, ModelOpener};
 use super::model_thread::{
-    BaseName, INFERENCE_QUEUE, LiveTable, ModelJob, Pending, UsageSink, panic_text, spawn,
+    BaseName, INFERENCE_QUEUE, LiveTable, ModelJob, Pending, Task, UsageSink, panic_text, spawn,
 };
 use super::supervisor::Guard;
 use crate::domain::DEFAULT_DOMAIN;
 use crate::messages::inference::{
-    Generate, ModelLine, SetLive, ShowModel, StopGenerating, SwitchModel,
+    AdapterChoice, Generate, ModelLine, Revise, SetLive, ShowModel, StopGenerating, SwitchModel,
 };
 use crate::messages::registry::{AdoptBase, RecordUsage};
 use crate::messages::{ActorError, MAILBOX_CAPACITY, Port};
@@ -87,6 +87,22 @@ impl InferenceActor {
         let sent = jobs.try_send(job).map_err(|_| busy());
         self.thread = Some(Thread { base: base.hash().to_owned(), jobs });
         sent
+    }
+
+    /// Queues what the model is to do.
+    fn queue(
+        &mut self,
+        task: Task,
+        adapters: AdapterChoice,
+        cancel: Arc<AtomicBool>,
+    ) -> Result<(), ActorError> {
+        if self.closing {
+            return Err(ActorError::Closing);
+        }
+        self.flags.retain(|flag| flag.strong_count() > 0);
+        self.flags.push(Arc::downgrade(&cancel));
+        let pending = Pending::new(&self.pending);
+        self.submit(ModelJob { task, adapters, cancel, pending })
     }
 
     fn start_thread(&self, base: &Base) -> Result<SyncSender<ModelJob>, ActorError> {
@@ -163,14 +179,17 @@ impl Handler<Generate> for InferenceActor {
     type Result = Result<(), ActorError>;
 
     fn handle(&mut self, message: Generate, _: &mut Self::Context) -> Self::Result {
-        if self.closing {
-            return Err(ActorError::Closing);
-        }
         let Generate { messages, sampling, adapters, out, cancel } = message;
-        self.flags.retain(|flag| flag.strong_count() > 0);
-        self.flags.push(Arc::downgrade(&cancel));
-        let pending = Pending::new(&self.pending);
-        self.submit(ModelJob { messages, sampling, adapters, out, cancel, pending })
+        self.queue(Task::Answer { messages, sampling, out }, adapters, cancel)
+    }
+}
+
+impl Handler<Revise> for InferenceActor {
+    type Result = Result<(), ActorError>;
+
+    fn handle(&mut self, message: Revise, _: &mut Self::Context) -> Self::Result {
+        let Revise { request, adapters, out, cancel } = message;
+        self.queue(Task::Revise { request, out }, adapters, cancel)
     }
 }
 

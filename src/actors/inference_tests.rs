@@ -11,14 +11,17 @@ use super::super::model_thread::{Answerer, ModelLoader};
 use super::*;
 use crate::actors::test_kit::{Log, base, probe, question, tiny};
 use crate::domain::Message;
-use crate::engine::{FinishReason, Generated, Sampling};
+use crate::engine::{
+    Candidate, FinishReason, Generated, Revised, RevisionEvent, RevisionRequest, Sampling,
+};
 use crate::lora::AdapterSet;
 use crate::messages::ActorName;
 use crate::messages::inference::{
-    ANSWER_CAPACITY, AdapterChoice, Answer, LiveSet, Piece, answer_channel,
+    ANSWER_CAPACITY, AdapterChoice, Answer, LiveSet, Piece, Revise, RevisionPiece, answer_channel,
+    revision_channel,
 };
 
-/// A model that does what the question says.
+/// A model that does what the question, or the note, says.
 struct Script {
     go_on: Arc<Mutex<mpsc::Receiver<()>>>,
 }
@@ -60,6 +63,36 @@ impl Answerer for Script {
             dropped_turns: 0,
         })
     }
+
+    fn revise(
+        &mut self,
+        request: &RevisionRequest,
+        _: &AdapterSet,
+        cancel: &AtomicBool,
+        on_event: &mut dyn FnMut(RevisionEvent<'_>) -> ControlFlow<()>,
+    ) -> Result<Revised, String> {
+        match request.note.as_str() {
+            "panic" => panic!("out of luck"),
+            "refuse" => return Err("the note is too long".to_owned()),
+            "for ever" => {
+                let text = RevisionEvent::Text { candidate: 1, text: "la " };
+                while !cancel.load(Ordering::Relaxed) && on_event(text).is_continue() {}
+                return Ok(revised(Vec::new(), true));
+            }
+            _ => {}
+        }
+        for candidate in 0..request.candidates {
+            let text = ["first", "second"][candidate % 2];
+            let _ = on_event(RevisionEvent::Text { candidate, text });
+            let _ = on_event(RevisionEvent::Answered { candidate });
+        }
+        let best = Candidate { text: "second".to_owned(), score: 0.5, index: 1 };
+        Ok(revised(vec![best], false))
+    }
+}
+
+fn revised(candidates: Vec<Candidate>, cancelled: bool) -> Revised {
+    Revised { candidates, criticised: None, answers: 2, cancelled }
 }
 
 struct Stage {
@@ -135,6 +168,22 @@ impl Stage {
         let (taken, pieces, _) = self.ask(text).await;
         taken?;
         end(pieces).await
+    }
+
+    async fn revise(&self, note: &str) -> (Receiver<RevisionPiece>, Arc<AtomicBool>) {
+        let (out, pieces) = revision_channel();
+        let cancel = Arc::new(AtomicBool::new(false));
+        let request = RevisionRequest {
+            messages: question("hi"),
+            criticised: "Hello".to_owned(),
+            note: note.to_owned(),
+            candidates: 2,
+            sampling: Sampling::greedy(16),
+        };
+        let adapters = AdapterChoice::Live { domain: "general".to_owned() };
+        let revise = Revise { request, adapters, out, cancel: Arc::clone(&cancel) };
+        self.actor.send(revise).await.unwrap().unwrap();
+        (pieces, cancel)
     }
 
     async fn live(&self, id: &str) {
@@ -347,4 +396,49 @@ async fn a_model_that_cannot_be_loaded_leaves_the_old_one() {
     assert_eq!(stage.switch("other").await.unwrap().name, "other", "and another try is possible");
     stage.actor.send(StopGenerating { closing: true }).await.unwrap();
     assert_eq!(stage.switch("more").await, Err(ActorError::Closing));
+}
+
+async fn all(mut pieces: Receiver<RevisionPiece>) -> Vec<RevisionPiece> {
+    let mut all = Vec::new();
+    while let Some(piece) = pieces.recv().await {
+        all.push(piece);
+    }
+    all
+}
+
+#[actix::test]
+async fn a_revision_streams_its_first_candidate_and_ends_with_the_best() {
+    let stage = stage();
+    let (pieces, _) = stage.revise("be brief").await;
+    let best = Candidate { text: "second".to_owned(), score: 0.5, index: 1 };
+    let expected = [
+        RevisionPiece::Text("first".to_owned()),
+        RevisionPiece::Answered(1),
+        RevisionPiece::Answered(2),
+        RevisionPiece::Ended(Ok(revised(vec![best], false))),
+    ];
+    assert_eq!(all(pieces).await, expected);
+    assert!(stage.answer("hi").await.is_ok());
+    assert_eq!(stage.usage.len(), 1, "a revision is no answer to count");
+}
+
+#[actix::test]
+async fn a_revision_that_is_stopped_lets_the_next_answer_through() {
+    let stage = stage();
+    let (pieces, cancel) = stage.revise("for ever").await;
+    cancel.store(true, Ordering::Relaxed);
+    assert_eq!(all(pieces).await, [RevisionPiece::Ended(Ok(revised(Vec::new(), true)))]);
+    let (abandoned, _) = stage.revise("for ever").await;
+    drop(abandoned);
+    assert!(stage.answer("hi").await.is_ok(), "nobody listens to it any more");
+}
+
+#[actix::test]
+async fn what_goes_wrong_in_a_revision_ends_it_and_nothing_else() {
+    let stage = stage();
+    let refused = RevisionPiece::Ended(Err(ActorError::Engine("the note is too long".to_owned())));
+    assert_eq!(all(stage.revise("refuse").await.0).await, [refused]);
+    let panicked = RevisionPiece::Ended(Err(ActorError::ModelPanicked("out of luck".to_owned())));
+    assert_eq!(all(stage.revise("panic").await.0).await, [panicked]);
+    assert!(stage.answer("hi").await.is_ok());
 }

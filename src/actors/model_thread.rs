@@ -18,9 +18,9 @@ use tokio::sync::watch;
 
 use super::supervisor::actor_span;
 use crate::domain::Message;
-use crate::engine::{Generated, Sampling};
+use crate::engine::{Generated, Revised, RevisionEvent, RevisionRequest, Sampling};
 use crate::lora::AdapterSet;
-use crate::messages::inference::{AdapterChoice, Answer, LiveSet, Piece};
+use crate::messages::inference::{AdapterChoice, Answer, LiveSet, Piece, RevisionPiece};
 use crate::messages::registry::RecordUsage;
 use crate::messages::{ActorError, ActorName};
 
@@ -48,6 +48,18 @@ pub trait Answerer {
         cancel: &AtomicBool,
         on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Generated, String>;
+
+    /// Answers a conversation again with a note in the context, until `on_event` breaks or `cancel` is set.
+    ///
+    /// # Errors
+    /// One line for the user.
+    fn revise(
+        &mut self,
+        request: &RevisionRequest,
+        adapters: &AdapterSet,
+        cancel: &AtomicBool,
+        on_event: &mut dyn FnMut(RevisionEvent<'_>) -> ControlFlow<()>,
+    ) -> Result<Revised, String>;
 }
 
 /// Loads the model inside the thread: at the first answer, and again after each panic.
@@ -95,20 +107,36 @@ pub struct BaseName {
     pub hash: String,
 }
 
-/// One answer to give.
+/// One thing for the model to do.
 pub struct ModelJob {
-    /// The conversation.
-    pub messages: Vec<Message>,
-    /// How tokens are chosen.
-    pub sampling: Sampling,
-    /// With which adapters, looked up when the answer starts.
+    /// What.
+    pub task: Task,
+    /// With which adapters, looked up when it starts.
     pub adapters: AdapterChoice,
-    /// Where the pieces go.
-    pub out: Sender<Piece>,
     /// Set to stop.
     pub cancel: Arc<AtomicBool>,
     /// Counts the job until it is dropped.
     pub pending: Pending,
+}
+
+/// What the model does.
+pub enum Task {
+    /// Answers a conversation.
+    Answer {
+        /// The conversation.
+        messages: Vec<Message>,
+        /// How tokens are chosen.
+        sampling: Sampling,
+        /// Where the pieces go.
+        out: Sender<Piece>,
+    },
+    /// Answers one again with a note in the context.
+    Revise {
+        /// What is to be revised.
+        request: RevisionRequest,
+        /// Where the pieces go.
+        out: Sender<RevisionPiece>,
+    },
 }
 
 /// Counts one job as long as it lives, however it ends.
@@ -157,28 +185,57 @@ fn run(
     for (turn, job) in queue.iter().enumerate() {
         let _turn = tracing::info_span!(parent: &actor, "turn", number = turn + 1).entered();
         let adapters = resolve(&job.adapters, base, live);
-        let attempt = catch_unwind(AssertUnwindSafe(|| answer(&mut model, load, &job, &adapters)));
-        let result =
-            attempt.map(|result| result.map(|generated| finish(generated, base, &adapters)));
-        let result = result.unwrap_or_else(|panic| {
-            let what = panic_text(panic.as_ref());
-            // What it says may quote the chat; the place is in the log already.
-            tracing::error!("the model panicked; it will be loaded anew");
-            tracing::trace!(what, "the panic of the model");
-            Err(ActorError::ModelPanicked(what))
-        });
-        if matches!(result, Err(ActorError::ModelPanicked(_))) {
-            // Whatever the panic left behind is not trusted; a panic while dropping it must not end the thread either.
-            let broken = model.take();
-            let _ = catch_unwind(AssertUnwindSafe(|| drop(broken)));
-        }
-        log_end(&result);
-        let row = result.as_ref().ok().map(|answer| usage_of(answer, base));
-        deliver_end(&job, result);
-        if let Some(row) = row {
-            usage(row);
+        match &job.task {
+            Task::Answer { messages, sampling, out } => {
+                let answered = attempt(&mut model, load, |model| {
+                    answer(model, (messages, sampling), &job, out, &adapters)
+                });
+                let result = answered.map(|generated| finish(generated, base, &adapters));
+                log_end(&result);
+                let row = result.as_ref().ok().map(|answer| usage_of(answer, base));
+                deliver_end(&job, out, Piece::Ended(result));
+                if let Some(row) = row {
+                    usage(row);
+                }
+            }
+            Task::Revise { request, out } => {
+                let result =
+                    attempt(&mut model, load, |model| revise(model, request, &job, out, &adapters));
+                if let Err(error) = &result {
+                    tracing::warn!("no revision");
+                    tracing::trace!(%error, "why there is no revision");
+                }
+                deliver_end(&job, out, RevisionPiece::Ended(result));
+            }
         }
     }
+}
+
+/// Lets the model do something; it is loaded before where it must be, and dropped after a panic.
+fn attempt<T>(
+    model: &mut Option<Box<dyn Answerer>>,
+    load: &mut ModelLoader,
+    work: impl FnOnce(&mut dyn Answerer) -> Result<T, String>,
+) -> Result<T, ActorError> {
+    let tried = catch_unwind(AssertUnwindSafe(|| {
+        if model.is_none() {
+            *model = Some(load().map_err(ActorError::ModelUnavailable)?);
+        }
+        match model {
+            Some(model) => work(model.as_mut()).map_err(ActorError::Engine),
+            None => Err(ActorError::ModelUnavailable("no model".to_owned())),
+        }
+    }));
+    tried.unwrap_or_else(|panic| {
+        let what = panic_text(panic.as_ref());
+        // What it says may quote the chat; the place is in the log already.
+        tracing::error!("the model panicked; it will be loaded anew");
+        tracing::trace!(what, "the panic of the model");
+        // Whatever the panic left behind is not trusted; a panic while dropping it must not end the thread either.
+        let broken = model.take();
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(broken)));
+        Err(ActorError::ModelPanicked(what))
+    })
 }
 
 /// Looks up the adapters of one answer; it keeps them to its end.
@@ -191,23 +248,40 @@ fn resolve(choice: &AdapterChoice, base: &BaseName, live: &LiveTable) -> Arc<Liv
 }
 
 fn answer(
-    model: &mut Option<Box<dyn Answerer>>,
-    load: &mut ModelLoader,
+    model: &mut dyn Answerer,
+    (messages, sampling): (&[Message], &Sampling),
     job: &ModelJob,
+    out: &Sender<Piece>,
     adapters: &LiveSet,
-) -> Result<Generated, ActorError> {
-    if model.is_none() {
-        *model = Some(load().map_err(ActorError::ModelUnavailable)?);
-    }
-    let Some(model) = model else {
-        return Err(ActorError::ModelUnavailable("no model".to_owned()));
-    };
+) -> Result<Generated, String> {
     // A reader that left before the start is found at the first piece of text.
-    let _ = deliver(job, Piece::Started { adapters: adapters.ids.clone() }, None);
-    let mut on_text = |text: &str| deliver(job, Piece::Text(text.to_owned()), None);
-    model
-        .answer(&job.messages, &job.sampling, &adapters.set, &job.cancel, &mut on_text)
-        .map_err(ActorError::Engine)
+    let _ = deliver(job, out, Piece::Started { adapters: adapters.ids.clone() }, None);
+    let mut on_text = |text: &str| deliver(job, out, Piece::Text(text.to_owned()), None);
+    model.answer(messages, sampling, &adapters.set, &job.cancel, &mut on_text)
+}
+
+fn revise(
+    model: &mut dyn Answerer,
+    request: &RevisionRequest,
+    job: &ModelJob,
+    out: &Sender<RevisionPiece>,
+    adapters: &LiveSet,
+) -> Result<Revised, String> {
+    let mut on_event = |event: RevisionEvent<'_>| {
+        let piece = match event {
+            RevisionEvent::Text { candidate: 0, text } => RevisionPiece::Text(text.to_owned()),
+            // Of the others only the best is shown, and which that is, is known at the end.
+            RevisionEvent::Text { .. } => return still_wanted(out),
+            RevisionEvent::Answered { candidate } => RevisionPiece::Answered(candidate + 1),
+        };
+        deliver(job, out, piece, None)
+    };
+    model.revise(request, &adapters.set, &job.cancel, &mut on_event)
+}
+
+/// Breaks when the reader left.
+fn still_wanted<T>(out: &Sender<T>) -> ControlFlow<()> {
+    if out.is_closed() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
 }
 
 fn finish(generated: Generated, base: &BaseName, adapters: &LiveSet) -> Answer {
@@ -261,18 +335,23 @@ fn log_end(result: &Result<Answer, ActorError>) {
 }
 
 /// Hands over the last piece; waits for the reader, but not for one that cancelled and does not read on.
-fn deliver_end(job: &ModelJob, result: Result<Answer, ActorError>) {
-    if deliver(job, Piece::Ended(result), Some(END_PATIENCE)).is_break() {
+fn deliver_end<T>(job: &ModelJob, out: &Sender<T>, end: T) {
+    if deliver(job, out, end, Some(END_PATIENCE)).is_break() {
         tracing::debug!("nobody read the end of an answer");
     }
 }
 
 /// Waits until the reader has room. Breaks when it left, or when the answer was cancelled and `patience` is over (at once
 /// without one).
-fn deliver(job: &ModelJob, mut piece: Piece, patience: Option<Duration>) -> ControlFlow<()> {
+fn deliver<T>(
+    job: &ModelJob,
+    out: &Sender<T>,
+    mut piece: T,
+    patience: Option<Duration>,
+) -> ControlFlow<()> {
     let mut left = patience.unwrap_or(Duration::ZERO);
     loop {
-        match job.out.try_send(piece) {
+        match out.try_send(piece) {
             Ok(()) => return ControlFlow::Continue(()),
             Err(TrySendError::Closed(_)) => return ControlFlow::Break(()),
             Err(TrySendError::Full(back)) => piece = back,

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use chrono::{DateTime, SecondsFormat, Utc};
 
 use crate::engine::FinishReason;
-use crate::messages::feedback::{Buffer, Marked};
+use crate::messages::feedback::{Buffer, Marked, WaitingMark};
 use crate::messages::registry::AdapterLine;
 use crate::messages::training::JobLine;
-use crate::store::{AdapterRow, BufferStatus, FeedbackRow, JobRow};
+use crate::store::{AdapterRow, BufferStatus, FeedbackRow, JobRow, MarkState};
 
 fn rfc3339(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Secs, true)
@@ -64,7 +64,7 @@ pub(super) fn buffer(domain: String, status: BufferStatus, threshold: Option<usi
     }
 }
 
-pub(super) fn marked(row: FeedbackRow, buffer: Buffer) -> Marked {
+pub(super) fn marked(row: FeedbackRow, before: Option<MarkState>, buffer: Buffer) -> Marked {
     Marked {
         id: row.id,
         mark: row.mark,
@@ -73,8 +73,13 @@ pub(super) fn marked(row: FeedbackRow, buffer: Buffer) -> Marked {
         redacted: row.redactions(),
         note: row.note,
         heldout: row.heldout,
+        before,
         buffer,
     }
+}
+
+pub(super) fn waiting(row: FeedbackRow) -> WaitingMark {
+    WaitingMark { id: row.id, mark: row.mark, question: row.question().to_owned(), note: row.note }
 }
 
 /// Names the end of an answer as it is stored.

@@ -9,7 +9,7 @@ use std::time::Instant;
 use crate::actors::base::{AdapterLoader, Base, LoaderFactory};
 use crate::actors::model_thread::{Answerer, ModelLoader};
 use crate::domain::{DeviceChoice, Message};
-use crate::engine::{Engine, Generated, Limits, Sampling};
+use crate::engine::{Engine, Generated, Limits, Revised, RevisionEvent, RevisionRequest, Sampling};
 use crate::lora::{self, AdapterSet};
 use crate::messages::inference::ModelLine;
 use crate::models::{self, LoadedModel, ModelSource};
@@ -122,5 +122,15 @@ impl Answerer for Timed {
         self.0
             .generate(messages, sampling, adapters, cancel, on_text)
             .map_err(|error| error.to_string())
+    }
+
+    fn revise(
+        &mut self,
+        request: &RevisionRequest,
+        adapters: &AdapterSet,
+        cancel: &AtomicBool,
+        on_event: &mut dyn FnMut(RevisionEvent<'_>) -> ControlFlow<()>,
+    ) -> Result<Revised, String> {
+        self.0.revise(request, adapters, cancel, on_event).map_err(|error| error.to_string())
     }
 }

@@ -153,10 +153,13 @@ fn console_ports(ports: &Ports, supervisor: &Addr<Supervisor>) -> ConsolePorts {
     let ports = ports.clone();
     ConsolePorts {
         generate: ports.generate,
+        revise: ports.revise,
         show_model: ports.show_model,
         switch_model: ports.switch_model,
         add_mark: ports.add_mark,
         add_fix: ports.add_fix,
+        set_target: ports.set_target,
+        list_waiting: ports.list_waiting,
         undo_mark: ports.undo_mark,
         forget_mark: ports.forget_mark,
         set_auto_train: ports.set_auto_train,

@@ -22,8 +22,12 @@ use crate::actors::training::runner::{Launcher, Runner};
 use crate::actors::training::{QueueRules, TrainingActor};
 use crate::config::{Config, WorkerSection};
 use crate::messages::console::{JobNotice, LiveChanged, Notice};
-use crate::messages::feedback::{AddFix, AddMark, ForgetMark, SetAutoTrain, UndoMark};
-use crate::messages::inference::{Generate, SetLive, ShowModel, StopGenerating, SwitchModel};
+use crate::messages::feedback::{
+    AddFix, AddMark, ForgetMark, ListWaiting, SetAutoTrain, SetTarget, UndoMark,
+};
+use crate::messages::inference::{
+    Generate, Revise, SetLive, ShowModel, StopGenerating, SwitchModel,
+};
 use crate::messages::registry::{
     AdoptBase, DeleteAdapter, ListAdapters, LoadAdapter, PublishAdapter, RecordUsage, RestoreLive,
     RollbackAdapter, UnloadAdapter,
@@ -67,6 +71,7 @@ macro_rules! ports {
 ports! {
     Inference by connect_inference: InferenceActor {
         generate: Generate,
+        revise: Revise,
         show_model: ShowModel,
         switch_model: SwitchModel,
         set_live: SetLive,
@@ -75,6 +80,8 @@ ports! {
     Feedback by connect_feedback: FeedbackActor {
         add_mark: AddMark,
         add_fix: AddFix,
+        set_target: SetTarget,
+        list_waiting: ListWaiting,
         undo_mark: UndoMark,
         forget_mark: ForgetMark,
         set_auto_train: SetAutoTrain,

@@ -10,6 +10,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 pub use super::jobs_args::{JobsCommand, PlotArg};
+use super::revise::ReviseArgs;
 use crate::domain::{AdapterId, Mark};
 
 /// Largest weight of an adapter in `--adapter ID:WEIGHT`: beyond it the adapter drowns the base.
@@ -249,6 +250,8 @@ pub enum FeedbackCommand {
         #[command(flatten)]
         json: JsonArg,
     },
+    /// Answer marks that wait for a correction again, with their notes in mind
+    Revise(ReviseArgs),
     /// Look for secrets in all marks; exit code 1 when there are some
     Scan(JsonArg),
     /// Count the marks of each domain

@@ -55,6 +55,10 @@ pub fn run(args: &AskArgs, global: &GlobalArgs) -> Result<Exit> {
     let answered = answer(&session, args, model, &adapters, &cancel)?;
     record(&session, &answered, &used);
     print_end(args, &answered, &used)?;
+    let told = args.json.json || global.quiet;
+    if answered.generated.finish_reason == FinishReason::Length && !told {
+        output::complain(&cut(&answered.generated, session.loaded.config.generation.max_tokens));
+    }
     match answered.generated.finish_reason {
         FinishReason::Cancelled => Ok(Exit::Interrupted),
         FinishReason::Stop | FinishReason::Length => Ok(Exit::Done),
@@ -175,6 +179,14 @@ fn print_end(args: &AskArgs, answered: &Answered, used: &[UsedAdapter]) -> io::R
         decode_ms: milliseconds(*decode),
         finish_reason: *finish_reason,
     })
+}
+
+/// Says why an answer ends in the middle.
+fn cut(generated: &Generated, max_tokens: usize) -> String {
+    if generated.new_tokens < max_tokens {
+        return "the answer is cut: the model's context is full".to_owned();
+    }
+    format!("the answer is cut at {max_tokens} tokens: --max-tokens N allows more")
 }
 
 /// Records the answer; a store that cannot be written loses a count, not the answer.

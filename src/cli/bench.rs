@@ -15,6 +15,7 @@ use super::exit::{Exit, UsageError};
 use super::{feedback, model, output};
 use crate::domain::TrainExample;
 use crate::lora::dataset::{self, Sequence};
+use crate::lora::preference::Pairs;
 use crate::lora::trainer::{self, Batch, MemoryPlan, TrainingData};
 use crate::lora::{AdamW, AdamWConfig, TrainableLora};
 use crate::models::{LoadedModel, NoAdapter};
@@ -193,8 +194,12 @@ fn train(session: &Session, model: &LoadedModel, args: &BenchTrainArgs) -> Resul
     let lora = TrainableLora::fresh(&model.decoder, &params)?;
     let vars = lora.vars().into_iter().map(|(_, var)| var).collect();
     let mut optimizer = AdamW::new(vars, AdamWConfig::default())?;
-    let data =
-        TrainingData { train: &sequences, weights: vec![1.0; sequences.len()], anchors: &[] };
+    let data = TrainingData {
+        train: &sequences,
+        weights: vec![1.0; sequences.len()],
+        anchors: &[],
+        pairs: Pairs::NONE,
+    };
     let layers = model.decoder.config().num_hidden_layers;
     let memory = MemoryPlan {
         checkpointed_layers: if args.checkpointing { layers } else { 0 },

@@ -1,4 +1,4 @@
-//! `shammah feedback list | add | import | export | forget | scan | stats`.
+//! `shammah feedback list | add | import | export | forget | revise | scan | stats`.
 //!
 //! `add` and `import` only store: whoever runs the queue looks at the threshold.
 
@@ -15,8 +15,8 @@ use super::context::Session;
 use super::exit::{Exit, UsageError};
 use super::feedback_file::{self, weight_of};
 use super::output::{self, Table};
-use super::secrets;
 use super::whole_file::{self, Existing};
+use super::{revise, secrets};
 use crate::domain::{DEFAULT_DOMAIN, Mark, Message};
 use crate::store::{BufferStatus, FeedbackFilter, FeedbackRow, NewFeedback, Store};
 use crate::text::{printable_line, shortened};
@@ -51,6 +51,7 @@ pub fn run(command: &FeedbackCommand, global: &GlobalArgs) -> Result<Exit> {
             export(&session.store, file, domain.clone(), json.json)?;
         }
         FeedbackCommand::Forget { id, json } => secrets::forget(&session, *id, json.json)?,
+        FeedbackCommand::Revise(args) => return revise::run(args, &session, global),
         FeedbackCommand::Scan(json) => return secrets::scan(&session.store, json.json),
         FeedbackCommand::Stats(json) => stats(&session.store, json.json)?,
     }

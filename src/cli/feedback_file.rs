@@ -58,6 +58,8 @@ struct Line {
     fix: Option<String>,
     domain: Option<String>,
     adapter: Option<AdapterId>,
+    #[serde(rename = "revised")]
+    _revised: Option<Value>,
     #[serde(rename = "id")]
     _id: Option<Value>,
     #[serde(rename = "base")]

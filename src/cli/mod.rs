@@ -29,6 +29,7 @@ mod model;
 mod models;
 mod output;
 mod progress;
+mod revise;
 mod runs;
 mod secrets;
 mod train;

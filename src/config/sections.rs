@@ -164,6 +164,18 @@ pub enum StartFrom {
     Fresh,
 }
 
+/// `lora.training.revisions`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Revisions {
+    /// They are offered to the user.
+    Ask,
+    /// The best is taken if the note really helps it.
+    Auto,
+    /// None are made.
+    Off,
+}
+
 /// `[lora.training]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -182,6 +194,16 @@ pub struct TrainingSection {
     pub auto_train_threshold: usize,
     /// How weights enter.
     pub weighting: Weighting,
+    /// What becomes of a note without a better answer.
+    pub revisions: Revisions,
+    /// Answers that the model gives with the note, of which the best is taken.
+    pub revision_candidates: usize,
+    /// How much the note must help, nats per token.
+    pub revision_threshold: f64,
+    /// Weight of the loss on pairs of a better and a criticised answer; 0 is off.
+    pub preference: f64,
+    /// How far that loss lets the model go from the base.
+    pub preference_beta: f64,
     /// Share of the steps spent warming up.
     pub warmup_ratio: f64,
     /// Seed of first values, order and dropout.

@@ -69,6 +69,14 @@ pub fn fit(
     checked(Window { prompt: without(low)?, dropped_turns: low }, context_length, policy)
 }
 
+/// Returns `messages` without as many of the oldest turns, the system message kept; `None` if the last question would go too.
+pub fn without_turns(messages: &[Message], turns: usize) -> Option<Vec<Message>> {
+    let system = messages.iter().take_while(|message| message.role == Role::System).count();
+    let questions = (system..messages.len()).filter(|&at| messages[at].role == Role::User);
+    let from = if turns == 0 { system } else { questions.skip(turns).next()? };
+    Some([&messages[..system], &messages[from..]].concat())
+}
+
 fn checked(
     window: Window,
     context_length: usize,

@@ -9,8 +9,11 @@ mod error;
 mod generation;
 mod model;
 mod prefix_cache;
+mod revision;
+mod revision_prompt;
 mod sampler;
 mod sampling;
+mod score;
 mod stream;
 
 use std::ops::ControlFlow;
@@ -30,8 +33,11 @@ pub use context::ContextOverflow;
 pub use error::EngineError;
 pub use generation::{FinishReason, Generated, PREFILL_CHUNK};
 pub use prefix_cache::MAX_SESSIONS;
+pub use revision::{Candidate, Revised, RevisionEvent, RevisionRequest};
+pub use revision_prompt::asked_again;
 pub use sampler::REPETITION_WINDOW;
 pub use sampling::Sampling;
+pub use score::Likelihoods;
 
 /// Time since a moment that stays the same.
 type Clock = Box<dyn Fn() -> Duration + Send>;

@@ -15,6 +15,8 @@ use super::{
     WEIGHTS_FILE, Weighting, checkpoint, run_job,
 };
 use crate::domain::{DeviceChoice, Message, TrainExample};
+use crate::lora::Preference;
+use crate::lora::preference::{self, Pairs};
 use crate::models::test_kit::composed;
 use crate::models::{Decoder, ModelConfig, ModelSource, NoAdapter, base_hash, ops};
 
@@ -53,6 +55,7 @@ fn params(dora: bool, dropout: f64) -> TrainingParams {
         epochs: 1,
         min_steps: STEPS,
         weighting: Weighting::Loss,
+        preference: Preference::OFF,
         warmup_ratio: 0.1,
         seed: 11,
         max_grad_norm: 0.5,
@@ -95,7 +98,12 @@ fn with_data<R>(decoder: &Decoder, f: impl FnOnce(&TrainingData<'_>) -> R) -> R 
     let ids = vec![4, 7, 68 % vocab, 90 % vocab, 2];
     let anchor = Sequence { id: 1, ids, answer_start: 2, weight: 1.0 };
     let anchors = trainer::anchors(decoder, vec![anchor]).unwrap();
-    f(&TrainingData { train: &sequences(vocab), weights: vec![0.4, 2.1, 0.5], anchors: &anchors })
+    let train = sequences(vocab);
+    let rejected =
+        Sequence { id: 1, ids: [&train[0].ids[..3], &[9, 2]].concat(), ..train[0].clone() };
+    let pairs = preference::pairs(decoder, &train, &[Some(rejected)]).unwrap();
+    let pairs = Pairs { of: &pairs, strength: Preference { weight: 0.6, beta: 0.3 } };
+    f(&TrainingData { train: &train, weights: vec![0.4, 2.1, 0.5], anchors: &anchors, pairs })
 }
 
 fn gradients(decoder: &Decoder, lora: &TrainableLora) -> Gradients {
@@ -248,6 +256,7 @@ fn job() -> JobInput {
         train: vec![example(1, "It is oak."), example(2, "It is ash.")],
         replay: Vec::new(),
         heldout: vec![example(3, "It is elm.")],
+        rejected: Vec::new(),
         parent: None,
         baseline: None,
     }

@@ -63,6 +63,19 @@ impl Step {
     }
 }
 
+impl Step {
+    /// Adds the criticised answers of a batch's items, which are computed beside the better ones.
+    #[must_use]
+    pub fn with_rejected(mut self, batch: &Batch, rejected: &[Option<Sequence>]) -> Self {
+        for (load, &index) in self.items.iter_mut().zip(&batch.items) {
+            if let Some(Some(sequence)) = rejected.get(index) {
+                *load = Load::sum(&[*load, Load::of(sequence)]);
+            }
+        }
+        self
+    }
+}
+
 /// A whole job, in counts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Workload {

@@ -119,3 +119,14 @@ fn operations_count_weights_tokens_and_the_steps_that_are_left() {
     close(job.flops_before(), forward + logits);
     close(job.flops_after(), 3.0 * forward + 5.0 * logits);
 }
+
+#[test]
+fn a_criticised_answer_counts_beside_the_better_one() {
+    let sequence =
+        |id, tokens: usize| Sequence { id, ids: vec![7; tokens], answer_start: 3, weight: 1.0 };
+    let train = [sequence(1, 10), sequence(2, 8)];
+    let batch = Batch { epoch: 1, items: vec![1, 0], anchors: Vec::new() };
+    let step = Step::of(&batch, &train, &[]).with_rejected(&batch, &[Some(sequence(1, 6)), None]);
+    let load = |tokens, answers| Load { tokens, answers };
+    assert_eq!(step.items, [load(7, 5), load(9 + 5, 7 + 3)]);
+}

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::TrainableLora;
 use super::dataset::Sequence;
-use super::loss::{HeadLoss, head_cross_entropy, head_kl};
+use super::loss::{HeadLoss, head_cross_entropy, head_kl, head_token_losses};
+use super::preference::Terms;
 use super::trainer::{Batch, TrainingData};
 use crate::models::{Adapt, Decoder, ModelError, Packing, Pass, forget};
 
@@ -38,6 +39,8 @@ pub(super) struct Objective<'a> {
     sequences: Vec<&'a Sequence>,
     /// Sequences with a cross-entropy come first, so many; per answer token a factor.
     weights: Vec<Vec<f32>>,
+    /// Criticised answers come next, beside the better ones before them.
+    pairs: Terms<'a>,
     /// The others are anchors: the base's hidden states at their answers.
     base_hidden: Vec<&'a Tensor>,
     /// Factor on the sum of their KL.
@@ -45,7 +48,8 @@ pub(super) struct Objective<'a> {
 }
 
 impl<'a> Objective<'a> {
-    /// Splits a batch: Σᵢ ŵᵢ Σₜ CEᵢₜ / Σᵢ nᵢ, plus the anchors' mean KL per token times its weight.
+    /// Splits a batch: Σᵢ ŵᵢ Σₜ CEᵢₜ / Σᵢ nᵢ, plus the anchors' mean KL per token times its weight, plus the mean of
+    /// ŵᵢ times the preference loss over its pairs, times their weight.
     fn of_batch(
         data: &'a TrainingData<'a>,
         batch: &Batch,
@@ -60,12 +64,16 @@ impl<'a> Objective<'a> {
         let anchors: &[usize] = if anchored { &batch.anchors } else { &[] };
         let anchor_tokens: usize =
             anchors.iter().map(|&i| data.anchors[i].sequence.answer_tokens()).sum();
+        let paired = batch.items.iter().filter(|&&i| data.pairs.get(i).is_some()).count();
+        let terms = |items: &[usize]| Terms::of(data.pairs, items, &data.weights, paired);
         let chunk = |items: &[usize], anchors: &[usize]| Self {
             sequences: items
                 .iter()
                 .map(|&i| &data.train[i])
+                .chain(terms(items).sequences())
                 .chain(anchors.iter().map(|&i| &data.anchors[i].sequence))
                 .collect(),
+            pairs: terms(items),
             weights: items
                 .iter()
                 .map(|&i| vec![(data.weights[i] / total) as f32; data.train[i].answer_tokens()])
@@ -85,15 +93,12 @@ impl<'a> Objective<'a> {
         targets: &[u32],
         with_grad: bool,
     ) -> Result<HeadLoss, ModelError> {
-        let learned: usize = self.weights.iter().map(Vec::len).sum();
+        let learned = self.weights.iter().map(Vec::len).sum::<usize>() + self.pairs.tokens();
         let answers = hidden.detach();
-        let none = HeadLoss { value: 0.0, grad: None };
         let first = if learned > 0 {
-            let part = answers.narrow(0, 0, learned)?;
-            let weights = self.weights.concat();
-            head_cross_entropy(decoder.head(), &part, &targets[..learned], &weights, with_grad)?
+            self.taught(decoder, &answers.narrow(0, 0, learned)?, &targets[..learned], with_grad)?
         } else {
-            none
+            HeadLoss { value: 0.0, grad: None }
         };
         let mut value = first.value;
         let mut grads: Vec<Tensor> = first.grad.into_iter().collect();
@@ -105,6 +110,37 @@ impl<'a> Objective<'a> {
             grads.extend(kl.grad);
         }
         let grad = if with_grad { Some(Tensor::cat(&grads, 0)?) } else { None };
+        Ok(HeadLoss { value, grad })
+    }
+}
+
+impl Objective<'_> {
+    /// The cross-entropy of the learned answers, and the preference loss of those that have a criticised one.
+    ///
+    /// The latter depends on sums over whole answers: they are measured first, then its gradient is that of a
+    /// cross-entropy with other weights.
+    fn taught(
+        &self,
+        decoder: &Decoder,
+        answers: &Tensor,
+        targets: &[u32],
+        with_grad: bool,
+    ) -> Result<HeadLoss, ModelError> {
+        let mut weights = self.weights.concat();
+        let head = decoder.head();
+        if self.pairs.is_empty() {
+            return Ok(head_cross_entropy(head, answers, targets, &weights, with_grad)?);
+        }
+        let losses = head_token_losses(head, answers, targets)?;
+        weights.resize(targets.len(), 0.0);
+        let learned = weights.iter().zip(&losses).map(|(w, loss)| f64::from(*w) * loss);
+        let mut value: f64 = learned.sum();
+        let lengths: Vec<usize> = self.weights.iter().map(Vec::len).collect();
+        value += self.pairs.add_to(&mut weights, &losses, &lengths);
+        let grad = match with_grad {
+            true => head_cross_entropy(head, answers, targets, &weights, true)?.grad,
+            false => None,
+        };
         Ok(HeadLoss { value, grad })
     }
 }
@@ -140,7 +176,8 @@ pub(super) fn answers(packing: &Packing, sequences: &[&Sequence]) -> (Vec<u32>, 
     (rows, targets)
 }
 
-/// The loss of a batch: Σᵢ ŵᵢ Σₜ CEᵢₜ / Σᵢ nᵢ, plus the anchors' mean KL per token times its weight.
+/// The loss of a batch: Σᵢ ŵᵢ Σₜ CEᵢₜ / Σᵢ nᵢ, plus the anchors' mean KL per token times its weight, plus what its
+/// preference pairs count.
 ///
 /// # Errors
 /// A failed tensor operation.

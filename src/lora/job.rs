@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 
 use super::dataset::{self, Sequence, encode};
 use super::estimate::{Load, Step, Workload};
+use super::preference::{self, Pairs};
 use super::trainer::{self, MemoryPlan, TrainingData};
 use super::verified::check_base;
 use super::watch::LossWatch;
@@ -46,6 +47,8 @@ pub struct JobInput {
     pub replay: Vec<TrainExample>,
     /// Never trained on; measures.
     pub heldout: Vec<TrainExample>,
+    /// Criticised answers by the ids of examples that have a better one: what they are preferred to.
+    pub rejected: Vec<(i64, String)>,
     /// The adapter to go on from.
     pub parent: Option<PathBuf>,
     /// The adapter that is live, which the new one must beat.
@@ -102,6 +105,9 @@ pub struct TrainingRecord {
     pub replay: Vec<i64>,
     /// Ids of the held-out examples.
     pub heldout: Vec<i64>,
+    /// Ids of the examples that were preferred to their criticised answers.
+    #[serde(default)]
+    pub pairs: Vec<i64>,
     /// Every hyper-parameter, the seed among them.
     pub params: TrainingParams,
     /// What was measured before and after.
@@ -171,7 +177,8 @@ pub fn run_job(
         examples: sets.new.len(),
         exploded_at,
     };
-    write(input, &model, &lora, &after, &measurements, out_dir)?;
+    let pairs = sets.paired();
+    write(input, &model, &lora, &after, (&measurements, pairs), out_dir)?;
     Ok(measurements)
 }
 
@@ -204,6 +211,8 @@ struct Sets {
     new: Vec<Sequence>,
     /// New and replayed ones together.
     train: Vec<Sequence>,
+    /// The criticised answers beside those of `train`.
+    rejected: Vec<Option<Sequence>>,
     heldout: Vec<Sequence>,
     anchors: Vec<Sequence>,
     general: Vec<Sequence>,
@@ -233,6 +242,12 @@ impl Sets {
             ));
         }
         let train = take(&input.replay, new.clone())?;
+        let (mut rejected, mut unpaired) = (Vec::new(), Vec::new());
+        if input.params.preference.weight > 0.0 {
+            let examples: Vec<&TrainExample> = input.train.iter().chain(&input.replay).collect();
+            (rejected, unpaired) =
+                preference::encode(&input.rejected, &examples, &train, &model.tokenizer, limit)?;
+        }
         let prompts = GeneralSet::for_model(&input.model);
         let taught: Vec<TrainExample> =
             [&input.train, &input.replay, &input.heldout].into_iter().flatten().cloned().collect();
@@ -245,6 +260,7 @@ impl Sets {
         let anchored = input.params.anchor > 0.0;
         let anchors = if anchored { take(&prompts.anchors(&taught)?, none())? } else { none() };
         let mut heldout = take(&input.heldout, none())?;
+        tell(unpaired);
         heldout.retain(|held| {
             // An example that is trained on measures nothing.
             let same = |s: &&Sequence| s.ids == held.ids && s.answer_start == held.answer_start;
@@ -252,7 +268,13 @@ impl Sets {
             tell(twin.map(|t| format!("held-out example {} repeats example {}, which is trained on: it was left out", held.id, t.id)).into_iter().collect());
             twin.is_none()
         });
-        Ok(Self { new, train, heldout, anchors, general })
+        Ok(Self { new, train, rejected, heldout, anchors, general })
+    }
+
+    /// The examples that are preferred to their criticised answers.
+    fn paired(&self) -> Vec<i64> {
+        let both = self.train.iter().zip(&self.rejected);
+        both.filter(|(_, rejected)| rejected.is_some()).map(|(taught, _)| taught.id).collect()
     }
 
     /// The job in counts.
@@ -273,7 +295,10 @@ impl Sets {
             model_bytes: model.decoder.weight_bytes(),
             rank,
             modules: names.iter().filter_map(|name| Module::from_name(name)).collect(),
-            steps: batches.iter().map(|b| Step::of(b, &self.train, &self.anchors)).collect(),
+            steps: batches
+                .iter()
+                .map(|b| Step::of(b, &self.train, &self.anchors).with_rejected(b, &self.rejected))
+                .collect(),
             measured: self.new.iter().chain(&self.heldout).map(Load::of).collect(),
             general: loads(&self.general),
             anchors: loads(&self.anchors),
@@ -338,7 +363,9 @@ fn train(
             }
         };
     let anchors = trainer::anchors(decoder, sets.anchors.clone())?;
+    let pairs = preference::pairs(decoder, &sets.train, &sets.rejected)?;
     let data = TrainingData {
+        pairs: Pairs { of: &pairs, strength: params.preference },
         train: &sets.train,
         weights: trainer::loss_weights(&sets.train, params),
         anchors: &anchors,
@@ -411,7 +438,7 @@ fn write(
     model: &LoadedModel,
     lora: &TrainableLora,
     after: &LoraAdapter,
-    measurements: &Measurements,
+    (measurements, pairs): (&Measurements, Vec<i64>),
     out_dir: &Path,
 ) -> Result<(), JobError> {
     adapter::save(out_dir, lora.config(), input.params.dropout, &model.name, after.sites())?;
@@ -423,6 +450,7 @@ fn write(
         examples: ids(&input.train),
         replay: ids(&input.replay),
         heldout: ids(&input.heldout),
+        pairs,
         params: input.params.clone(),
         measurements: measurements.clone(),
         resources: None,

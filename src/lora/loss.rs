@@ -58,6 +58,34 @@ pub fn head_cross_entropy(
     })
 }
 
+/// The cross-entropy of each token of hidden states `[tokens, hidden]`, in nats: −log softmax(W hᵢ)\[targetᵢ\].
+///
+/// # Errors
+/// Lengths that do not fit, targets beyond the vocabulary.
+pub fn head_token_losses(head: &Linear, hidden: &Tensor, targets: &[u32]) -> Result<Vec<f64>> {
+    let (vocab, _) = head.dims()?;
+    check_targets(hidden.dim(0)?, vocab, targets, &vec![1.0; targets.len()])?;
+    let losses = Mutex::new(vec![0.0; targets.len()]);
+    let note = |at: usize, loss: f64| {
+        losses.lock().unwrap_or_else(PoisonError::into_inner)[at] = loss;
+        loss
+    };
+    chunked(head, hidden, false, |logits, range| {
+        if ops::fused(logits.device()) {
+            return turn_rows(logits, |index, row| {
+                let at = range.start + index;
+                note(at, row_cross_entropy(row, targets[at] as usize, 1.0, false))
+            });
+        }
+        let index = Tensor::from_slice(&targets[range.clone()], (range.len(), 1), logits.device())?;
+        let log_probs = candle_nn::ops::log_softmax(logits, D::Minus1)?.gather(&index, 1)?;
+        let log_probs = log_probs.squeeze(1)?.to_vec1::<f32>()?;
+        let parts = range.zip(log_probs).map(|(at, log_prob)| note(at, -f64::from(log_prob)));
+        Ok((parts.sum(), None))
+    })?;
+    Ok(losses.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
 /// `weight` times the sum over tokens of KL(base ‖ adapted), of hidden states `[tokens, hidden]` both.
 ///
 /// # Errors

@@ -12,6 +12,27 @@ pub enum Weighting {
     Sampling,
 }
 
+/// How much pairs of a better and a criticised answer count.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Preference {
+    /// Factor of their loss beside the cross-entropy; 0 is off.
+    pub weight: f64,
+    /// How strongly it holds to the base (the β of DPO), above 0.
+    pub beta: f64,
+}
+
+impl Preference {
+    /// They do not count.
+    pub const OFF: Self = Self { weight: 0.0, beta: 0.1 };
+}
+
+impl Default for Preference {
+    fn default() -> Self {
+        Self::OFF
+    }
+}
+
 /// Everything that decides what a job computes, besides its data. Stored with the adapter.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -38,6 +59,9 @@ pub struct TrainingParams {
     pub min_steps: usize,
     /// How weights enter.
     pub weighting: Weighting,
+    /// How much preference pairs count; adapters of earlier versions were trained without.
+    #[serde(default)]
+    pub preference: Preference,
     /// Share of the steps that warm up.
     pub warmup_ratio: f64,
     /// Seed of first values, order and dropout.

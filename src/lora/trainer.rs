@@ -6,6 +6,7 @@ use super::dataset::{Sequence, epoch_order, normalised_weights};
 use super::gradients::{answers, pack};
 use super::loss::head_cross_entropy;
 use super::params::Weighting;
+use super::preference::Pairs;
 use super::{AdamW, JobError, TrainableLora, TrainingParams, clip_gradients, warmup_cosine};
 use crate::models::{Adapt, Decoder, ModelError, NoAdapter};
 
@@ -33,6 +34,8 @@ pub struct TrainingData<'a> {
     pub weights: Vec<f64>,
     /// Prompts with the base's hidden states at their answers, `[tokens, hidden]`.
     pub anchors: &'a [Anchor],
+    /// The criticised answers beside better ones.
+    pub pairs: Pairs<'a>,
 }
 
 /// A conversation on which the model shall stay as it was.

@@ -6,7 +6,7 @@ use actix::Message as ActixMessage;
 
 use super::ActorError;
 use crate::domain::{AdapterId, Mark, Message};
-use crate::store::{Forgotten, SecretFound};
+use crate::store::{Forgotten, MarkState, SecretFound};
 
 /// The answer that a mark is about.
 #[derive(Debug, Clone, PartialEq)]
@@ -76,6 +76,8 @@ pub struct Marked {
     pub has_target: bool,
     /// Whether it is kept out of training to measure it.
     pub heldout: bool,
+    /// What it was before this change; `None` if it is new. [`UndoMark`] takes it.
+    pub before: Option<MarkState>,
     /// The buffer of its domain now.
     pub buffer: Buffer,
 }
@@ -99,15 +101,63 @@ pub struct Buffer {
     pub threshold: Option<usize>,
 }
 
-/// `/undo`: takes a mark back.
+/// `/accept`, `/fix #ID TEXT`: gives a stored mark its better answer.
 ///
-/// **Reply:** the buffer without it. **Errors:** `Refused` when it was trained on already (`/forget` is for those) or is
+/// **Reply** and **errors** as [`AddMark`]; `Refused` too when there is no such mark.
+#[derive(ActixMessage, Debug, Clone)]
+#[rtype(result = "Result<Marked, ActorError>")]
+pub struct SetTarget {
+    /// The mark.
+    pub id: i64,
+    /// The better answer.
+    pub text: String,
+    /// Whether the model made it, with the note in its context; otherwise the user did.
+    pub revised: bool,
+}
+
+/// `/pending`: the marks that wait for a better answer, of all domains, newest first, at most `limit`.
+///
+/// **Errors:** `Store`.
+#[derive(ActixMessage, Debug, Clone)]
+#[rtype(result = "Result<Waiting, ActorError>")]
+pub struct ListWaiting {
+    /// At most this many.
+    pub limit: usize,
+}
+
+/// Marks that wait for a better answer.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Waiting {
+    /// The newest of them.
+    pub marks: Vec<WaitingMark>,
+    /// How many there are in all.
+    pub total: usize,
+}
+
+/// A mark that waits for a better answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WaitingMark {
+    /// Its id.
+    pub id: i64,
+    /// The kind.
+    pub mark: Mark,
+    /// The user's last message before the answer.
+    pub question: String,
+    /// The user's words on the answer.
+    pub note: Option<String>,
+}
+
+/// `/undo`: takes a mark back, or the last change of it.
+///
+/// **Reply:** the buffer after it. **Errors:** `Refused` when it was trained on already (`/forget` is for those) or is
 /// in a job's snapshot, or does not exist; `Store`.
 #[derive(ActixMessage, Debug, Clone)]
 #[rtype(result = "Result<Buffer, ActorError>")]
 pub struct UndoMark {
     /// The mark.
     pub id: i64,
+    /// What it was before the change that is taken back; `None` takes back all of it.
+    pub to: Option<MarkState>,
 }
 
 /// `/forget ID`: drops a mark for good, learned or not.

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use super::ActorError;
 use crate::domain::{AdapterId, Message};
-pub use crate::engine::{FinishReason, Sampling};
+pub use crate::engine::{Candidate, FinishReason, Revised, RevisionRequest, Sampling};
 use crate::lora::AdapterSet;
 
 /// Pieces that wait for the reader of an answer. When it is full the model waits for the reader (but not past a cancel):
@@ -57,6 +57,39 @@ pub struct Generate {
     pub out: mpsc::Sender<Piece>,
     /// Set it to stop.
     pub cancel: Arc<AtomicBool>,
+}
+
+/// Makes the channel of one revision.
+pub fn revision_channel() -> (mpsc::Sender<RevisionPiece>, mpsc::Receiver<RevisionPiece>) {
+    mpsc::channel(ANSWER_CAPACITY)
+}
+
+/// Asks to answer a conversation again with a note on its answer. From the console.
+///
+/// **Reply**, **stopping** and **errors** as [`Generate`]. **On `out`, in order:** any number of
+/// [`RevisionPiece::Text`] and [`RevisionPiece::Answered`], exactly one [`RevisionPiece::Ended`]. Nothing is stored.
+#[derive(ActixMessage)]
+#[rtype(result = "Result<(), ActorError>")]
+pub struct Revise {
+    /// What is to be revised, and how.
+    pub request: RevisionRequest,
+    /// With which adapters.
+    pub adapters: AdapterChoice,
+    /// Where the pieces go: see [`revision_channel`].
+    pub out: mpsc::Sender<RevisionPiece>,
+    /// Set it to stop.
+    pub cancel: Arc<AtomicBool>,
+}
+
+/// A part of a revision, in the order of [`Revise`].
+#[derive(Debug, Clone, PartialEq)]
+pub enum RevisionPiece {
+    /// More text of the first candidate, never a broken UTF-8 character. The others are not streamed.
+    Text(String),
+    /// So many candidates are complete.
+    Answered(usize),
+    /// The end.
+    Ended(Result<Revised, ActorError>),
 }
 
 /// A part of an answer, in the order of [`Generate`].

@@ -6,7 +6,7 @@
 //!
 //! | message | from | to |
 //! |---|---|---|
-//! | [`inference::Generate`], [`inference::StopGenerating`] | console, shutdown | inference |
+//! | [`inference::Generate`], [`inference::Revise`], [`inference::StopGenerating`] | console, shutdown | inference |
 //! | [`inference::ShowModel`], [`inference::SwitchModel`] | console | inference |
 //! | [`inference::SetLive`] | registry | inference |
 //! | [`registry::AdoptBase`] | inference | registry |

@@ -51,6 +51,8 @@ pub struct FeedbackRow {
     pub note: Option<String>,
     /// The better answer.
     pub fix: Option<String>,
+    /// Whether the better answer is the model's own, made with the note in its context.
+    pub revised: bool,
     /// The domain that learns from it.
     pub domain: String,
     /// The adapter that gave the answer; `None` for the base.
@@ -208,7 +210,8 @@ impl Store {
             check_untouched(&one(db, id)?)?;
             db.prepare_cached(
                 "UPDATE feedback SET mark = coalesce(:mark, mark), weight = coalesce(:weight, weight),
-                     note = iif(:replace_note, :note, note), fix = coalesce(:fix, fix) WHERE id = :id",
+                     note = iif(:replace_note, :note, note), fix = coalesce(:fix, fix),
+                     revised = iif(:fix IS NULL, revised, 0) WHERE id = :id",
             )?
             .execute(named_params! {
                 ":id": id,
@@ -259,7 +262,7 @@ impl Store {
 }
 
 /// Reads one mark with all that follows from the others of its domain.
-fn one(db: &Connection, id: i64) -> Result<FeedbackRow, StoreError> {
+pub(super) fn one(db: &Connection, id: i64) -> Result<FeedbackRow, StoreError> {
     let found: Option<String> = db
         .prepare_cached("SELECT domain FROM feedback WHERE id = ?1 AND forgotten = 0")?
         .query_row([id], |row| row.get(0))
@@ -315,6 +318,7 @@ pub(super) fn read_row(row: &Row<'_>) -> Result<FeedbackRow, StoreError> {
         weight: row.get("weight")?,
         note: row.get("note")?,
         fix: row.get("fix")?,
+        revised: row.get("revised")?,
         domain: row.get("domain")?,
         adapter: adapter.map(|a| a.parse().map_err(|e| bad(format!("{e}")))).transpose()?,
         base: row.get("base")?,
@@ -344,7 +348,7 @@ pub(super) fn check(new: &NewFeedback) -> Result<(), StoreError> {
 }
 
 /// Refuses a mark that a job has learned or is about to.
-fn check_untouched(row: &FeedbackRow) -> Result<(), StoreError> {
+pub(super) fn check_untouched(row: &FeedbackRow) -> Result<(), StoreError> {
     let feedback = row.id;
     match (row.consumed_by, row.in_job) {
         (Some(job), _) => Err(StoreError::AlreadyLearned { feedback, job }),
@@ -353,7 +357,7 @@ fn check_untouched(row: &FeedbackRow) -> Result<(), StoreError> {
     }
 }
 
-fn check_weight(weight: f64) -> Result<(), StoreError> {
+pub(super) fn check_weight(weight: f64) -> Result<(), StoreError> {
     if weight.is_finite() && weight > 0.0 {
         return Ok(());
     }

@@ -123,6 +123,12 @@ impl Store {
         Ok(safe)
     }
 
+    /// Returns a text that is only learned against, without its secrets.
+    pub(super) fn cleaned(&self, text: &str) -> String {
+        let safe = (self.secrets != SecretPolicy::Off).then(|| secrets::redact(text)).flatten();
+        safe.map_or_else(|| text.to_owned(), |(safe, _)| safe)
+    }
+
     fn permit(&self, found: &[SecretFound]) -> Result<(), StoreError> {
         if self.secrets == SecretPolicy::Refuse && !found.is_empty() {
             return Err(StoreError::HoldsSecret(listed(found)));

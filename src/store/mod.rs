@@ -24,6 +24,7 @@ mod reconcile;
 mod retention;
 mod schema;
 mod sweep;
+mod target;
 mod usage;
 
 #[cfg(test)]
@@ -52,6 +53,7 @@ pub use reconcile::Reconciled;
 pub use retention::{Keep, Pruned};
 pub use schema::SCHEMA_VERSION;
 pub use sweep::{BatchError, ExampleSet};
+pub use target::MarkState;
 pub use usage::{NewUsage, UsageSummary, UsedAdapter};
 
 /// The database of a data directory.

@@ -16,6 +16,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0001_initial.sql"),
     include_str!("migrations/0002_sweeps.sql"),
     include_str!("migrations/0003_bases.sql"),
+    include_str!("migrations/0004_revisions.sql"),
 ];
 
 /// How long a statement waits for another process's write; the longest write here is a snapshot

@@ -3,6 +3,7 @@
 //! It is no model and no trainer: it lets the console's own behaviour be seen, at any speed.
 
 mod queue;
+mod revision;
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, Write};
@@ -12,14 +13,15 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use shammah::actors::console::{
-    Banner, ConsoleActor, ConsoleOptions, ConsolePorts, Frontend, Settings,
+    Banner, ConsoleActor, ConsoleOptions, ConsolePorts, Event, Frontend, Output, Settings,
 };
 use shammah::config::Config;
 use shammah::domain::{AdapterId, Mark, Role};
 use shammah::engine::FinishReason;
 use shammah::messages::console::{CloseConsole, JobNotice, Progress};
 use shammah::messages::feedback::{
-    AddFix, AddMark, Buffer, ForgetMark, Marked, SetAutoTrain, UndoMark,
+    AddFix, AddMark, Buffer, ForgetMark, ListWaiting, Marked, SetAutoTrain, SetTarget, UndoMark,
+    Waiting, WaitingMark,
 };
 use shammah::messages::inference::{
     AdapterChoice, Answer, Generate, ModelLine, Piece, ShowModel, SwitchModel,
@@ -31,8 +33,11 @@ use shammah::messages::registry::{
 use shammah::messages::supervisor::Shutdown;
 use shammah::messages::training::{CancelJob, EnqueueTraining, JobLine, ListJobs, WaitForJobs};
 use shammah::messages::{ActorError, ActorName, Port};
-use shammah::store::Forgotten;
-use tokio::sync::{oneshot, watch};
+use shammah::store::{Forgotten, MarkState};
+use tokio::sync::{mpsc, oneshot, watch};
+
+#[allow(unused_imports, reason = "not every test that uses the fake types")]
+pub use revision::Person;
 
 /// How the fake behaves.
 #[derive(Clone)]
@@ -69,6 +74,7 @@ struct Row {
     weight: f64,
     note: Option<String>,
     fix: Option<String>,
+    revised: bool,
 }
 
 pub struct Others {
@@ -110,14 +116,21 @@ impl Others {
             note: row.note,
             redacted: Vec::new(),
             heldout: false,
+            before: None,
             buffer: self.buffer(),
         }
     }
 
     fn put(&mut self, id: Option<i64>, row: Row) -> Marked {
         let id = id.unwrap_or_else(|| self.rows.keys().max().map_or(1, |id| id + 1));
-        self.rows.insert(id, row);
-        self.marked(id)
+        let before = self.rows.insert(id, row).map(|row| MarkState {
+            mark: row.mark,
+            weight: row.weight,
+            note: row.note,
+            fix: row.fix,
+            revised: row.revised,
+        });
+        Marked { before, ..self.marked(id) }
     }
 }
 
@@ -248,7 +261,8 @@ impl Handler<AddMark> for Others {
     type Result = Result<Marked, ActorError>;
 
     fn handle(&mut self, m: AddMark, _: &mut Self::Context) -> Self::Result {
-        let row = Row { mark: m.mark, weight: weight(m.mark), note: m.note, fix: None };
+        let fix = m.replaces.and_then(|id| self.rows[&id].fix.clone());
+        let row = Row { mark: m.mark, weight: weight(m.mark), note: m.note, fix, revised: false };
         Ok(self.put(m.replaces, row))
     }
 }
@@ -257,7 +271,13 @@ impl Handler<AddFix> for Others {
     type Result = Result<Marked, ActorError>;
 
     fn handle(&mut self, m: AddFix, _: &mut Self::Context) -> Self::Result {
-        let fresh = Row { mark: Mark::Fix, weight: weight(Mark::Fix), note: None, fix: None };
+        let fresh = Row {
+            mark: Mark::Fix,
+            weight: weight(Mark::Fix),
+            note: None,
+            fix: None,
+            revised: false,
+        };
         let mut row = m.mark.map_or(fresh, |id| self.rows[&id].clone());
         row.fix = Some(m.fix);
         Ok(self.put(m.mark, row))
@@ -268,7 +288,12 @@ impl Handler<UndoMark> for Others {
     type Result = Result<Buffer, ActorError>;
 
     fn handle(&mut self, m: UndoMark, _: &mut Self::Context) -> Self::Result {
-        self.rows.remove(&m.id);
+        match m.to {
+            None => drop(self.rows.remove(&m.id)),
+            Some(MarkState { mark, weight, note, fix, revised }) => {
+                self.rows.insert(m.id, Row { mark, weight, note, fix, revised });
+            }
+        }
         Ok(self.buffer())
     }
 }
@@ -313,10 +338,13 @@ where
 fn ports(others: &Addr<Others>) -> ConsolePorts {
     ConsolePorts {
         generate: port(ActorName::Inference, others),
+        revise: port(ActorName::Inference, others),
         show_model: port(ActorName::Inference, others),
         switch_model: port(ActorName::Inference, others),
         add_mark: port(ActorName::Feedback, others),
         add_fix: port(ActorName::Feedback, others),
+        set_target: port(ActorName::Feedback, others),
+        list_waiting: port(ActorName::Feedback, others),
         undo_mark: port(ActorName::Feedback, others),
         forget_mark: port(ActorName::Feedback, others),
         set_auto_train: port(ActorName::Feedback, others),

@@ -38,6 +38,7 @@ impl ConsoleActor {
             out,
             cancel: Arc::clone(&cancel),
         };
+        self.offers.close();
         self.intake.answering = true;
         self.cancel = Some(cancel);
         let port = self.ports.generate.clone();
@@ -91,6 +92,10 @@ impl ConsoleActor {
         match command {
             Command::Mark { mark, note } => self.mark(mark, note, ticket, ctx),
             Command::Fix(text) => self.fix(text, ticket, ctx),
+            Command::FixOf { id, text } => self.fix_of(id, text, ticket, ctx),
+            Command::Accept(mark) => self.accept(mark, ticket, ctx),
+            Command::Skip => self.skip(),
+            Command::Pending => self.pending(ticket, ctx),
             Command::Undo => self.undo(ticket, ctx),
             Command::Forget(id) => self.forget_mark(id, ticket, ctx),
             Command::Train { domain } => self.train(domain, ticket, ctx),
@@ -139,12 +144,25 @@ impl ConsoleActor {
     ) {
         match self.conversation.mark(mark, note) {
             Ok(message) => {
-                let port = self.ports.add_mark.clone();
+                self.offers.close();
+                let (port, turn) = (self.ports.add_mark.clone(), message.turn.clone());
                 let ask = async move { port.ask(message).await };
-                self.work(ticket, ctx, ask, |this, marked| {
-                    this.conversation.marked(&marked);
-                    render::marked(&marked)
-                });
+                self.intake.working = true;
+                ctx.spawn(ask.into_actor(self).map(move |result, this, ctx| {
+                    this.intake.working = false;
+                    match result {
+                        Ok(marked) => {
+                            this.conversation.marked(&marked);
+                            this.say(render::marked(&marked));
+                            this.after_mark(marked, turn, ticket, ctx);
+                        }
+                        Err(error) => {
+                            this.error(&error.to_string());
+                            drop(ticket);
+                            this.go_on(ctx);
+                        }
+                    }
+                }));
             }
             Err(problem) => self.error(&problem),
         }
@@ -153,10 +171,13 @@ impl ConsoleActor {
     fn fix(&mut self, text: String, ticket: Option<Ticket>, ctx: &mut Context<Self>) {
         match self.conversation.fix(text) {
             Ok(message) => {
+                self.offers.close();
+                let text = message.fix.clone();
                 let port = self.ports.add_fix.clone();
                 let ask = async move { port.ask(message).await };
-                self.work(ticket, ctx, ask, |this, marked| {
+                self.work(ticket, ctx, ask, move |this, marked| {
                     this.conversation.marked(&marked);
+                    this.conversation.corrected(marked.id, &text);
                     render::fixed(&marked)
                 });
             }
@@ -167,11 +188,14 @@ impl ConsoleActor {
     fn undo(&mut self, ticket: Option<Ticket>, ctx: &mut Context<Self>) {
         match self.conversation.undo() {
             Ok(message) => {
-                let (port, id) = (self.ports.undo_mark.clone(), message.id);
+                let (port, id, to) = (self.ports.undo_mark.clone(), message.id, message.to.clone());
                 let ask = async move { port.ask(message).await };
                 self.work(ticket, ctx, ask, move |this, buffer| {
-                    this.conversation.undone(id);
-                    format!("Mark {id} is taken back.\n{}", render::buffer(&buffer))
+                    this.conversation.undone(id, to.as_ref());
+                    if to.is_none() {
+                        this.offers.forget(id);
+                    }
+                    render::undone(id, to.as_ref(), &buffer)
                 });
             }
             Err(problem) => self.error(&problem),
@@ -182,7 +206,8 @@ impl ConsoleActor {
         let port = self.ports.forget_mark.clone();
         let ask = async move { port.ask(ForgetMark { id }).await };
         self.work(ticket, ctx, ask, move |this, done| {
-            this.conversation.undone(id);
+            this.conversation.forgotten(id);
+            this.offers.forget(id);
             render::forgotten(id, &done)
         });
     }
@@ -216,8 +241,18 @@ impl ConsoleActor {
         if self.wait.is_some() {
             return self.error("waiting already: Ctrl-C ends the wait");
         }
-        let port = self.ports.wait_for_jobs.clone();
-        let (waiting, abort) = abortable(async move { port.ask(WaitForJobs).await });
+        let (port, list) = (self.ports.wait_for_jobs.clone(), self.ports.list_jobs.clone());
+        let outputs = self.frontend.outputs.clone();
+        let (waiting, abort) = abortable(async move {
+            // What it waits for is said at once; a list that cannot be had is no reason not to wait.
+            let tell = async {
+                let jobs = list.ask(ListJobs { limit: lists::JOBS_SHOWN }).await;
+                if let Some(text) = render::waiting_for(&jobs.unwrap_or_default()) {
+                    let _ = outputs.try_send(Output::Say(text));
+                }
+            };
+            futures::join!(port.ask(WaitForJobs), tell).0
+        });
         self.wait = Some(abort);
         ctx.spawn(waiting.into_actor(self).map(|result, this, ctx| {
             // After Ctrl-C the handle may belong to a new wait already.
@@ -330,6 +365,7 @@ impl ConsoleActor {
             self.clear_next = true;
             return;
         }
+        self.offers.close();
         self.conversation.clear(self.options.settings.system());
         self.slid = false;
         self.say("A new conversation.");
@@ -341,6 +377,19 @@ impl ConsoleActor {
             Some(Ok(help)) => self.say(lists::help_of(help)),
             Some(Err(error)) => self.error(&error.to_string()),
         }
+    }
+}
+
+/// Shows a piece of what the model says when the screen has room for it; `false` when the screen is gone.
+pub(super) async fn show_piece(outputs: &mpsc::Sender<Output>, output: Output) -> bool {
+    match outputs.reserve_many(ROOM_FOR_NOTICES).await {
+        Ok(mut room) => {
+            if let Some(permit) = room.next() {
+                permit.send(output);
+            }
+            true
+        }
+        Err(_) => false,
     }
 }
 
@@ -357,13 +406,10 @@ async fn stream(
         match piece {
             Piece::Started { .. } => {}
             Piece::Text(text) => {
-                let text = printable(&text).into_owned();
-                match outputs.reserve_many(ROOM_FOR_NOTICES).await {
-                    Ok(mut room) => room.next().into_iter().for_each(|permit| {
-                        permit.send(Output::Piece(text.clone()));
-                    }),
+                let piece = Output::Piece(printable(&text).into_owned());
+                if !show_piece(&outputs, piece).await {
                     // The screen is gone: nobody reads on.
-                    Err(_) => cancel.store(true, Ordering::Relaxed),
+                    cancel.store(true, Ordering::Relaxed);
                 }
             }
             Piece::Ended(result) => return result,

@@ -28,6 +28,19 @@ pub enum Command {
     },
     /// `/fix TEXT`: a better answer.
     Fix(String),
+    /// `/fix #ID TEXT`: a better answer for any mark.
+    FixOf {
+        /// The mark.
+        id: i64,
+        /// The better answer.
+        text: String,
+    },
+    /// `/accept [ID]`: takes a revision; the one on offer without an id.
+    Accept(Option<i64>),
+    /// `/skip`: leaves the revision on offer.
+    Skip,
+    /// `/pending`: the marks that wait for a better answer.
+    Pending,
     /// `/undo`: takes the last mark back.
     Undo,
     /// `/forget ID`: drops a mark for good.
@@ -157,31 +170,49 @@ pub const COMMANDS: &[Help] = &[
         name: "medium",
         usage: "/medium [NOTE]",
         summary: "the last answer should be improved",
-        detail: "Stored with weight 3, and waits for a correction: /fix TEXT gives one. Without it, it is never trained on.",
+        detail: "Stored with weight 3. With a NOTE the model answers again, with the note in mind, and you choose: Enter or /accept takes that as the answer to learn, /fix TEXT gives another, /skip leaves the mark waiting. Until it has a better answer it is never trained on.",
     },
     Help {
         name: "critical",
         usage: "/critical [NOTE]",
         summary: "the last answer must never come again",
-        detail: "Stored with weight 10, and waits for a correction: /fix TEXT gives one. Without it, it is never trained on.",
+        detail: "Stored with weight 10. With a NOTE the model answers again, with the note in mind, and you choose: Enter or /accept takes that as the answer to learn, /fix TEXT gives another, /skip leaves the mark waiting. Until it has a better answer it is never trained on.",
     },
     Help {
         name: "fix",
-        usage: "/fix TEXT",
+        usage: "/fix [#ID] TEXT",
         summary: "what the last answer should have been",
-        detail: "TEXT becomes a training example with the weight of the answer's mark, else 3. The strongest signal there is.",
+        detail: "TEXT becomes a training example with the weight of the answer's mark, else 3. The strongest signal there is. With #ID it is for that mark, as /pending lists it.",
+    },
+    Help {
+        name: "accept",
+        usage: "/accept [ID]",
+        summary: "take the revision as the answer to learn",
+        detail: "The one on offer (Enter on an empty line does the same), or that of mark ID made earlier in this session. The conversation goes on with it.",
+    },
+    Help {
+        name: "skip",
+        usage: "/skip",
+        summary: "leave the revision; the mark waits",
+        detail: "Also stops one that is being made. Just going on does the same.",
+    },
+    Help {
+        name: "pending",
+        usage: "/pending",
+        summary: "marks that wait for a better answer",
+        detail: "With their ids, notes and questions, the newest first, and whether /accept ID has a revision. /fix #ID TEXT gives the better answer.",
     },
     Help {
         name: "undo",
         usage: "/undo",
-        summary: "take the last mark back",
-        detail: "Removes the last mark of this session, with its fix, unless a training job already has it. Again: the one before.",
+        summary: "take the last mark or fix back",
+        detail: "Takes back the last step: a fix or an accepted revision first, then the mark itself, unless a training job already has it. Again: the step before.",
     },
     Help {
         name: "forget",
         usage: "/forget ID",
         summary: "drop a mark for good",
-        detail: "Overwrites its text in the database and says which adapters have seen it. ID is that of `shammah feedback list`.",
+        detail: "Overwrites its text in the database and says which adapters have seen it. ID is the number shown when it was marked; `shammah feedback list` has all.",
     },
     Help {
         name: "train",
@@ -297,7 +328,14 @@ fn command(help: &'static Help, argument: &str) -> Result<Command, InputError> {
         "good" => Ok(Command::Mark { mark: Mark::Good, note: text }),
         "medium" => Ok(Command::Mark { mark: Mark::Medium, note: text }),
         "critical" => Ok(Command::Mark { mark: Mark::Critical, note: text }),
-        "fix" => text.map(Command::Fix).ok_or_else(|| wrong("the better answer is missing".into())),
+        "fix" => fix(argument).map_err(wrong),
+        "accept" if argument.is_empty() => Ok(Command::Accept(None)),
+        "accept" => match argument.trim_start_matches('#').parse() {
+            Ok(id) => Ok(Command::Accept(Some(id))),
+            Err(_) => Err(wrong(format!("\"{argument}\" is no number of a mark"))),
+        },
+        "skip" => bare(Command::Skip),
+        "pending" => bare(Command::Pending),
         "undo" => bare(Command::Undo),
         "forget" => match argument.trim_start_matches('#').parse() {
             Ok(id) => Ok(Command::Forget(id)),
@@ -320,6 +358,19 @@ fn command(help: &'static Help, argument: &str) -> Result<Command, InputError> {
         "clear" => bare(Command::Clear),
         "help" => Ok(Command::Help(text)),
         _ => bare(Command::Quit),
+    }
+}
+
+/// Takes `TEXT` and `#ID TEXT`; a text that begins with a number sign and no number is a text.
+fn fix(argument: &str) -> Result<Command, String> {
+    let missing = || "the better answer is missing".to_owned();
+    let (first, rest) = argument.split_once(char::is_whitespace).unwrap_or((argument, ""));
+    let id = first.strip_prefix('#').and_then(|digits| digits.parse().ok());
+    match (id, rest.trim()) {
+        (Some(_), "") => Err(missing()),
+        (Some(id), text) => Ok(Command::FixOf { id, text: text.to_owned() }),
+        (None, _) if argument.is_empty() => Err(missing()),
+        (None, _) => Ok(Command::Fix(argument.to_owned())),
     }
 }
 

@@ -30,6 +30,15 @@ fn commands_take_their_arguments() {
     assert_eq!(ok("/medium  too long "), mark(Mark::Medium, Some("too long")));
     assert_eq!(ok("/CRITICAL wrong name"), mark(Mark::Critical, Some("wrong name")));
     assert_eq!(ok("/fix It is Ada."), Input::Command(Command::Fix("It is Ada.".into())));
+    let fix_of = |id, text: &str| Input::Command(Command::FixOf { id, text: text.into() });
+    assert_eq!(ok("/fix #12 It is Ada."), fix_of(12, "It is Ada."));
+    assert_eq!(ok("/fix #x is a tag"), Input::Command(Command::Fix("#x is a tag".into())));
+    assert!(refused("/fix #12").contains("the better answer is missing"));
+    assert_eq!(ok("/accept"), Input::Command(Command::Accept(None)));
+    assert_eq!(ok("/accept #3"), Input::Command(Command::Accept(Some(3))));
+    assert!(refused("/accept it").contains("no number of a mark"));
+    assert_eq!(ok("/skip"), Input::Command(Command::Skip));
+    assert_eq!(ok("/pending"), Input::Command(Command::Pending));
     assert_eq!(ok("/jobs"), Input::Command(Command::Jobs(JobsCommand::List)));
     assert_eq!(ok("/jobs cancel #7"), Input::Command(Command::Jobs(JobsCommand::Cancel(7))));
     assert_eq!(ok("/jobs wait"), Input::Command(Command::Jobs(JobsCommand::Wait)));

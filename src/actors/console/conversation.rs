@@ -4,8 +4,9 @@ use crate::domain::{AdapterId, DEFAULT_DOMAIN, Mark, Message, Role};
 use crate::engine::FinishReason;
 use crate::messages::feedback::{AddFix, AddMark, Marked, Turn, UndoMark};
 use crate::messages::inference::Answer;
+use crate::store::MarkState;
 
-/// Marks of this session that `/undo` can take back, one after the other.
+/// Steps of this session that `/undo` can take back, one after the other.
 const UNDO_DEPTH: usize = 100;
 
 /// What was said, and what can be marked.
@@ -13,8 +14,16 @@ const UNDO_DEPTH: usize = 100;
 pub struct Conversation {
     messages: Vec<Message>,
     last: Option<LastAnswer>,
-    /// Ids of the marks made in this session, the newest last.
-    marks: Vec<i64>,
+    /// What was marked and corrected in this session, the newest last.
+    steps: Vec<Step>,
+}
+
+/// A mark that was made or changed.
+#[derive(Debug, Clone)]
+struct Step {
+    id: i64,
+    /// What it was before; `None` if it was made.
+    before: Option<MarkState>,
 }
 
 /// The answer that marks are about.
@@ -149,33 +158,63 @@ impl Conversation {
         if let Some(last) = &mut self.last {
             last.mark = Some(marked.id);
         }
-        self.marks.retain(|id| *id != marked.id);
-        if self.marks.len() == UNDO_DEPTH {
-            self.marks.remove(0);
-        }
-        self.marks.push(marked.id);
+        self.step(marked);
     }
 
-    /// Makes the message that takes the last mark back.
+    /// Remembers a change of a mark, of whichever answer.
+    pub fn step(&mut self, marked: &Marked) {
+        if self.steps.len() == UNDO_DEPTH {
+            self.steps.remove(0);
+        }
+        self.steps.push(Step { id: marked.id, before: marked.before.clone() });
+    }
+
+    /// Goes on with a better answer, if the mark is that of the last one.
+    pub fn corrected(&mut self, id: i64, text: &str) {
+        if self.last.as_ref().is_some_and(|last| last.mark == Some(id)) {
+            self.say_instead(text.to_owned());
+        }
+    }
+
+    /// Puts another text in the place of the last answer; what was marked stays as it was given.
+    fn say_instead(&mut self, text: String) {
+        if let Some(message) = self.messages.last_mut().filter(|m| m.role == Role::Assistant) {
+            message.content = text;
+        }
+    }
+
+    /// Makes the message that takes the last step back.
     ///
     /// # Errors
     /// No mark was made in this session.
     pub fn undo(&self) -> Result<UndoMark, String> {
-        match self.marks.last() {
-            Some(&id) => Ok(UndoMark { id }),
+        match self.steps.last() {
+            Some(step) => Ok(UndoMark { id: step.id, to: step.before.clone() }),
             None => Err("there is no mark of this session to take back: `shammah feedback list` \
                          shows the others"
                 .to_owned()),
         }
     }
 
-    /// Forgets a mark that was taken back.
-    pub fn undone(&mut self, id: i64) {
-        self.marks.retain(|mark| *mark != id);
-        if let Some(last) = &mut self.last
-            && last.mark == Some(id)
-        {
+    /// Forgets a step that was taken back.
+    pub fn undone(&mut self, id: i64, to: Option<&MarkState>) {
+        let Some(to) = to else { return self.forgotten(id) };
+        if let Some(at) = self.steps.iter().rposition(|step| step.id == id) {
+            self.steps.remove(at);
+        }
+        if let Some(last) = self.last.as_ref().filter(|last| last.mark == Some(id)) {
+            let said = to.fix.clone().unwrap_or_else(|| last.turn.response.clone());
+            self.say_instead(said);
+        }
+    }
+
+    /// Forgets a mark that is gone.
+    pub fn forgotten(&mut self, id: i64) {
+        self.steps.retain(|step| step.id != id);
+        if let Some(last) = self.last.as_mut().filter(|last| last.mark == Some(id)) {
             last.mark = None;
+            let response = last.turn.response.clone();
+            self.say_instead(response);
         }
     }
 }

@@ -32,6 +32,7 @@ fn stored(id: i64) -> Marked {
         has_target: false,
         redacted: Vec::new(),
         heldout: false,
+        before: None,
         buffer: Buffer::default(),
     }
 }
@@ -74,20 +75,64 @@ fn undo_takes_the_marks_back_one_after_the_other() {
     let mut conversation = talked();
     conversation.marked(&stored(7));
     conversation.marked(&stored(8));
-    conversation.marked(&stored(8));
     conversation.clear("");
     assert_eq!(conversation.undo().expect("a mark").id, 8, "a new conversation keeps them");
-    conversation.undone(8);
+    conversation.undone(8, None);
     assert_eq!(conversation.undo().expect("a mark").id, 7);
-    conversation.undone(7);
+    conversation.undone(7, None);
     assert!(conversation.undo().is_err());
+}
+
+fn was(fix: Option<&str>) -> MarkState {
+    MarkState {
+        mark: Mark::Fix,
+        weight: 3.0,
+        note: None,
+        fix: fix.map(str::to_owned),
+        revised: false,
+    }
+}
+
+#[test]
+fn undo_takes_the_last_step_back_and_the_mark_with_the_first() {
+    let mut conversation = talked();
+    conversation.marked(&stored(7));
+    conversation.marked(&Marked { before: Some(was(Some("better"))), ..stored(7) });
+    let undo = conversation.undo().expect("a step");
+    assert_eq!((undo.id, undo.to.clone()), (7, Some(was(Some("better")))));
+    conversation.undone(7, undo.to.as_ref());
+    assert_eq!(conversation.mark(Mark::Good, None).expect("an answer").replaces, Some(7));
+    let undo = conversation.undo().expect("a step");
+    assert_eq!((undo.id, undo.to), (7, None));
+    conversation.undone(7, None);
+    assert_eq!(conversation.mark(Mark::Good, None).expect("an answer").replaces, None);
+}
+
+#[test]
+fn the_conversation_goes_on_with_the_better_answer_until_it_is_taken_back() {
+    let mut conversation = talked();
+    conversation.marked(&stored(7));
+    conversation.corrected(6, "of another answer");
+    conversation.corrected(7, "hello to you");
+    assert_eq!(conversation.mark(Mark::Good, None).expect("an answer").turn.response, "hi");
+    let said = |conversation: &mut Conversation| {
+        let messages = conversation.ask("next".into(), usize::MAX);
+        conversation.unanswered();
+        messages[1].content.clone()
+    };
+    assert_eq!(said(&mut conversation), "hello to you");
+    conversation.undone(7, Some(&was(None)));
+    assert_eq!(said(&mut conversation), "hi");
+    conversation.corrected(7, "hello to you");
+    conversation.forgotten(7);
+    assert_eq!(said(&mut conversation), "hi");
 }
 
 #[test]
 fn after_undo_the_next_mark_of_the_turn_is_a_new_one() {
     let mut conversation = talked();
     conversation.marked(&stored(7));
-    conversation.undone(7);
+    conversation.undone(7, None);
     assert_eq!(conversation.mark(Mark::Good, None).expect("an answer").replaces, None);
 }
 

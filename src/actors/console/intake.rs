@@ -28,6 +28,8 @@ enum Kind {
     Mark,
     /// Needs the marks before it.
     Marks,
+    /// Needs them too, and what a revision does with the last one.
+    Undo,
     /// Depends on nothing.
     Free,
 }
@@ -36,13 +38,29 @@ impl Work {
     fn kind(&self) -> Kind {
         match self {
             Work::Say(_) | Work::Command(Command::Compare(_)) => Kind::Text,
-            Work::Command(Command::Mark { .. } | Command::Fix(_)) => Kind::Mark,
+            Work::Command(
+                Command::Mark { .. }
+                | Command::Fix(_)
+                | Command::FixOf { .. }
+                | Command::Accept(_)
+                | Command::Skip,
+            ) => Kind::Mark,
             // What an answer was asked with must not change under it.
             Work::Command(Command::System(SystemCommand::Set(_) | SystemCommand::Off)) => {
                 Kind::Mark
             }
-            Work::Command(Command::Undo | Command::Train { .. }) => Kind::Marks,
+            Work::Command(Command::Train { .. }) => Kind::Marks,
+            Work::Command(Command::Undo) => Kind::Undo,
             Work::Command(_) => Kind::Free,
+        }
+    }
+
+    /// Whether a revision that is being made ends for this: the user goes on, and it must not hold anything up. Only
+    /// `/accept` waits for it.
+    pub fn stops_revision(&self) -> bool {
+        match self {
+            Work::Command(Command::Accept(_)) => false,
+            work => matches!(work.kind(), Kind::Text | Kind::Mark | Kind::Undo),
         }
     }
 }
@@ -53,6 +71,8 @@ pub struct Intake {
     waiting: VecDeque<(Work, Option<Ticket>)>,
     /// An answer streams.
     pub answering: bool,
+    /// The answer is a revision: nothing waits for its end.
+    pub revising: bool,
     /// A command waits for its reply.
     pub working: bool,
 }
@@ -82,7 +102,11 @@ impl Intake {
         let earlier = &kinds[..index];
         match kinds[index] {
             Kind::Free => true,
-            Kind::Marks => !earlier.iter().any(|kind| matches!(kind, Kind::Mark | Kind::Marks)),
+            Kind::Marks | Kind::Undo => {
+                let waits = kinds[index] == Kind::Undo && self.revising;
+                let changes = |kind: &Kind| matches!(kind, Kind::Mark | Kind::Marks | Kind::Undo);
+                !waits && !earlier.iter().any(changes)
+            }
             Kind::Text | Kind::Mark => {
                 !self.answering && earlier.iter().all(|kind| *kind == Kind::Free)
             }
@@ -93,6 +117,11 @@ impl Intake {
     pub fn text_is_next(&self) -> bool {
         let mut kinds = self.waiting.iter().map(|(work, _)| work.kind());
         kinds.find(|kind| *kind != Kind::Free) == Some(Kind::Text)
+    }
+
+    /// Whether something waits that would stop a revision.
+    pub fn stops_revision(&self) -> bool {
+        self.waiting.iter().any(|(work, _)| work.stops_revision())
     }
 
     /// Returns how many inputs wait.
@@ -168,6 +197,24 @@ mod tests {
         intake.answering = false;
         next(&mut intake, "/fix better");
         next(&mut intake, "/train");
+    }
+
+    #[test]
+    fn a_revision_holds_nothing_up_but_an_accept() {
+        for line in ["and now?", "/compare x", "/good", "/fix y", "/fix #3 y", "/skip", "/undo"] {
+            assert!(work(line).stops_revision(), "{line}");
+        }
+        for line in ["/accept", "/accept 3", "/jobs", "/pending", "/train", "/set", "/system"] {
+            assert!(!work(line).stops_revision(), "{line}");
+        }
+        let mut intake = filled(&["/accept", "/pending"]);
+        assert!(!intake.stops_revision());
+        (intake.answering, intake.revising) = (true, true);
+        next(&mut intake, "/pending");
+        assert!(intake.next().is_none(), "there is nothing to accept yet");
+        (intake.answering, intake.revising) = (false, false);
+        next(&mut intake, "/accept");
+        assert!(filled(&["hello"]).stops_revision());
     }
 
     #[test]

@@ -2,12 +2,42 @@
 
 use super::commands::{COMMANDS, Help};
 use super::render::counted;
+use crate::messages::feedback::{Waiting, WaitingMark};
 use crate::messages::registry::AdapterLine;
 use crate::messages::training::JobLine;
-use crate::text::printable_line;
+use crate::text::{printable_line, shortened};
 
 /// Jobs that `/jobs` shows: what fits above the prompt; `shammah jobs list` has all.
 pub const JOBS_SHOWN: usize = 10;
+
+/// Marks that `/pending` shows; `shammah feedback list --pending` has all.
+pub const PENDING_SHOWN: usize = 10;
+/// Characters of a question or note that `/pending` shows.
+const PENDING_TEXT: usize = 60;
+
+/// Lists the marks that wait for a better answer, two or three lines each; `offered` tells which have a revision.
+pub fn pending(waiting: &Waiting, offered: impl Fn(i64) -> bool) -> String {
+    if waiting.marks.is_empty() {
+        return "No mark waits for a better answer.".to_owned();
+    }
+    let short = |text: &str| shortened(&printable_line(text), PENDING_TEXT);
+    let one = |mark: &WaitingMark| {
+        let mut text = format!("#{} {} · {}", mark.id, mark.mark, short(&mark.question));
+        if let Some(note) = &mark.note {
+            text.push_str(&format!("\n   note: {}", short(note)));
+        }
+        if offered(mark.id) {
+            text.push_str(&format!("\n   a revision is there: /accept {}", mark.id));
+        }
+        text
+    };
+    let mut lines: Vec<String> = waiting.marks.iter().map(one).collect();
+    if waiting.total > waiting.marks.len() {
+        lines.push(format!("{} in all: `shammah feedback list --pending`", waiting.total));
+    }
+    lines.push("/fix #ID TEXT gives the better answer, /forget ID drops the mark.".to_owned());
+    lines.join("\n")
+}
 
 /// Lists jobs, newest first, one or two lines each.
 pub fn jobs(jobs: &[JobLine]) -> String {

@@ -84,3 +84,22 @@ fn help_names_every_command() {
         assert!(help_of(help).contains(help.detail));
     }
 }
+
+#[test]
+fn waiting_marks_are_listed_with_note_question_and_revision() {
+    let one = |id, note: Option<&str>| WaitingMark {
+        id,
+        mark: crate::domain::Mark::Critical,
+        question: "who?\u{1b}[2J".into(),
+        note: note.map(str::to_owned),
+    };
+    let marks = vec![one(9, Some("wrong name")), one(7, None)];
+    let text = pending(&Waiting { marks, total: 5 }, |id| id == 9);
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(lines[0].starts_with("#9 critical · who?") && !lines[0].contains('\u{1b}'), "{text}");
+    assert_eq!(lines[1], "   note: wrong name");
+    assert_eq!(lines[2], "   a revision is there: /accept 9");
+    assert!(lines[3].starts_with("#7 critical") && lines[4].starts_with("5 in all"), "{text}");
+    assert!(lines[5].starts_with("/fix #ID TEXT"));
+    assert_eq!(pending(&Waiting::default(), |_| false), "No mark waits for a better answer.");
+}

@@ -24,10 +24,13 @@ mod history;
 mod intake;
 pub mod lists;
 mod model;
+mod offers;
 mod paint;
 pub mod plain;
 pub mod prompt;
 pub mod render;
+mod revise;
+mod revision_text;
 mod screen;
 mod settings;
 
@@ -39,10 +42,13 @@ pub use settings::Settings;
 use self::commands::{Command, Input};
 use self::conversation::Conversation;
 use self::intake::{Intake, WAITING_INPUTS, Work};
+use self::offers::Offers;
 use self::prompt::JobStatus;
 use crate::messages::console::{CloseConsole, JobNotice, LiveChanged, Notice, Progress};
-use crate::messages::feedback::{AddFix, AddMark, ForgetMark, SetAutoTrain, UndoMark};
-use crate::messages::inference::{Generate, ShowModel, SwitchModel};
+use crate::messages::feedback::{
+    AddFix, AddMark, ForgetMark, ListWaiting, SetAutoTrain, SetTarget, UndoMark,
+};
+use crate::messages::inference::{Generate, Revise, ShowModel, SwitchModel};
 use crate::messages::registry::{
     DeleteAdapter, ListAdapters, LoadAdapter, RollbackAdapter, UnloadAdapter,
 };
@@ -62,6 +68,8 @@ const PROGRESS_LINES: usize = 4;
 pub struct ConsolePorts {
     /// Texts.
     pub generate: Port<Generate>,
+    /// `/medium NOTE`, `/critical NOTE`: the answer again.
+    pub revise: Port<Revise>,
     /// `/model`.
     pub show_model: Port<ShowModel>,
     /// `/model M`.
@@ -70,6 +78,10 @@ pub struct ConsolePorts {
     pub add_mark: Port<AddMark>,
     /// `/fix`.
     pub add_fix: Port<AddFix>,
+    /// `/accept`, `/fix #ID`.
+    pub set_target: Port<SetTarget>,
+    /// `/pending`.
+    pub list_waiting: Port<ListWaiting>,
     /// `/undo`.
     pub undo_mark: Port<UndoMark>,
     /// `/forget`.
@@ -115,6 +127,7 @@ pub struct ConsoleActor {
     options: ConsoleOptions,
     conversation: Conversation,
     intake: Intake,
+    offers: Offers,
     status: JobStatus,
     /// Stops the answer that streams.
     cancel: Option<Arc<AtomicBool>>,
@@ -128,6 +141,8 @@ pub struct ConsoleActor {
     told: usize,
     /// The conversation is cleared when the answer that is being stopped has ended.
     clear_next: bool,
+    /// `/skip` was typed while a revision was being made.
+    skipping: bool,
     failed: bool,
     rejected: bool,
     leaving: bool,
@@ -149,6 +164,7 @@ impl ConsoleActor {
             ports,
             options,
             intake: Intake::default(),
+            offers: Offers::default(),
             status: JobStatus::Idle,
             cancel: None,
             wait: None,
@@ -156,6 +172,7 @@ impl ConsoleActor {
             slid: false,
             told: 0,
             clear_next: false,
+            skipping: false,
             failed: false,
             rejected: false,
             leaving: false,
@@ -185,10 +202,14 @@ impl ConsoleActor {
 
     /// Understands a line and queues it.
     fn take_line(&mut self, line: &str, ticket: Option<Ticket>, ctx: &mut Context<Self>) {
-        if self.leaving || line.trim().is_empty() {
+        if self.leaving {
             return;
         }
         let work = match commands::parse(line) {
+            // Enter says yes to what is offered; in a script an empty line parts others.
+            Ok(Input::Empty) if self.frontend.interactive && self.offers.open().is_some() => {
+                Work::Command(Command::Accept(None))
+            }
             Ok(Input::Empty) => return,
             Ok(Input::Text(text)) => Work::Say(text),
             // Leaving waits for nothing.
@@ -196,14 +217,19 @@ impl ConsoleActor {
             Ok(Input::Command(command)) => Work::Command(command),
             Err(error) => return self.error(&error.to_string()),
         };
-        let waited = self.intake.waiting();
+        let (waited, revising) = (self.intake.waiting(), self.intake.revising);
+        let stops = revising && work.stops_revision();
+        self.skipping = stops && work == Work::Command(Command::Skip);
         if !self.intake.push(work, ticket) {
             return self.error(&format!(
                 "busy: {WAITING_INPUTS} inputs wait already; Ctrl-C stops the answer and drops them"
             ));
         }
+        if stops {
+            self.stop_revision();
+        }
         self.go_on(ctx);
-        if self.intake.waiting() > waited && self.intake.answering {
+        if self.intake.waiting() > waited && self.intake.answering && !revising {
             self.say("(waits for the answer above)");
         }
     }

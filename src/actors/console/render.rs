@@ -8,7 +8,8 @@ use crate::engine::FinishReason;
 use crate::messages::console::{JobNotice, LiveChanged, Progress};
 use crate::messages::feedback::{Buffer, Marked};
 use crate::messages::inference::{Answer, ModelLine};
-use crate::store::{self, Forgotten, SecretFound};
+use crate::messages::training::JobLine;
+use crate::store::{self, Forgotten, MarkState, SecretFound};
 pub use crate::text::duration;
 use crate::text::{need, printable_line, shortened};
 
@@ -142,7 +143,7 @@ pub fn quoted(text: &str) -> String {
 
 /// Acknowledges a stored mark.
 pub fn marked(marked: &Marked) -> String {
-    let mut text = format!("Marked {} (weight {})", marked.mark, marked.weight);
+    let mut text = format!("Marked {} (weight {}, #{})", marked.mark, marked.weight, marked.id);
     match &marked.note {
         Some(note) => text.push_str(&format!(": {}", quoted(note))),
         None if !marked.has_target => text.push_str(", without a note"),
@@ -193,19 +194,50 @@ pub fn forgotten(id: i64, done: &Forgotten) -> String {
 /// Acknowledges a `/fix`; on a mark that was there it says that its weight stays.
 pub fn fixed(marked: &Marked) -> String {
     let mut text = match marked.mark {
-        Mark::Fix => format!("Corrected (weight {})", marked.weight),
-        mark => format!("Corrected the {mark} mark (weight {})", marked.weight),
+        Mark::Fix => format!("Corrected (weight {}, #{})", marked.weight, marked.id),
+        mark => format!("Corrected the {mark} mark (weight {}, #{})", marked.weight, marked.id),
     };
     if let Some(note) = &marked.note {
         text.push_str(&format!(": {}", quoted(note)));
     }
-    if marked.heldout {
-        text.push_str("\nHeld out: it measures the next training and is not trained on.");
-    }
-    text.push_str(&redacted(&marked.redacted));
-    text.push('\n');
-    text.push_str(&buffer(&marked.buffer));
+    text.push_str(&stored(marked));
     text
+}
+
+/// Says what became of a mark that has a better answer now.
+pub(super) fn stored(marked: &Marked) -> String {
+    let heldout = match marked.heldout {
+        true => "\nHeld out: it measures the next training and is not trained on.",
+        false => "",
+    };
+    format!("{heldout}{}\n{}", redacted(&marked.redacted), buffer(&marked.buffer))
+}
+
+/// Says that a step was taken back, and what the mark is again.
+pub fn undone(id: i64, to: Option<&MarkState>, left: &Buffer) -> String {
+    let text = match to {
+        None => format!("Mark {id} is taken back."),
+        Some(to) => {
+            let target = match (&to.fix, to.mark) {
+                (Some(_), _) if to.revised => "with its revision",
+                (Some(_), _) => "with its fix",
+                (None, Mark::Good) => "without a fix",
+                (None, _) => "waiting for a correction",
+            };
+            format!("The last change of mark {id} is taken back: {} again, {target}.", to.mark)
+        }
+    };
+    format!("{text}\n{}", buffer(left))
+}
+
+/// Says what `/jobs wait` waits for, if that is known.
+pub fn waiting_for(jobs: &[JobLine]) -> Option<String> {
+    let active = |job: &&JobLine| matches!(job.state.as_str(), "queued" | "running" | "evaluating");
+    let mut names: Vec<String> =
+        jobs.iter().filter(active).map(|job| format!("job {} ({})", job.id, job.state)).collect();
+    names.reverse();
+    (!names.is_empty())
+        .then(|| format!("Waiting for {}; Ctrl-C ends the wait, not the jobs.", names.join(", ")))
 }
 
 /// Says what is in the buffer.

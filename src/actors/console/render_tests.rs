@@ -25,6 +25,7 @@ fn mark(kind: Mark, weight: f64, note: Option<&str>, has_target: bool) -> Marked
         has_target,
         redacted: Vec::new(),
         heldout: false,
+        before: None,
         buffer: full_buffer(),
     }
 }
@@ -55,22 +56,47 @@ fn what_was_replaced_in_a_mark_and_what_knows_a_forgotten_one_is_said() {
 fn a_mark_is_acknowledged_with_weight_note_and_buffer() {
     assert_eq!(
         marked(&mark(Mark::Critical, 10.0, Some("wrong name"), false)),
-        "Marked critical (weight 10): wrong name\n\
+        "Marked critical (weight 10, #1): wrong name\n\
          Waiting for a correction: /fix TEXT gives it.\n\
          Training buffer: 8 examples (42.0 weighted) · 6 of 10 for a training · \
          2 waiting for a correction"
     );
-    assert!(marked(&mark(Mark::Good, 1.0, None, true)).starts_with("Marked good (weight 1)\n"));
+    assert!(marked(&mark(Mark::Good, 1.0, None, true)).starts_with("Marked good (weight 1, #1)\n"));
     let bare = marked(&mark(Mark::Medium, 3.0, None, false));
-    assert!(bare.starts_with("Marked medium (weight 3), without a note\nWaiting"), "{bare}");
+    assert!(bare.starts_with("Marked medium (weight 3, #1), without a note\nWaiting"), "{bare}");
 }
 
 #[test]
 fn a_fix_says_whose_weight_it_has() {
     let upgraded = fixed(&mark(Mark::Critical, 10.0, Some("no"), true));
-    assert!(upgraded.starts_with("Corrected the critical mark (weight 10): no\n"), "{upgraded}");
+    assert!(
+        upgraded.starts_with("Corrected the critical mark (weight 10, #1): no\n"),
+        "{upgraded}"
+    );
     let alone = fixed(&mark(Mark::Fix, 3.0, None, true));
-    assert!(alone.starts_with("Corrected (weight 3)\nTraining buffer: 8 examples"), "{alone}");
+    assert!(alone.starts_with("Corrected (weight 3, #1)\nTraining buffer: 8 examples"), "{alone}");
+}
+
+#[test]
+fn an_undone_step_says_what_the_mark_is_again() {
+    let was = |mark, fix: Option<&str>, revised| MarkState {
+        mark,
+        weight: 3.0,
+        note: None,
+        fix: fix.map(str::to_owned),
+        revised,
+    };
+    assert!(undone(7, None, &full_buffer()).starts_with("Mark 7 is taken back.\nTraining"));
+    for (to, words) in [
+        (was(Mark::Medium, None, false), "medium again, waiting for a correction."),
+        (was(Mark::Fix, Some("x"), false), "fix again, with its fix."),
+        (was(Mark::Critical, Some("x"), true), "critical again, with its revision."),
+        (was(Mark::Good, None, false), "good again, without a fix."),
+    ] {
+        let text = undone(7, Some(&to), &full_buffer());
+        assert!(text.starts_with("The last change of mark 7 is taken back: "), "{text}");
+        assert!(text.contains(words), "{text}");
+    }
 }
 
 #[test]

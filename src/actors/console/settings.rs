@@ -2,7 +2,7 @@
 //!
 //! They start as the configuration says and are checked by its rules; `/set` changes them until the program ends.
 
-use crate::config::{Config, Flag, GenerationSection, LoadArgs, Seed};
+use crate::config::{Config, Flag, GenerationSection, LoadArgs, Revisions, Seed};
 use crate::engine::Sampling;
 use crate::plan;
 
@@ -16,6 +16,9 @@ const KEYS: &[(&str, &str)] = &[
     ("max_tokens", "generation.max_tokens"),
     ("seed", "generation.seed"),
     ("stop", "generation.stop"),
+    ("revisions", "lora.training.revisions"),
+    ("revision_candidates", "lora.training.revision_candidates"),
+    ("revision_threshold", "lora.training.revision_threshold"),
     ("auto_train", "lora.training.auto_train"),
     ("auto_train_threshold", "lora.training.auto_train_threshold"),
 ];
@@ -31,6 +34,9 @@ const BUILTIN_TURNS: usize = 1;
 pub struct Settings {
     generation: GenerationSection,
     history_turns: usize,
+    revisions: Revisions,
+    revision_candidates: usize,
+    revision_threshold: f64,
     auto_train: bool,
     auto_train_threshold: usize,
 }
@@ -38,7 +44,7 @@ pub struct Settings {
 /// What a change was about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Changed {
-    /// How answers are sampled.
+    /// How answers are sampled and revised.
     Sampling,
     /// Whether and when jobs start by themselves: the feedback actor must be told.
     AutoTrain,
@@ -50,6 +56,9 @@ impl Settings {
         Self {
             generation: config.generation.clone(),
             history_turns: history_turns(&config.generation, builtin),
+            revisions: config.lora.training.revisions,
+            revision_candidates: config.lora.training.revision_candidates,
+            revision_threshold: config.lora.training.revision_threshold,
             auto_train: config.lora.training.auto_train,
             auto_train_threshold: config.lora.training.auto_train_threshold,
         }
@@ -78,6 +87,21 @@ impl Settings {
     /// Returns the number of marks that start a job; `None` when jobs do not start by themselves.
     pub fn threshold(&self) -> Option<usize> {
         self.auto_train.then_some(self.auto_train_threshold)
+    }
+
+    /// Returns what becomes of a note without a better answer.
+    pub fn revisions(&self) -> Revisions {
+        self.revisions
+    }
+
+    /// Returns how often the model answers again.
+    pub fn revision_candidates(&self) -> usize {
+        self.revision_candidates
+    }
+
+    /// Returns how much the note must help, nats per token.
+    pub fn revision_threshold(&self) -> f64 {
+        self.revision_threshold
     }
 
     /// Returns every setting, one a line.
@@ -118,6 +142,13 @@ impl Settings {
             "max_tokens" => to.max_tokens = from.max_tokens,
             "seed" => to.seed = from.seed,
             "stop" => to.stop = from.stop,
+            "revisions" => self.revisions = config.lora.training.revisions,
+            "revision_candidates" => {
+                self.revision_candidates = config.lora.training.revision_candidates;
+            }
+            "revision_threshold" => {
+                self.revision_threshold = config.lora.training.revision_threshold;
+            }
             _ => {
                 let training = config.lora.training;
                 if name == "auto_train" {
@@ -145,6 +176,13 @@ impl Settings {
                 Seed::Fixed(seed) => seed.to_string(),
             },
             "stop" => format!("{:?}", g.stop),
+            "revisions" => match self.revisions {
+                Revisions::Ask => "ask".to_owned(),
+                Revisions::Auto => "auto".to_owned(),
+                Revisions::Off => "off".to_owned(),
+            },
+            "revision_candidates" => self.revision_candidates.to_string(),
+            "revision_threshold" => self.revision_threshold.to_string(),
             "auto_train" => self.auto_train.to_string(),
             _ => self.auto_train_threshold.to_string(),
         }

@@ -154,3 +154,49 @@ fn rows_serialise_as_the_interface_says() {
         assert!(adapter.get(key).is_some(), "{key}");
     }
 }
+
+#[test]
+fn a_revision_is_told_from_a_fix_and_makes_a_pair_with_the_criticised_answer() {
+    let f = fixture();
+    let add = |kind, number| f.store.add_feedback(&mark(kind, number)).unwrap().id;
+    let (revised, fixed) = (add(Mark::Critical, 1), add(Mark::Medium, 2));
+    let (good, waiting) = (add(Mark::Good, 3), add(Mark::Critical, 4));
+    let row = f.store.set_target(revised, "the model's", true).unwrap();
+    assert_eq!((row.target(), row.revised), (Some("the model's"), true));
+    assert_eq!(row.rejected(), Some("answer number1"));
+    assert!(f.store.set_target(revised, " ", true).is_err());
+    assert!(!f.store.set_target(fixed, "the user's", false).unwrap().revised);
+    assert_eq!(f.store.feedback(good).unwrap().rejected(), None);
+    let waits: Vec<i64> = f.store.waiting_marks().unwrap().iter().map(|row| row.id).collect();
+    assert_eq!(waits, [waiting]);
+    let edit = FeedbackEdit { fix: Some("the user's".to_owned()), ..FeedbackEdit::default() };
+    assert!(!f.store.update_feedback(revised, &edit).unwrap().revised, "it took its place");
+    f.store.set_target(revised, "answer number1", true).unwrap();
+    assert_eq!(f.store.feedback(revised).unwrap().rejected(), None, "the same is no pair");
+    f.store.set_target(revised, "the model's", true).unwrap();
+
+    let job = f.measured_job(&job());
+    let pairs = [(revised, "answer number1".to_owned()), (fixed, "answer number2".to_owned())];
+    assert_eq!(f.store.rejected_answers(job.id).unwrap(), pairs);
+    let late = f.store.set_target(revised, "late", true);
+    assert!(matches!(late, Err(StoreError::InTraining { .. })));
+    let before = f.store.feedback(revised).unwrap().state();
+    assert!(matches!(
+        f.store.restore_feedback(revised, &before),
+        Err(StoreError::InTraining { .. })
+    ));
+}
+
+#[test]
+fn a_mark_is_brought_back_to_what_it_was() {
+    let f = fixture();
+    let first = f.store.add_feedback(&mark(Mark::Fix, 1)).unwrap();
+    let edit = FeedbackEdit {
+        mark: Some(Mark::Critical),
+        weight: Some(10.0),
+        note: Some(Some("no".to_owned())),
+        fix: Some("other".to_owned()),
+    };
+    assert_ne!(f.store.update_feedback(first.id, &edit).unwrap().state(), first.state());
+    assert_eq!(f.store.restore_feedback(first.id, &first.state()).unwrap(), first);
+}
