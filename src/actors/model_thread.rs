@@ -16,8 +16,9 @@ use tokio::sync::mpsc::Sender;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::watch;
 
+use super::routes::RouteTable;
 use super::supervisor::actor_span;
-use crate::domain::Message;
+use crate::domain::{AdapterId, DEFAULT_DOMAIN, Message, Role, Route, Routes};
 use crate::engine::{Generated, Sampling};
 use crate::lora::AdapterSet;
 use crate::messages::inference::{AdapterChoice, Answer, LiveSet, Piece};
@@ -48,6 +49,11 @@ pub trait Answerer {
         cancel: &AtomicBool,
         on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Generated, String>;
+
+    /// Finds the domain of a question; `None` where there is no choice.
+    fn route(&mut self, _routes: &Arc<Routes>, _question: &str) -> Option<Route> {
+        None
+    }
 }
 
 /// Loads the model inside the thread: at the first answer, and again after each panic.
@@ -68,6 +74,16 @@ impl LiveTable {
     pub fn get(&self, base: &str, domain: &str) -> Arc<LiveSet> {
         let table = self.0.read().unwrap_or_else(PoisonError::into_inner);
         table.get(&(base.to_owned(), domain.to_owned())).cloned().unwrap_or_default()
+    }
+
+    /// Returns the adapters that are live on `base` in any domain.
+    pub fn ids(&self, base: &str) -> Vec<AdapterId> {
+        let table = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let live = table.iter().filter(|((of, _), _)| of == base).flat_map(|(_, live)| &live.ids);
+        let mut ids: Vec<AdapterId> = live.map(|(id, _)| id.clone()).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids
     }
 
     /// Makes `live` (or the base) the answer of [`LiveTable::get`] from now on.
@@ -128,6 +144,15 @@ impl Drop for Pending {
     }
 }
 
+/// What the thread looks up at the beginning of each answer.
+#[derive(Clone, Default)]
+pub struct Tables {
+    /// What is live.
+    pub live: LiveTable,
+    /// What questions are routed by.
+    pub routes: RouteTable,
+}
+
 /// Starts the thread; it ends when the sender is dropped and the queue is empty.
 ///
 /// # Errors
@@ -135,13 +160,13 @@ impl Drop for Pending {
 pub fn spawn(
     base: BaseName,
     mut load: ModelLoader,
-    live: LiveTable,
+    tables: Tables,
     usage: UsageSink,
 ) -> io::Result<SyncSender<ModelJob>> {
     let (jobs, queue) = sync_channel(INFERENCE_QUEUE);
     thread::Builder::new()
         .name("inference".to_owned())
-        .spawn(move || run(&queue, &base, &mut load, &live, &usage))?;
+        .spawn(move || run(&queue, &base, &mut load, &tables, &usage))?;
     Ok(jobs)
 }
 
@@ -149,18 +174,20 @@ fn run(
     queue: &Receiver<ModelJob>,
     base: &BaseName,
     load: &mut ModelLoader,
-    live: &LiveTable,
+    tables: &Tables,
     usage: &UsageSink,
 ) {
     let mut model = None;
     let actor = actor_span(ActorName::Inference);
     for (turn, job) in queue.iter().enumerate() {
         let _turn = tracing::info_span!(parent: &actor, "turn", number = turn + 1).entered();
-        let adapters = resolve(&job.adapters, base, live);
-        let attempt = catch_unwind(AssertUnwindSafe(|| answer(&mut model, load, &job, &adapters)));
-        let result =
-            attempt.map(|result| result.map(|generated| finish(generated, base, &adapters)));
-        let result = result.unwrap_or_else(|panic| {
+        let attempt = catch_unwind(AssertUnwindSafe(|| {
+            let model = loaded(&mut model, load)?;
+            let route = route(model, &job, &tables.routes);
+            let adapters = resolve(&job.adapters, &route, base, &tables.live);
+            Ok(finish(answer(model, &job, &adapters)?, base, &adapters, route))
+        }));
+        let result = attempt.unwrap_or_else(|panic| {
             let what = panic_text(panic.as_ref());
             // What it says may quote the chat; the place is in the log already.
             tracing::error!("the model panicked; it will be loaded anew");
@@ -182,26 +209,50 @@ fn run(
 }
 
 /// Looks up the adapters of one answer; it keeps them to its end.
-fn resolve(choice: &AdapterChoice, base: &BaseName, live: &LiveTable) -> Arc<LiveSet> {
+fn resolve(
+    choice: &AdapterChoice,
+    route: &Route,
+    base: &BaseName,
+    live: &LiveTable,
+) -> Arc<LiveSet> {
     match choice {
-        AdapterChoice::Live { domain } => live.get(&base.hash, domain),
+        AdapterChoice::Live { .. } | AdapterChoice::Routed => live.get(&base.hash, &route.domain),
         AdapterChoice::Base => Arc::default(),
         AdapterChoice::Set(set) => Arc::new(set.clone()),
     }
 }
 
-fn answer(
-    model: &mut Option<Box<dyn Answerer>>,
+/// Finds the domain of an answer: the named one, or that of the last question.
+fn route(model: &mut dyn Answerer, job: &ModelJob, routes: &RouteTable) -> Route {
+    match &job.adapters {
+        AdapterChoice::Live { domain } => Route::to(domain),
+        AdapterChoice::Routed => {
+            let asked = job.messages.iter().rev().find(|message| message.role == Role::User);
+            let found = asked.and_then(|asked| model.route(&routes.get(), &asked.content));
+            found.unwrap_or_default()
+        }
+        AdapterChoice::Base | AdapterChoice::Set(_) => Route::to(DEFAULT_DOMAIN),
+    }
+}
+
+fn loaded<'a>(
+    model: &'a mut Option<Box<dyn Answerer>>,
     load: &mut ModelLoader,
-    job: &ModelJob,
-    adapters: &LiveSet,
-) -> Result<Generated, ActorError> {
+) -> Result<&'a mut dyn Answerer, ActorError> {
     if model.is_none() {
         *model = Some(load().map_err(ActorError::ModelUnavailable)?);
     }
-    let Some(model) = model else {
-        return Err(ActorError::ModelUnavailable("no model".to_owned()));
-    };
+    match model {
+        Some(model) => Ok(model.as_mut()),
+        None => Err(ActorError::ModelUnavailable("no model".to_owned())),
+    }
+}
+
+fn answer(
+    model: &mut dyn Answerer,
+    job: &ModelJob,
+    adapters: &LiveSet,
+) -> Result<Generated, ActorError> {
     // A reader that left before the start is found at the first piece of text.
     let _ = deliver(job, Piece::Started { adapters: adapters.ids.clone() }, None);
     let mut on_text = |text: &str| deliver(job, Piece::Text(text.to_owned()), None);
@@ -210,7 +261,7 @@ fn answer(
         .map_err(ActorError::Engine)
 }
 
-fn finish(generated: Generated, base: &BaseName, adapters: &LiveSet) -> Answer {
+fn finish(generated: Generated, base: &BaseName, adapters: &LiveSet, route: Route) -> Answer {
     let millis = |time: Option<Duration>| {
         time.map_or(0, |t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX))
     };
@@ -225,6 +276,7 @@ fn finish(generated: Generated, base: &BaseName, adapters: &LiveSet) -> Answer {
         finish_reason: generated.finish_reason,
         dropped_turns: generated.dropped_turns,
         base: base.hash.clone(),
+        route,
     }
 }
 

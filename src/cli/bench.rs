@@ -98,8 +98,7 @@ fn show(figures: &Figures, as_json: bool) -> Result<()> {
         })
         .unwrap_or_default();
     let share = figures.decoding.as_ref().and_then(|decoding| decoding.share_of_read);
-    let share =
-        share.map(|s| format!(", {:.0} % of a plain read", s * 100.0)).unwrap_or_default();
+    let share = share.map(|s| format!(", {:.0} % of a plain read", s * 100.0)).unwrap_or_default();
     Ok(output::line(&format!(
         "{} of {} on {} ({}, {} threads): {:.1} tokens/s{share}{adapted}{step} ({} measured); {memory}",
         figures.bench,

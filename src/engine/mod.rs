@@ -9,6 +9,7 @@ mod error;
 mod generation;
 mod model;
 mod prefix_cache;
+mod router;
 mod sampler;
 mod sampling;
 mod stream;
@@ -30,6 +31,7 @@ pub use context::ContextOverflow;
 pub use error::EngineError;
 pub use generation::{FinishReason, Generated, PREFILL_CHUNK};
 pub use prefix_cache::MAX_SESSIONS;
+pub use router::{NEIGHBOURS, Router};
 pub use sampler::REPETITION_WINDOW;
 pub use sampling::Sampling;
 

@@ -100,6 +100,17 @@ impl FeedbackRow {
         self.consumed_by.is_none() && self.target().is_none()
     }
 
+    /// Says what will become of it, or became of it.
+    pub fn fate(&self) -> String {
+        match (self.consumed_by, self.in_job) {
+            (Some(job), _) => format!("learned in job {job}"),
+            (None, Some(job)) => format!("in job {job}"),
+            (None, None) if self.waits_for_correction() => "waiting for a correction".to_owned(),
+            (None, None) if self.heldout => "held out".to_owned(),
+            (None, None) => "new".to_owned(),
+        }
+    }
+
     /// Returns the question that was answered: the user's last message.
     pub fn question(&self) -> &str {
         let last = self.messages.iter().rev().find(|m| m.role == Role::User);
@@ -259,7 +270,7 @@ impl Store {
 }
 
 /// Reads one mark with all that follows from the others of its domain.
-fn one(db: &Connection, id: i64) -> Result<FeedbackRow, StoreError> {
+pub(super) fn one(db: &Connection, id: i64) -> Result<FeedbackRow, StoreError> {
     let found: Option<String> = db
         .prepare_cached("SELECT domain FROM feedback WHERE id = ?1 AND forgotten = 0")?
         .query_row([id], |row| row.get(0))
@@ -269,7 +280,7 @@ fn one(db: &Connection, id: i64) -> Result<FeedbackRow, StoreError> {
     rows.into_iter().find(|row| row.id == id).ok_or(StoreError::UnknownFeedback(id))
 }
 
-fn domains(db: &Connection) -> Result<Vec<String>, StoreError> {
+pub(super) fn domains(db: &Connection) -> Result<Vec<String>, StoreError> {
     let mut statement =
         db.prepare_cached("SELECT DISTINCT domain FROM feedback WHERE forgotten = 0")?;
     let rows = statement.query_map([], |row| row.get(0))?;
@@ -344,7 +355,7 @@ pub(super) fn check(new: &NewFeedback) -> Result<(), StoreError> {
 }
 
 /// Refuses a mark that a job has learned or is about to.
-fn check_untouched(row: &FeedbackRow) -> Result<(), StoreError> {
+pub(super) fn check_untouched(row: &FeedbackRow) -> Result<(), StoreError> {
     let feedback = row.id;
     match (row.consumed_by, row.in_job) {
         (Some(job), _) => Err(StoreError::AlreadyLearned { feedback, job }),

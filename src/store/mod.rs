@@ -16,13 +16,16 @@ mod guard;
 pub mod heldout;
 mod home;
 mod import;
+mod import_marks;
 mod job_state;
 mod jobs;
 mod publish;
 mod queue;
 mod reconcile;
 mod retention;
+mod routes;
 mod schema;
+mod stats;
 mod sweep;
 mod usage;
 
@@ -45,12 +48,14 @@ pub use feedback::{FeedbackEdit, FeedbackFilter, FeedbackRow, Forgotten, NewFeed
 pub use finish::JobMetrics;
 pub use guard::{SecretFound, listed};
 pub use home::{Home, QueueLock};
+pub use import_marks::Imported;
 pub use job_state::JobState;
 pub use jobs::{ExampleRole, JobBase, JobRow, NewJob, StartFrom};
 pub use queue::{Orphans, Progress};
 pub use reconcile::Reconciled;
 pub use retention::{Keep, Pruned};
 pub use schema::SCHEMA_VERSION;
+pub use stats::{Giver, GiverStats, Statistics, Tally, TrainingStats, WeekStats};
 pub use sweep::{BatchError, ExampleSet};
 pub use usage::{NewUsage, UsageSummary, UsedAdapter};
 

@@ -16,8 +16,9 @@ use tokio::sync::oneshot;
 
 mod act;
 pub mod commands;
-mod compare;
+pub mod compare;
 mod conversation;
+mod domains;
 pub mod flow;
 mod frontend;
 mod history;
@@ -30,6 +31,7 @@ pub mod prompt;
 pub mod render;
 mod screen;
 mod settings;
+pub mod stats;
 
 pub use frontend::{Event, Frontend, Output, Ticket};
 pub use history::History;
@@ -38,13 +40,17 @@ pub use settings::Settings;
 
 use self::commands::{Command, Input};
 use self::conversation::Conversation;
+use self::domains::Pins;
 use self::intake::{Intake, WAITING_INPUTS, Work};
 use self::prompt::JobStatus;
 use crate::messages::console::{CloseConsole, JobNotice, LiveChanged, Notice, Progress};
-use crate::messages::feedback::{AddFix, AddMark, ForgetMark, SetAutoTrain, UndoMark};
+use crate::messages::feedback::{
+    AddFix, AddMark, ForgetMark, ListDomains, ListMarks, SetAutoTrain, UndoMark,
+};
 use crate::messages::inference::{Generate, ShowModel, SwitchModel};
 use crate::messages::registry::{
-    DeleteAdapter, ListAdapters, LoadAdapter, RollbackAdapter, UnloadAdapter,
+    DeleteAdapter, ListAdapters, LoadAdapter, ReadAdapters, RollbackAdapter, ShowStats,
+    UnloadAdapter,
 };
 use crate::messages::supervisor::{Shutdown, ShutdownReason};
 use crate::messages::training::{CancelJob, EnqueueTraining, ListJobs, WaitForJobs};
@@ -76,6 +82,10 @@ pub struct ConsolePorts {
     pub forget_mark: Port<ForgetMark>,
     /// `/set auto_train`.
     pub set_auto_train: Port<SetAutoTrain>,
+    /// `/marks`.
+    pub list_marks: Port<ListMarks>,
+    /// `/domain`.
+    pub list_domains: Port<ListDomains>,
     /// `/train`.
     pub enqueue: Port<EnqueueTraining>,
     /// `/jobs cancel`.
@@ -94,6 +104,10 @@ pub struct ConsolePorts {
     pub rollback_adapter: Port<RollbackAdapter>,
     /// `/adapters delete`.
     pub delete_adapter: Port<DeleteAdapter>,
+    /// `/adapters load` of several, `/adapters compare`.
+    pub read_adapters: Port<ReadAdapters>,
+    /// `/stats`.
+    pub show_stats: Port<ShowStats>,
     /// `/quit` and the end of the input.
     pub shutdown: Recipient<Shutdown>,
 }
@@ -114,6 +128,7 @@ pub struct ConsoleActor {
     ports: ConsolePorts,
     options: ConsoleOptions,
     conversation: Conversation,
+    pins: Pins,
     intake: Intake,
     status: JobStatus,
     /// Stops the answer that streams.
@@ -148,6 +163,7 @@ impl ConsoleActor {
             frontend,
             ports,
             options,
+            pins: Pins::default(),
             intake: Intake::default(),
             status: JobStatus::Idle,
             cancel: None,
