@@ -24,7 +24,15 @@ struct Row {
 }
 
 fn rows() -> Vec<Row> {
-    let text = include_str!("fixtures/routing/questions.tsv");
+    read(include_str!("fixtures/routing/questions.tsv"))
+}
+
+/// Other domains, which no setting was chosen by: 15 marks and 10 questions each, and 10 of none.
+fn other_rows() -> Vec<Row> {
+    read(include_str!("fixtures/routing/second.tsv"))
+}
+
+fn read(text: &'static str) -> Vec<Row> {
     let row = |line: &'static str| {
         let mut parts = line.split('\t');
         let mut part = || parts.next().expect("three columns");
@@ -47,24 +55,38 @@ fn marks(rows: &[Row]) -> Vec<RoutedMark> {
     rows.iter().filter(|row| row.is_mark).map(mark).collect()
 }
 
-#[test]
-fn unseen_questions_go_to_their_domain_and_those_of_none_to_the_base() {
-    let (model, rows) = (builtin(), rows());
-    let router = Router::new(&model, &routes(marks(&rows))).unwrap().unwrap();
+/// Counts the questions that go to their domain, those of none that stay, and those that were asked.
+fn count(rows: &[Row]) -> (u32, u32, u32) {
+    let model = builtin();
+    let router = Router::new(&model, &routes(marks(rows))).unwrap().unwrap();
     let (mut right, mut stayed, mut asked) = (0, 0, 0);
     let start = Instant::now();
     for row in rows.iter().filter(|row| !row.is_mark) {
         let Route { domain, similarity } = router.route(&model, row.text).unwrap();
         assert!((-1.0..=1.0).contains(&similarity.unwrap()));
         asked += 1;
-        right += usize::from(domain == row.domain);
-        stayed += usize::from(row.domain == "-" && domain == DEFAULT_DOMAIN);
+        right += u32::from(domain == row.domain);
+        stayed += u32::from(row.domain == "-" && domain == DEFAULT_DOMAIN);
     }
     let each = start.elapsed() / asked;
-    println!("{right} of 60 right, {stayed} of 20 of no domain at the base; {each:?} a question");
+    println!("of {asked}: {right} to their domain, {stayed} of none stay; {each:?} a question");
+    (right, stayed, asked)
+}
+
+#[test]
+fn unseen_questions_go_to_their_domain_and_those_of_none_to_the_base() {
+    let (right, stayed, asked) = count(&rows());
     assert_eq!(asked, 80);
     assert!(right * 100 >= 60 * 85, "{right} of 60 is below 85 %");
     assert!(stayed * 100 >= 20 * 75, "{stayed} of 20 is below 75 %");
+}
+
+#[test]
+fn domains_that_no_setting_was_chosen_by_are_told_apart_too() {
+    let (right, stayed, asked) = count(&other_rows());
+    assert_eq!(asked, 40);
+    assert!(right * 100 >= 30 * 70, "{right} of 30 is below 70 %");
+    assert!(stayed * 100 >= 10 * 30, "{stayed} of 10 is below 30 %");
 }
 
 #[test]
@@ -174,7 +196,8 @@ fn a_console_routes_shows_the_domain_and_pins_one() {
     let script = "How do I squash my last commits before I push the branch?\n/good\n/domain cooking\n\
                   What is on the branch?\n/good\n/domain\n/domain auto\n/adapters load for-git:0.5 style:0.5\n\
                   /set max_tokens 2\nhello\n/adapters unload\n/marks 2\n/adapters compare base style:0.5 hello\n/stats\n";
-    let run = program.run_with_input(&["chat"], script);
+    let quiet = ["chat", "--set", "lora.training.auto_train=false"];
+    let run = program.run_with_input(&quiet, script);
     let said = &run.stdout;
     assert!(said.contains("[git 0."), "{said}");
     assert!(

@@ -193,12 +193,16 @@ impl Team {
         work: Work,
     ) -> Result<Self, TeamError> {
         let store = Store::open(&setup.home)?.with_secrets(setup.config.feedback.secrets);
-        let db = Db::new(store);
-        let (ports, live) = (Ports::unconnected(), LiveTable::default());
-        let config = CurrentConfig::new(setup.config.clone());
         let chat = work == Work::Chat;
         let generation = &setup.config.generation;
         let routes = RouteTable::new(generation.routing_margin, eval::routing_prompts());
+        if chat && generation.routing {
+            // The first question may come before the feedback actor has looked.
+            routes.set_marks(store.routed_marks()?);
+        }
+        let db = Db::new(store);
+        let (ports, live) = (Ports::unconnected(), LiveTable::default());
+        let config = CurrentConfig::new(setup.config.clone());
         let (shutdown, ended) = mpsc::channel(SHUTDOWN_QUEUE);
         let mut supervisor =
             Supervisor::new(RestartPolicy::STANDARD, inputs.notices.clone(), shutdown);

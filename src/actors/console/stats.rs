@@ -86,7 +86,7 @@ fn marks(adapters: &[GiverStats]) -> String {
         "{:<NAME$} {:>5} {:>6} {:>8} {:>4} {:>6} {:BAR$} {:>6}",
         "MARKS", "GOOD", "MEDIUM", "CRITICAL", "FIX", "RIGHT", "", "BEFORE"
     );
-    let note = "RIGHT: weight of the good among all marks; BEFORE: that of the parent or the base.";
+    let note = "RIGHT: share of good marks by weight; BEFORE: that of its parent, or the base.";
     format!("{heading}\n{}\n{note}", lines.join("\n"))
 }
 
