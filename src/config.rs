@@ -6,6 +6,7 @@
 mod auto;
 mod error;
 mod layer;
+mod mixture;
 mod origin;
 mod rules;
 mod runs;
@@ -18,6 +19,7 @@ pub use crate::domain::DeviceChoice;
 pub use auto::{Auto, Seed};
 pub use error::ConfigError;
 use layer::Layer;
+pub use mixture::Term;
 pub use origin::Origin;
 pub use runs::{Run, Runs, job_name};
 pub use sections::*;

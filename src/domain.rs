@@ -3,12 +3,16 @@
 //! Plain data with no behaviour that needs a clock, a file or a tensor.
 
 mod device;
+mod route;
+mod weighted;
 
 use std::fmt;
 use std::str::FromStr;
 
 pub use device::DeviceChoice;
+pub use route::{Route, RoutedMark, Routes};
 use serde::{Deserialize, Serialize};
+pub use weighted::WeightedAdapter;
 
 /// The domain of marks and adapters when no other is named.
 pub const DEFAULT_DOMAIN: &str = "general";

@@ -59,6 +59,19 @@ pub fn shortened(text: &str, limit: usize) -> String {
     short
 }
 
+/// Draws `value` of `whole` in at most `columns` eighths of blocks, padded to `columns`.
+pub fn bar(value: f64, whole: f64, columns: usize) -> String {
+    const EIGHTHS: [char; 7] = ['▏', '▎', '▍', '▌', '▋', '▊', '▉'];
+    let share =
+        if whole > 0.0 && value.is_finite() { (value / whole).clamp(0.0, 1.0) } else { 0.0 };
+    let eighths = (share * columns as f64 * 8.0).round() as usize;
+    let mut text = "█".repeat(eighths / 8);
+    text.extend((eighths % 8).checked_sub(1).map(|rest| EIGHTHS[rest]));
+    let drawn = text.chars().count();
+    text.push_str(&" ".repeat(columns - drawn));
+    text
+}
+
 /// Says time and memory in one short line: `40 s, 1.3 GiB`.
 pub fn need(ms: u64, bytes: u64) -> String {
     /// Milliseconds in a second, seconds in a minute and in an hour, bytes in a MiB and in a GiB.

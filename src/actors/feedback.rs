@@ -13,18 +13,19 @@ use actix::{
 
 use super::base::CurrentBase;
 use super::db::Db;
+use super::routes::RouteTable;
 use super::supervisor::{Guard, actor_span};
 use super::views;
 use crate::config::{Config, FeedbackSection};
 use crate::domain::{DEFAULT_DOMAIN, Mark};
 use crate::messages::feedback::{
-    AddFix, AddMark, Buffer, ForgetMark, ListWaiting, Marked, SetAutoTrain, SetTarget, Turn,
-    UndoMark, Waiting,
+    AddFix, AddMark, Buffer, DomainLine, ForgetMark, ListDomains, ListMarks, ListWaiting, Marked,
+    SetAutoTrain, SetTarget, Turn, UndoMark, Waiting,
 };
 use crate::messages::training::{Reconfigure, ThresholdReached};
 use crate::messages::{ActorError, ActorName, MAILBOX_CAPACITY, Port};
 use crate::store::{
-    FeedbackEdit, FeedbackRow, Forgotten, MarkState, NewFeedback, Store, StoreError,
+    FeedbackEdit, FeedbackFilter, FeedbackRow, Forgotten, MarkState, NewFeedback, Store, StoreError,
 };
 
 /// How often the holder of the queue looks for marks that other processes stored: soon enough for a person, rare enough
@@ -75,6 +76,8 @@ pub struct FeedbackActor {
     current: CurrentBase,
     training: Port<ThresholdReached>,
     domains: BTreeSet<String>,
+    /// Gets the marks that questions are routed by.
+    routes: Option<RouteTable>,
     _guard: Option<Guard>,
 }
 
@@ -88,7 +91,25 @@ impl FeedbackActor {
         guard: Option<Guard>,
     ) -> Self {
         let domains = rules.domains.clone();
-        Self { db, rules, current, training, domains, _guard: guard }
+        Self { db, rules, current, training, domains, routes: None, _guard: guard }
+    }
+
+    /// Keeps a table of marks to route by.
+    pub fn with_routes(mut self, routes: Option<RouteTable>) -> Self {
+        self.routes = routes;
+        self
+    }
+
+    /// Looks at the marks of all processes.
+    fn read_routes(&mut self, ctx: &mut Context<Self>) {
+        let (db, routes) = (self.db.clone(), self.routes.clone());
+        let read = async move { db.call(move |store| refresh(store, routes.as_ref())).await };
+        ctx.spawn(read.into_actor(self).map(|result, _, _| {
+            if let Err(error) = result {
+                actor_span(ActorName::Feedback)
+                    .in_scope(|| tracing::warn!(%error, "the marks to route by could not be read"));
+            }
+        }));
     }
 
     /// Stores one mark by `write`, or changes that with the number `id`, and answers it with its domain's buffer.
@@ -99,12 +120,13 @@ impl FeedbackActor {
     ) -> ResponseActFuture<Self, Result<Marked, ActorError>> {
         let (db, limit) = (self.db.clone(), self.rules.section.buffer_limit);
         let threshold = self.rules.threshold;
-        let base = self.current.get().hash().to_owned();
+        let (base, routes) = (self.current.get().hash().to_owned(), self.routes.clone());
         let stored = async move {
             db.call(move |store| {
                 let before = id.map(|id| state_of(store, id)).transpose()?;
                 let row = write(store)?;
                 store.archive_over(limit)?;
+                refresh(store, routes.as_ref())?;
                 // The last answer of a model that was changed can still be marked: that fills its own buffer.
                 let of = row.base.as_deref().unwrap_or(&base);
                 let status = store.buffer_status(&row.domain, Some(of))?;
@@ -170,6 +192,10 @@ impl Actor for FeedbackActor {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX_CAPACITY);
+        if self.routes.is_some() {
+            self.read_routes(ctx);
+            ctx.run_interval(THRESHOLD_POLL, Self::read_routes);
+        }
         if self.rules.holds_queue {
             self.look(ctx);
             ctx.run_interval(THRESHOLD_POLL, Self::look);
@@ -179,6 +205,14 @@ impl Actor for FeedbackActor {
 
 fn state_of(store: &Store, id: i64) -> Result<MarkState, StoreError> {
     Ok(store.feedback(id)?.state())
+}
+
+/// Brings the marks that questions are routed by up to date.
+fn refresh(store: &Store, routes: Option<&RouteTable>) -> Result<(), StoreError> {
+    if let Some(routes) = routes {
+        routes.set_marks(store.routed_marks()?);
+    }
+    Ok(())
 }
 
 fn new_feedback(
@@ -291,10 +325,11 @@ impl Handler<UndoMark> for FeedbackActor {
 
     fn handle(&mut self, message: UndoMark, _: &mut Self::Context) -> Self::Result {
         let (db, threshold) = (self.db.clone(), self.rules.threshold);
-        let base = self.current.get().hash().to_owned();
+        let (base, routes) = (self.current.get().hash().to_owned(), self.routes.clone());
         Box::pin(async move {
             let work = move |store: &Store| {
                 let row = undo(store, message.id, message.to.as_ref())?;
+                refresh(store, routes.as_ref())?;
                 let of = row.base.as_deref().unwrap_or(&base);
                 let status = store.buffer_status(&row.domain, Some(of))?;
                 Ok(views::buffer(row.domain, status, threshold))
@@ -308,8 +343,47 @@ impl Handler<ForgetMark> for FeedbackActor {
     type Result = ResponseFuture<Result<Forgotten, ActorError>>;
 
     fn handle(&mut self, message: ForgetMark, _: &mut Self::Context) -> Self::Result {
+        let (db, routes) = (self.db.clone(), self.routes.clone());
+        let work = move |store: &Store| {
+            let forgotten = store.remove_feedback(message.id)?;
+            refresh(store, routes.as_ref())?;
+            Ok(forgotten)
+        };
+        Box::pin(async move { Ok(db.call(work).await?) })
+    }
+}
+
+impl Handler<ListMarks> for FeedbackActor {
+    type Result = ResponseFuture<Result<Vec<FeedbackRow>, ActorError>>;
+
+    fn handle(&mut self, message: ListMarks, _: &mut Self::Context) -> Self::Result {
         let db = self.db.clone();
-        Box::pin(async move { Ok(db.call(move |store| store.remove_feedback(message.id)).await?) })
+        let work = move |store: &Store| {
+            let all = FeedbackFilter { archived: true, ..FeedbackFilter::default() };
+            let rows = store.list_feedback(&all)?;
+            Ok(rows.into_iter().rev().take(message.limit).collect())
+        };
+        Box::pin(async move { Ok(db.call(work).await?) })
+    }
+}
+
+impl Handler<ListDomains> for FeedbackActor {
+    type Result = ResponseFuture<Result<Vec<DomainLine>, ActorError>>;
+
+    fn handle(&mut self, _: ListDomains, _: &mut Self::Context) -> Self::Result {
+        let (db, domains) = (self.db.clone(), self.domains.clone());
+        let base = self.current.get().hash().to_owned();
+        let work = move |store: &Store| {
+            let mut live = store.live_ids(&base)?;
+            let mut counts = store.marks_by_domain()?;
+            let names = domains.into_iter().chain(live.keys().cloned());
+            names.for_each(|name| {
+                counts.entry(name).or_default();
+            });
+            let line = |(name, marks)| DomainLine { adapter: live.remove(&name), name, marks };
+            Ok(counts.into_iter().map(line).collect())
+        };
+        Box::pin(async move { Ok(db.call(work).await?) })
     }
 }
 

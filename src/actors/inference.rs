@@ -16,10 +16,11 @@ use tokio::sync::{oneshot, watch};
 
 use super::base::{Base, CurrentBase, ModelOpener};
 use super::model_thread::{
-    BaseName, INFERENCE_QUEUE, LiveTable, ModelJob, Pending, Task, UsageSink, panic_text, spawn,
+    BaseName, INFERENCE_QUEUE, LiveTable, ModelJob, Pending, Tables, Task, UsageSink, panic_text,
+    spawn,
 };
+use super::routes::RouteTable;
 use super::supervisor::Guard;
-use crate::domain::DEFAULT_DOMAIN;
 use crate::messages::inference::{
     AdapterChoice, Generate, ModelLine, Revise, SetLive, ShowModel, StopGenerating, SwitchModel,
 };
@@ -35,6 +36,8 @@ pub struct InferenceParts {
     pub open: ModelOpener,
     /// What is live.
     pub live: LiveTable,
+    /// What questions are routed by.
+    pub routes: RouteTable,
     /// Gets a row for each answer.
     pub usage: Port<RecordUsage>,
     /// Reads the adapters of another model before it is used.
@@ -113,15 +116,15 @@ impl InferenceActor {
             }
         });
         let name = BaseName { name: base.line.name.clone(), hash: base.hash().to_owned() };
-        spawn(name, (base.make_loader)(), self.parts.live.clone(), sink)
+        let tables = Tables { live: self.parts.live.clone(), routes: self.parts.routes.clone() };
+        spawn(name, (base.make_loader)(), tables, sink)
             .map_err(|error| ActorError::ModelUnavailable(format!("no thread for it: {error}")))
     }
 
     /// Returns the model in use with its live adapters.
     fn line(&self) -> ModelLine {
         let base = self.parts.current.get();
-        let live = self.parts.live.get(base.hash(), DEFAULT_DOMAIN);
-        let adapters = live.ids.iter().map(|(id, _)| id.clone()).collect();
+        let adapters = self.parts.live.ids(base.hash());
         ModelLine { adapters, ..base.line.clone() }
     }
 

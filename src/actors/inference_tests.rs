@@ -140,6 +140,7 @@ fn stage() -> Stage {
         Ok(vec!["a note".to_owned()])
     });
     let parts = InferenceParts {
+        routes: RouteTable::default(),
         current: current.clone(),
         open,
         live: LiveTable::default(),
@@ -320,6 +321,7 @@ async fn a_restarted_actor_answers_with_the_adapters_that_were_live() {
     let set = Some(LiveSet { ids, set: AdapterSet::empty() });
     live.set("b".repeat(64), "general".to_owned(), set);
     let parts = InferenceParts {
+        routes: RouteTable::default(),
         current: tiny(),
         open: Arc::new(|_, _| Err("no file".to_owned())),
         live: live.clone(),

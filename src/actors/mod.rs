@@ -11,6 +11,7 @@ pub mod feedback;
 pub mod inference;
 pub mod model_thread;
 pub mod registry;
+pub mod routes;
 pub mod supervisor;
 pub mod training;
 

@@ -16,8 +16,9 @@ use tokio::sync::mpsc::Sender;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::watch;
 
+use super::routes::RouteTable;
 use super::supervisor::actor_span;
-use crate::domain::Message;
+use crate::domain::{AdapterId, DEFAULT_DOMAIN, Message, Role, Route, Routes};
 use crate::engine::{Generated, Revised, RevisionEvent, RevisionRequest, Sampling};
 use crate::lora::AdapterSet;
 use crate::messages::inference::{AdapterChoice, Answer, LiveSet, Piece, RevisionPiece};
@@ -60,6 +61,11 @@ pub trait Answerer {
         cancel: &AtomicBool,
         on_event: &mut dyn FnMut(RevisionEvent<'_>) -> ControlFlow<()>,
     ) -> Result<Revised, String>;
+
+    /// Finds the domain of a question; `None` where there is no choice.
+    fn route(&mut self, _routes: &Arc<Routes>, _question: &str) -> Option<Route> {
+        None
+    }
 }
 
 /// Loads the model inside the thread: at the first answer, and again after each panic.
@@ -80,6 +86,16 @@ impl LiveTable {
     pub fn get(&self, base: &str, domain: &str) -> Arc<LiveSet> {
         let table = self.0.read().unwrap_or_else(PoisonError::into_inner);
         table.get(&(base.to_owned(), domain.to_owned())).cloned().unwrap_or_default()
+    }
+
+    /// Returns the adapters that are live on `base` in any domain.
+    pub fn ids(&self, base: &str) -> Vec<AdapterId> {
+        let table = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let live = table.iter().filter(|((of, _), _)| of == base).flat_map(|(_, live)| &live.ids);
+        let mut ids: Vec<AdapterId> = live.map(|(id, _)| id.clone()).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids
     }
 
     /// Makes `live` (or the base) the answer of [`LiveTable::get`] from now on.
@@ -156,6 +172,15 @@ impl Drop for Pending {
     }
 }
 
+/// What the thread looks up at the beginning of each answer.
+#[derive(Clone, Default)]
+pub struct Tables {
+    /// What is live.
+    pub live: LiveTable,
+    /// What questions are routed by.
+    pub routes: RouteTable,
+}
+
 /// Starts the thread; it ends when the sender is dropped and the queue is empty.
 ///
 /// # Errors
@@ -163,13 +188,13 @@ impl Drop for Pending {
 pub fn spawn(
     base: BaseName,
     mut load: ModelLoader,
-    live: LiveTable,
+    tables: Tables,
     usage: UsageSink,
 ) -> io::Result<SyncSender<ModelJob>> {
     let (jobs, queue) = sync_channel(INFERENCE_QUEUE);
     thread::Builder::new()
         .name("inference".to_owned())
-        .spawn(move || run(&queue, &base, &mut load, &live, &usage))?;
+        .spawn(move || run(&queue, &base, &mut load, &tables, &usage))?;
     Ok(jobs)
 }
 
@@ -177,20 +202,21 @@ fn run(
     queue: &Receiver<ModelJob>,
     base: &BaseName,
     load: &mut ModelLoader,
-    live: &LiveTable,
+    tables: &Tables,
     usage: &UsageSink,
 ) {
     let mut model = None;
     let actor = actor_span(ActorName::Inference);
     for (turn, job) in queue.iter().enumerate() {
         let _turn = tracing::info_span!(parent: &actor, "turn", number = turn + 1).entered();
-        let adapters = resolve(&job.adapters, base, live);
         match &job.task {
             Task::Answer { messages, sampling, out } => {
-                let answered = attempt(&mut model, load, |model| {
-                    answer(model, (messages, sampling), &job, out, &adapters)
+                let result = attempt(&mut model, load, |model| {
+                    let route = route(model, &job.adapters, messages, &tables.routes);
+                    let adapters = resolve(&job.adapters, &route, base, &tables.live);
+                    let generated = answer(model, (messages, sampling), &job, out, &adapters)?;
+                    Ok(finish(generated, base, &adapters, route))
                 });
-                let result = answered.map(|generated| finish(generated, base, &adapters));
                 log_end(&result);
                 let row = result.as_ref().ok().map(|answer| usage_of(answer, base));
                 deliver_end(&job, out, Piece::Ended(result));
@@ -199,8 +225,11 @@ fn run(
                 }
             }
             Task::Revise { request, out } => {
-                let result =
-                    attempt(&mut model, load, |model| revise(model, request, &job, out, &adapters));
+                let result = attempt(&mut model, load, |model| {
+                    let route = route(model, &job.adapters, &request.messages, &tables.routes);
+                    let adapters = resolve(&job.adapters, &route, base, &tables.live);
+                    revise(model, request, &job, out, &adapters)
+                });
                 if let Err(error) = &result {
                     tracing::warn!("no revision");
                     tracing::trace!(%error, "why there is no revision");
@@ -239,11 +268,34 @@ fn attempt<T>(
 }
 
 /// Looks up the adapters of one answer; it keeps them to its end.
-fn resolve(choice: &AdapterChoice, base: &BaseName, live: &LiveTable) -> Arc<LiveSet> {
+fn resolve(
+    choice: &AdapterChoice,
+    route: &Route,
+    base: &BaseName,
+    live: &LiveTable,
+) -> Arc<LiveSet> {
     match choice {
-        AdapterChoice::Live { domain } => live.get(&base.hash, domain),
+        AdapterChoice::Live { .. } | AdapterChoice::Routed => live.get(&base.hash, &route.domain),
         AdapterChoice::Base => Arc::default(),
         AdapterChoice::Set(set) => Arc::new(set.clone()),
+    }
+}
+
+/// Finds the domain of an answer: the named one, or that of the last question.
+fn route(
+    model: &mut dyn Answerer,
+    adapters: &AdapterChoice,
+    messages: &[Message],
+    routes: &RouteTable,
+) -> Route {
+    match adapters {
+        AdapterChoice::Live { domain } => Route::to(domain),
+        AdapterChoice::Routed => {
+            let asked = messages.iter().rev().find(|message| message.role == Role::User);
+            let found = asked.and_then(|asked| model.route(&routes.get(), &asked.content));
+            found.unwrap_or_default()
+        }
+        AdapterChoice::Base | AdapterChoice::Set(_) => Route::to(DEFAULT_DOMAIN),
     }
 }
 
@@ -284,7 +336,7 @@ fn still_wanted<T>(out: &Sender<T>) -> ControlFlow<()> {
     if out.is_closed() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
 }
 
-fn finish(generated: Generated, base: &BaseName, adapters: &LiveSet) -> Answer {
+fn finish(generated: Generated, base: &BaseName, adapters: &LiveSet, route: Route) -> Answer {
     let millis = |time: Option<Duration>| {
         time.map_or(0, |t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX))
     };
@@ -299,6 +351,7 @@ fn finish(generated: Generated, base: &BaseName, adapters: &LiveSet) -> Answer {
         finish_reason: generated.finish_reason,
         dropped_turns: generated.dropped_turns,
         base: base.hash.clone(),
+        route,
     }
 }
 

@@ -4,6 +4,7 @@
 //! and the model never disagree for longer than one message.
 
 pub mod follow;
+mod mixture;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -21,16 +22,19 @@ use super::base::{Base, CurrentBase};
 use super::db::{Db, DbError};
 use super::supervisor::{Guard, actor_span};
 use super::views;
+use crate::config::Term;
 use crate::domain::{AdapterId, DEFAULT_DOMAIN};
 use crate::lora::AdapterSet;
 use crate::messages::console::LiveChanged;
 use crate::messages::inference::{LiveSet, SetLive};
 use crate::messages::registry::{
     AdapterLine, AdoptBase, DeleteAdapter, ListAdapters, LoadAdapter, PublishAdapter, Published,
-    RecordUsage, RestoreLive, RollbackAdapter, RolledBack, UnloadAdapter,
+    ReadAdapters, RecordUsage, RestoreLive, RollbackAdapter, RolledBack, ShowStats, UnloadAdapter,
 };
 use crate::messages::{ActorError, ActorName, MAILBOX_CAPACITY, Port};
-use crate::store::{AdapterRow, Home, NewAdapter, NewUsage, Reconciled, Store, UsedAdapter};
+use crate::store::{
+    AdapterRow, Home, NewAdapter, NewUsage, Reconciled, Statistics, Store, UsedAdapter,
+};
 
 /// Tries to hand an adapter to an inference actor that is being restarted.
 const SWAP_TRIES: usize = 5;
@@ -52,6 +56,8 @@ pub struct RegistryParts {
     pub changed: Option<Port<LiveChanged>>,
     /// What the model answers with; survives the actor.
     pub answering: Answering,
+    /// What domains answer with besides their live adapters, where that is configured.
+    pub mixtures: BTreeMap<String, Vec<Term>>,
     /// Whether this process runs the queue and so may tidy the directory.
     pub holds_queue: bool,
 }
@@ -140,15 +146,16 @@ impl RegistryParts {
         elsewhere: bool,
     ) -> bool {
         let Some(inference) = &self.inference else { return false };
-        let set = live.map(|(id, set)| LiveSet { ids: vec![(id.clone(), 1.0)], set: set.clone() });
+        let (set, problems) = self.mixed(base, domain, live).await;
+        problems.iter().for_each(|problem| tracing::warn!("{problem}"));
+        let adapters = set.iter().flat_map(|set| &set.ids).map(|(id, _)| id.clone()).collect();
         let message =
             SetLive { base: base.hash().to_owned(), domain: domain.to_owned(), live: set };
         if inference.send(message).await.is_err() {
             return false;
         }
         let id = live.map(|(id, _)| id.clone());
-        self.answering.took(domain, id.clone());
-        let adapters = id.into_iter().collect();
+        self.answering.took(domain, id);
         self.tell(LiveChanged { domain: domain.to_owned(), adapters, elsewhere });
         true
     }
@@ -300,6 +307,13 @@ impl RegistryParts {
                 }
             }
         }
+        for domain in self.mixtures.keys() {
+            // A mixture answers where no adapter is live, too.
+            if self.answering.of(domain).is_none() {
+                self.swap_for(base, domain, None).await;
+            }
+            lines.extend(self.mixed(base, domain, None).await.1);
+        }
         lines
     }
 
@@ -359,6 +373,7 @@ alone!(UnloadAdapter => Vec<AdapterId>, |parts, it| parts.unload(it.id));
 alone!(RollbackAdapter => RolledBack, |parts, it| parts.rollback(&it.domain));
 alone!(DeleteAdapter => u64, |parts, it| parts.delete(it.id));
 alone!(RestoreLive => Vec<String>, |parts, _it| parts.restore());
+alone!(ReadAdapters => LiveSet, |parts, it| parts.read_mixture(it.adapters));
 alone!(AdoptBase => Vec<String>, |parts, _it| parts.adopt());
 
 impl Handler<ListAdapters> for AdapterRegistryActor {
@@ -370,6 +385,15 @@ impl Handler<ListAdapters> for AdapterRegistryActor {
             let rows = parts.db.call(|store| store.adapters()).await?;
             Ok(rows.into_iter().rev().map(|row| parts.line(row)).collect())
         })
+    }
+}
+
+impl Handler<ShowStats> for AdapterRegistryActor {
+    type Result = ResponseFuture<Result<Statistics, ActorError>>;
+
+    fn handle(&mut self, _: ShowStats, _: &mut Self::Context) -> Self::Result {
+        let db = self.parts.db.clone();
+        Box::pin(async move { Ok(db.call(|store| store.statistics()).await?) })
     }
 }
 

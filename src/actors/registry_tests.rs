@@ -36,6 +36,7 @@ fn stage() -> Stage {
     });
     let current = CurrentBase::new(base("tiny", "b", nothing, load));
     let parts = RegistryParts {
+        mixtures: BTreeMap::new(),
         home: home.clone(),
         db: db.clone(),
         current: current.clone(),

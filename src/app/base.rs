@@ -8,8 +8,11 @@ use std::time::Instant;
 
 use crate::actors::base::{AdapterLoader, Base, LoaderFactory};
 use crate::actors::model_thread::{Answerer, ModelLoader};
-use crate::domain::{DeviceChoice, Message};
-use crate::engine::{Engine, Generated, Limits, Revised, RevisionEvent, RevisionRequest, Sampling};
+use crate::domain::{DeviceChoice, Message, Route, Routes};
+use crate::engine::{
+    Engine, EngineError, Generated, Limits, Revised, RevisionEvent, RevisionRequest, Router,
+    Sampling,
+};
 use crate::lora::{self, AdapterSet};
 use crate::messages::inference::ModelLine;
 use crate::models::{self, LoadedModel, ModelSource};
@@ -101,12 +104,26 @@ impl Opened {
 }
 
 /// An engine with the program's clock.
-struct Timed(Engine);
+struct Timed {
+    engine: Engine,
+    /// What questions were routed by last, and the router of it.
+    router: Option<(Arc<Routes>, Option<Router>)>,
+}
 
 impl Timed {
     fn new(model: LoadedModel, limits: Limits) -> Self {
         let start = Instant::now();
-        Self(Engine::new(model, limits).with_clock(move || start.elapsed()))
+        let engine = Engine::new(model, limits).with_clock(move || start.elapsed());
+        Self { engine, router: None }
+    }
+
+    fn find(&mut self, routes: &Arc<Routes>, question: &str) -> Result<Option<Route>, EngineError> {
+        let model = self.engine.model();
+        if !self.router.as_ref().is_some_and(|(of, _)| Arc::ptr_eq(of, routes)) {
+            self.router = Some((Arc::clone(routes), Router::new(model, routes)?));
+        }
+        let router = self.router.as_ref().and_then(|(_, router)| router.as_ref());
+        router.map(|router| router.route(model, question)).transpose()
     }
 }
 
@@ -119,7 +136,7 @@ impl Answerer for Timed {
         cancel: &AtomicBool,
         on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Generated, String> {
-        self.0
+        self.engine
             .generate(messages, sampling, adapters, cancel, on_text)
             .map_err(|error| error.to_string())
     }
@@ -131,6 +148,19 @@ impl Answerer for Timed {
         cancel: &AtomicBool,
         on_event: &mut dyn FnMut(RevisionEvent<'_>) -> ControlFlow<()>,
     ) -> Result<Revised, String> {
-        self.0.revise(request, adapters, cancel, on_event).map_err(|error| error.to_string())
+        self.engine.revise(request, adapters, cancel, on_event).map_err(|error| error.to_string())
+    }
+
+    fn route(&mut self, routes: &Arc<Routes>, question: &str) -> Option<Route> {
+        let start = Instant::now();
+        let found = self.find(routes, question);
+        match &found {
+            Ok(Some(Route { domain, similarity })) => {
+                tracing::debug!(domain, similarity, took = ?start.elapsed(), "routed");
+            }
+            Ok(None) => {}
+            Err(_) => tracing::warn!("a question could not be routed: the default domain answers"),
+        }
+        found.ok().flatten()
     }
 }

@@ -163,6 +163,8 @@ fn console_ports(ports: &Ports, supervisor: &Addr<Supervisor>) -> ConsolePorts {
         undo_mark: ports.undo_mark,
         forget_mark: ports.forget_mark,
         set_auto_train: ports.set_auto_train,
+        list_marks: ports.list_marks,
+        list_domains: ports.list_domains,
         enqueue: ports.enqueue,
         cancel_job: ports.cancel_job,
         list_jobs: ports.list_jobs,
@@ -172,6 +174,8 @@ fn console_ports(ports: &Ports, supervisor: &Addr<Supervisor>) -> ConsolePorts {
         unload_adapter: ports.unload_adapter,
         rollback_adapter: ports.rollback_adapter,
         delete_adapter: ports.delete_adapter,
+        read_adapters: ports.read_adapters,
+        show_stats: ports.show_stats,
         shutdown: supervisor.clone().recipient(),
     }
 }

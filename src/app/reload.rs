@@ -94,7 +94,8 @@ mod tests {
         new.worker.nice = 5;
         new.model.threads = 7;
         new.console.wrap = !old.console.wrap;
-        let rust = crate::config::DomainSection { description: Some("Rust".to_owned()) };
+        let rust =
+            crate::config::DomainSection { description: Some("Rust".to_owned()), adapters: None };
         new.domains.insert("rust".to_owned(), rust);
         let changes = Changes::between(&old, &new);
         assert_eq!(

@@ -1,5 +1,6 @@
 //! The actors and the ports between them.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -15,22 +16,25 @@ use crate::actors::inference::{InferenceActor, InferenceParts};
 use crate::actors::model_thread::LiveTable;
 use crate::actors::registry::follow::Answering;
 use crate::actors::registry::{AdapterRegistryActor, RegistryParts};
+use crate::actors::routes::RouteTable;
 use crate::actors::supervisor::{RestartPolicy, SHUTDOWN_QUEUE, Starter, Supervisor};
 use crate::actors::training::notices::Subscribers;
 use crate::actors::training::retry::RetryPolicy;
 use crate::actors::training::runner::{Launcher, Runner};
 use crate::actors::training::{QueueRules, TrainingActor};
-use crate::config::{Config, WorkerSection};
+use crate::config::{Config, Term, WorkerSection};
+use crate::eval;
 use crate::messages::console::{JobNotice, LiveChanged, Notice};
 use crate::messages::feedback::{
-    AddFix, AddMark, ForgetMark, ListWaiting, SetAutoTrain, SetTarget, UndoMark,
+    AddFix, AddMark, ForgetMark, ListDomains, ListMarks, ListWaiting, SetAutoTrain, SetTarget,
+    UndoMark,
 };
 use crate::messages::inference::{
     Generate, Revise, SetLive, ShowModel, StopGenerating, SwitchModel,
 };
 use crate::messages::registry::{
-    AdoptBase, DeleteAdapter, ListAdapters, LoadAdapter, PublishAdapter, RecordUsage, RestoreLive,
-    RollbackAdapter, UnloadAdapter,
+    AdoptBase, DeleteAdapter, ListAdapters, LoadAdapter, PublishAdapter, ReadAdapters, RecordUsage,
+    RestoreLive, RollbackAdapter, ShowStats, UnloadAdapter,
 };
 use crate::messages::supervisor::Shutdown;
 use crate::messages::training::{
@@ -85,6 +89,8 @@ ports! {
         undo_mark: UndoMark,
         forget_mark: ForgetMark,
         set_auto_train: SetAutoTrain,
+        list_marks: ListMarks,
+        list_domains: ListDomains,
         reconfigure_marks: Reconfigure,
     }
     Training by connect_training: TrainingActor {
@@ -105,6 +111,8 @@ ports! {
         unload_adapter: UnloadAdapter,
         rollback_adapter: RollbackAdapter,
         delete_adapter: DeleteAdapter,
+        read_adapters: ReadAdapters,
+        show_stats: ShowStats,
         usage: RecordUsage,
     }
 }
@@ -191,19 +199,26 @@ impl Team {
         work: Work,
     ) -> Result<Self, TeamError> {
         let store = Store::open(&setup.home)?.with_secrets(setup.config.feedback.secrets);
+        let chat = work == Work::Chat;
+        let generation = &setup.config.generation;
+        let routes = RouteTable::new(generation.routing_margin, eval::routing_prompts());
+        if chat && generation.routing {
+            // The first question may come before the feedback actor has looked.
+            routes.set_marks(store.routed_marks()?);
+        }
         let db = Db::new(store);
         let (ports, live) = (Ports::unconnected(), LiveTable::default());
         let config = CurrentConfig::new(setup.config.clone());
-        let chat = work == Work::Chat;
         let (shutdown, ended) = mpsc::channel(SHUTDOWN_QUEUE);
         let mut supervisor =
             Supervisor::new(RestartPolicy::STANDARD, inputs.notices.clone(), shutdown);
         if chat {
-            let start = inference(setup, &ports, &live);
+            let start = inference(setup, &ports, &live, &routes);
             supervisor = supervisor.with_child(ActorName::Inference, start);
         }
         if work != Work::Jobs {
-            let start = feedback(setup, &config, &db, &ports, holds_queue);
+            let routes = (chat && generation.routing).then(|| routes.clone());
+            let start = feedback(setup, &config, &db, &ports, holds_queue, routes);
             supervisor = supervisor.with_child(ActorName::Feedback, start);
         }
         let changed = inputs.live.clone();
@@ -228,12 +243,13 @@ pub enum TeamError {
     Program(io::Error),
 }
 
-fn inference(setup: &Setup, ports: &Ports, live: &LiveTable) -> Starter {
+fn inference(setup: &Setup, ports: &Ports, live: &LiveTable, routes: &RouteTable) -> Starter {
     let ports = ports.clone();
     let parts = InferenceParts {
         current: setup.current.clone(),
         open: Arc::clone(&setup.open),
         live: live.clone(),
+        routes: routes.clone(),
         usage: ports.usage.clone(),
         adopt: ports.adopt.clone(),
     };
@@ -250,6 +266,7 @@ fn feedback(
     db: &Db,
     ports: &Ports,
     holds_queue: bool,
+    routes: Option<RouteTable>,
 ) -> Starter {
     let (db, ports, current) = (db.clone(), ports.clone(), setup.current.clone());
     let config = config.clone();
@@ -257,7 +274,8 @@ fn feedback(
         let threshold = ports.threshold.clone();
         let rules = FeedbackRules::of(&config.get(), holds_queue);
         let (db, current) = (db.clone(), current.clone());
-        let actor = FeedbackActor::new(db, rules, current, threshold, Some(guard));
+        let actor = FeedbackActor::new(db, rules, current, threshold, Some(guard))
+            .with_routes(routes.clone());
         ports.connect_feedback(&actor.start());
         Ok(())
     })
@@ -278,6 +296,7 @@ fn registry(
         inference: changed.is_some().then(|| ports.set_live.clone()),
         changed,
         answering: Answering::default(),
+        mixtures: mixtures(&setup.config),
         holds_queue,
     };
     Box::new(move |guard| {
@@ -285,6 +304,13 @@ fn registry(
         ports.connect_registry(&actor.start());
         Ok(())
     })
+}
+
+/// The domains that answer with other adapters than their live one.
+fn mixtures(config: &Config) -> BTreeMap<String, Vec<Term>> {
+    let alone = [Term { adapter: None, weight: 1.0 }];
+    let all = config.domains.iter().map(|(name, domain)| (name.clone(), domain.mixture()));
+    all.filter(|(_, terms)| terms.as_slice() != alone).collect()
 }
 
 fn training(runner: Runner, config: &CurrentConfig, ports: &Ports, holds_queue: bool) -> Starter {

@@ -1,4 +1,4 @@
-//! `shammah adapters list | show | load | unload | rollback | delete | export | import`.
+//! `shammah adapters list | show | load | unload | rollback | compare | delete | export | import`.
 
 use anyhow::Result;
 use serde_json::json;
@@ -7,7 +7,7 @@ use super::args::{AdaptersCommand, GlobalArgs};
 use super::context::Session;
 use super::exit::Exit;
 use super::output::{self, Table, or_dash};
-use super::{adapter_files, model};
+use super::{adapter_files, adapters_compare, model};
 use crate::domain::{AdapterId, DEFAULT_DOMAIN};
 use crate::store::{AdapterRow, Store};
 
@@ -37,6 +37,7 @@ pub fn run(command: &AdaptersCommand, global: &GlobalArgs) -> Result<Exit> {
             );
             say(&row, &text, args.json.json)?;
         }
+        AdaptersCommand::Compare(args) => adapters_compare::run(&session, args)?,
         AdaptersCommand::Export(args) => adapter_files::export(&session, args)?,
         AdaptersCommand::Import(args) => adapter_files::import(&session, args)?,
         AdaptersCommand::Delete(args) => {

@@ -1,20 +1,19 @@
 //! The command line, as clap reads it.
 
 mod adapters;
+mod feedback;
 
 use std::path::PathBuf;
-use std::str::FromStr;
 
-pub use adapters::{AdaptersCommand, ExportArgs, ImportArgs};
+pub use adapters::{AdaptersCommand, CompareAdaptersArgs, ExportArgs, ImportArgs};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+pub use feedback::{FeedbackEditArgs, StatsArgs};
 
+use super::feedback_forms::Form;
 pub use super::jobs_args::{JobsCommand, PlotArg};
 use super::revise::ReviseArgs;
-use crate::domain::{AdapterId, Mark};
-
-/// Largest weight of an adapter in `--adapter ID:WEIGHT`: beyond it the adapter drowns the base.
-const MAX_ADAPTER_WEIGHT: f64 = 10.0;
+use crate::domain::{AdapterId, Mark, WeightedAdapter};
 
 /// A local language-model assistant that learns from its user.
 #[derive(Debug, Parser)]
@@ -80,6 +79,8 @@ pub enum Command {
     /// List, add, import, export and count marks
     #[command(subcommand)]
     Feedback(FeedbackCommand),
+    /// Count answers, marks and trainings, by adapter and by week
+    Stats(StatsArgs),
     /// List, fetch and describe models
     #[command(subcommand)]
     Models(ModelsCommand),
@@ -121,6 +122,9 @@ pub struct AskArgs {
     /// Use the base alone
     #[arg(long)]
     pub no_adapter: bool,
+    /// Answer in this domain instead of the one that the question is closest to
+    #[arg(long, value_name = "D", value_parser = crate::domain::domain_name, conflicts_with_all = ["adapter", "no_adapter"])]
+    pub domain: Option<String>,
     /// Longest answer in tokens
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub max_tokens: Option<String>,
@@ -130,33 +134,6 @@ pub struct AskArgs {
     /// How to print.
     #[command(flatten)]
     pub json: JsonArg,
-}
-
-/// An adapter and how much it counts.
-#[derive(Debug, Clone, PartialEq)]
-pub struct WeightedAdapter {
-    /// The adapter.
-    pub id: AdapterId,
-    /// Factor of its output.
-    pub weight: f64,
-}
-
-impl FromStr for WeightedAdapter {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (id, weight) = match text.split_once(':') {
-            Some((id, weight)) => (id, weight.parse().unwrap_or(f64::NAN)),
-            None => (text, 1.0),
-        };
-        if !(weight > 0.0 && weight <= MAX_ADAPTER_WEIGHT) {
-            return Err(format!(
-                "the weight must be a number above 0, up to {MAX_ADAPTER_WEIGHT}: write ID:WEIGHT, as in rust:0.5"
-            ));
-        }
-        let id = id.parse().map_err(|error: crate::domain::InvalidAdapterId| error.to_string())?;
-        Ok(Self { id, weight })
-    }
 }
 
 /// Where a training job starts.
@@ -214,7 +191,19 @@ pub enum FeedbackCommand {
     },
     /// Store one mark
     Add(FeedbackAddArgs),
-    /// Store the marks of a JSONL file ("-": stdin); all of them or, if one is wrong, none
+    /// Change a mark that no job has learned
+    Edit(FeedbackEditArgs),
+    /// Take back the newest mark that no job has, or the one with this number
+    Undo {
+        /// Its number
+        #[arg(value_name = "ID")]
+        id: Option<i64>,
+        /// How to print.
+        #[command(flatten)]
+        json: JsonArg,
+    },
+    /// Store the marks of a JSONL file ("-": stdin), ours or chats as OpenAI and ShareGPT have them; all or, if a line is
+    /// wrong, none
     Import {
         /// The file
         #[arg(value_name = "FILE")]
@@ -222,6 +211,9 @@ pub enum FeedbackCommand {
         /// Put all of them into this domain
         #[arg(long, value_name = "D", value_parser = crate::domain::domain_name)]
         domain: Option<String>,
+        /// What chats without a mark are stored as: good, medium or critical
+        #[arg(long, value_name = "MARK", default_value = "good", value_parser = crate::cli::feedback_forms::default_mark)]
+        mark: Mark,
         /// How to print.
         #[command(flatten)]
         json: JsonArg,
@@ -234,6 +226,9 @@ pub enum FeedbackCommand {
         /// Replace a file that exists
         #[arg(long)]
         force: bool,
+        /// The form of its lines; other forms have only the marks with an answer to learn
+        #[arg(long, value_enum, default_value_t = Form::Shammah)]
+        format: Form,
         /// Only this domain
         #[arg(long, value_name = "D", value_parser = crate::domain::domain_name)]
         domain: Option<String>,
@@ -415,16 +410,5 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn adapters_may_have_a_weight() {
-        let parse = |text: &str| text.parse::<WeightedAdapter>();
-        assert_eq!(parse("rust").unwrap().weight, 1.0);
-        assert_eq!(parse("rust:0.5").unwrap().weight, 0.5);
-        for bad in ["rust:0", "rust:-1", "rust:", "rust:x", "rust:nan", "rust:11", "../rust", ":1"]
-        {
-            assert!(parse(bad).is_err(), "{bad:?} must be refused");
-        }
     }
 }

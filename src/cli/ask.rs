@@ -9,14 +9,16 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use serde::Serialize;
 
-use super::args::{AskArgs, GlobalArgs, WeightedAdapter};
+use super::args::{AskArgs, GlobalArgs};
 use super::context::Session;
 use super::exit::{Exit, UsageError};
 use super::interrupt;
 use super::{model, output};
 use crate::config::Flag;
-use crate::domain::{DEFAULT_DOMAIN, Message};
-use crate::engine::{Engine, FinishReason, Generated};
+use crate::config::Term;
+use crate::domain::{Message, Route, Routes, WeightedAdapter};
+use crate::engine::{Engine, FinishReason, Generated, Router};
+use crate::eval;
 use crate::lora::AdapterSet;
 use crate::models::LoadedModel;
 use crate::plan;
@@ -29,6 +31,9 @@ struct Answer<'a> {
     model: &'a str,
     /// As `--adapter` takes them.
     adapters: Vec<String>,
+    domain: &'a str,
+    /// To the domain's marks, where there was a choice.
+    similarity: Option<f64>,
     prompt_tokens: usize,
     new_tokens: usize,
     prefill_ms: f64,
@@ -50,11 +55,12 @@ pub fn run(args: &AskArgs, global: &GlobalArgs) -> Result<Exit> {
     let session = Session::open(global, flags(args))?;
     model::fetch(&session, global.quiet, &cancel)?;
     let model = model::load(&session)?;
-    let used = choose_adapters(&session, args, &model)?;
+    let route = route(&session, args, &model)?;
+    let used = choose_adapters(&session, args, &model, &route)?;
     let adapters = load_adapters(&session, &used, &model)?;
     let answered = answer(&session, args, model, &adapters, &cancel)?;
     record(&session, &answered, &used);
-    print_end(args, &answered, &used)?;
+    print_end(args, &answered, &used, &route)?;
     let told = args.json.json || global.quiet;
     if answered.generated.finish_reason == FinishReason::Length && !told {
         output::complain(&cut(&answered.generated, session.loaded.config.generation.max_tokens));
@@ -75,24 +81,60 @@ fn flags(args: &AskArgs) -> Vec<Flag> {
     flags.into_iter().flatten().collect()
 }
 
-/// Takes the adapters that were named, or the live one, or none.
+/// Finds the domain: the named one, or the one that the question is closest to.
+fn route(session: &Session, args: &AskArgs, model: &LoadedModel) -> Result<Route> {
+    let generation = &session.loaded.config.generation;
+    if let Some(domain) = &args.domain {
+        return Ok(Route::to(domain));
+    }
+    if args.no_adapter || !args.adapter.is_empty() || !generation.routing {
+        return Ok(Route::default());
+    }
+    let marks = session.store.routed_marks()?;
+    let (margin, general) = (generation.routing_margin, eval::routing_prompts());
+    let router = Router::new(model, &Routes { margin, general, marks })?;
+    Ok(router.map(|router| router.route(model, &args.prompt)).transpose()?.unwrap_or_default())
+}
+
+/// Takes the adapters that were named, or those of the domain, or none.
 fn choose_adapters(
     session: &Session,
     args: &AskArgs,
     model: &LoadedModel,
+    route: &Route,
 ) -> Result<Vec<UsedAdapter>> {
     if args.no_adapter {
         return Ok(Vec::new());
     }
     if args.adapter.is_empty() {
-        let live = session.store.live(&model.base_hash, DEFAULT_DOMAIN)?;
-        return Ok(live.map(|row| UsedAdapter { id: row.id, weight: 1.0 }).into_iter().collect());
+        return of_domain(session, model, &route.domain);
     }
     let named = |given: &WeightedAdapter| {
         let row = session.store.usable_adapter(&given.id, &model.base_hash)?;
         Ok(UsedAdapter { id: row.id, weight: given.weight })
     };
     args.adapter.iter().map(named).collect()
+}
+
+/// Takes what the configuration lets answer in a domain. An adapter of its list that is missing, or of another model, is
+/// left out.
+fn of_domain(session: &Session, model: &LoadedModel, domain: &str) -> Result<Vec<UsedAdapter>> {
+    let live = session.store.live(&model.base_hash, domain)?.map(|row| row.id);
+    let configured = session.loaded.config.domains.get(domain).map(|section| section.mixture());
+    let terms = configured.unwrap_or_else(|| vec![Term { adapter: None, weight: 1.0 }]);
+    let mut used = Vec::new();
+    for Term { adapter, weight } in terms {
+        match adapter {
+            None => used.extend(live.clone().map(|id| UsedAdapter { id, weight })),
+            Some(id) => match session.store.usable_adapter(&id, &model.base_hash) {
+                Ok(_) => used.push(UsedAdapter { id, weight }),
+                Err(error) => output::complain(&format!(
+                    "domain \"{domain}\" answers without adapter \"{id}\" of its configured mixture: {error}"
+                )),
+            },
+        }
+    }
+    Ok(used)
 }
 
 fn load_adapters(
@@ -163,7 +205,12 @@ impl Screen {
     }
 }
 
-fn print_end(args: &AskArgs, answered: &Answered, used: &[UsedAdapter]) -> io::Result<()> {
+fn print_end(
+    args: &AskArgs,
+    answered: &Answered,
+    used: &[UsedAdapter],
+    route: &Route,
+) -> io::Result<()> {
     if !args.json.json {
         return output::line("");
     }
@@ -173,6 +220,8 @@ fn print_end(args: &AskArgs, answered: &Answered, used: &[UsedAdapter]) -> io::R
         text,
         model: &answered.model,
         adapters: used.iter().map(as_argument).collect(),
+        domain: &route.domain,
+        similarity: route.similarity,
         prompt_tokens: *prompt_tokens,
         new_tokens: *new_tokens,
         prefill_ms: milliseconds(*prefill),
@@ -208,7 +257,7 @@ fn record(session: &Session, answered: &Answered, used: &[UsedAdapter]) {
 
 /// Writes an adapter as `--adapter` takes it.
 fn as_argument(used: &UsedAdapter) -> String {
-    if used.weight == 1.0 { used.id.to_string() } else { format!("{}:{}", used.id, used.weight) }
+    WeightedAdapter { id: used.id.clone(), weight: used.weight }.to_string()
 }
 
 fn finish_name(reason: FinishReason) -> &'static str {

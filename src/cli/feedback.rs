@@ -1,4 +1,4 @@
-//! `shammah feedback list | add | import | export | forget | revise | scan | stats`.
+//! `shammah feedback list | add | edit | undo | import | export | forget | revise | scan | stats`.
 //!
 //! `add` and `import` only store: whoever runs the queue looks at the threshold.
 
@@ -13,7 +13,9 @@ use serde_json::json;
 use super::args::{FeedbackAddArgs, FeedbackCommand, GlobalArgs};
 use super::context::Session;
 use super::exit::{Exit, UsageError};
-use super::feedback_file::{self, weight_of};
+use super::feedback_edit;
+use super::feedback_file::{self, ReadMarks, Reading, weight_of};
+use super::feedback_forms::Form;
 use super::output::{self, Table};
 use super::whole_file::{self, Existing};
 use super::{revise, secrets};
@@ -37,10 +39,12 @@ pub fn run(command: &FeedbackCommand, global: &GlobalArgs) -> Result<Exit> {
             list(&session.store, domain.clone(), *pending, json.json)?;
         }
         FeedbackCommand::Add(args) => add(&session, args)?,
-        FeedbackCommand::Import { file, domain, json } => {
-            import(&session, file, domain.as_deref(), json.json)?;
+        FeedbackCommand::Edit(args) => feedback_edit::edit(&session, args)?,
+        FeedbackCommand::Undo { id, json } => feedback_edit::undo(&session, *id, json.json)?,
+        FeedbackCommand::Import { file, domain, mark, json } => {
+            import(&session, file, domain.as_deref(), *mark, json.json)?;
         }
-        FeedbackCommand::Export { file, force, domain, json } => {
+        FeedbackCommand::Export { file, force, format, domain, json } => {
             if !force && file.is_file() {
                 let message = format!(
                     "{} exists already: choose another file, or replace it with --force",
@@ -48,7 +52,7 @@ pub fn run(command: &FeedbackCommand, global: &GlobalArgs) -> Result<Exit> {
                 );
                 return Err(UsageError(message).into());
             }
-            export(&session.store, file, domain.clone(), json.json)?;
+            export(&session.store, file, domain.clone(), *format, json.json)?;
         }
         FeedbackCommand::Forget { id, json } => secrets::forget(&session, *id, json.json)?,
         FeedbackCommand::Revise(args) => return revise::run(args, &session, global),
@@ -74,23 +78,12 @@ fn list(store: &Store, domain: Option<String>, pending: bool, as_json: bool) -> 
             row.mark.to_string(),
             row.weight.to_string(),
             row.domain.clone(),
-            state_of(row),
+            row.fate(),
             short(row.question()),
             short(row.note.as_deref().unwrap_or("-")),
         ]);
     }
     Ok(table.print()?)
-}
-
-/// What will become of a mark, or became of it.
-fn state_of(row: &FeedbackRow) -> String {
-    match (row.consumed_by, row.in_job) {
-        (Some(job), _) => format!("learned in job {job}"),
-        (None, Some(job)) => format!("in job {job}"),
-        (None, None) if row.waits_for_correction() => "waiting for a correction".to_owned(),
-        (None, None) if row.heldout => "held out".to_owned(),
-        (None, None) => "new".to_owned(),
-    }
 }
 
 fn add(session: &Session, args: &FeedbackAddArgs) -> Result<()> {
@@ -124,15 +117,41 @@ fn add(session: &Session, args: &FeedbackAddArgs) -> Result<()> {
     Ok(output::line(&session.store.buffer_status(&row.domain, None)?.to_string())?)
 }
 
-fn import(session: &Session, file: &Path, domain: Option<&str>, as_json: bool) -> Result<()> {
-    let ids = session.store.add_all_feedback(&read_file(session, file, domain)?)?;
-    let replaced = secrets::replaced_in(&session.store, &ids)?;
+fn import(
+    session: &Session,
+    file: &Path,
+    domain: Option<&str>,
+    mark: Mark,
+    as_json: bool,
+) -> Result<()> {
+    let read = read_chats(session, file, domain, mark)?;
+    let done = session.store.import_feedback(&read.rows)?;
+    let replaced = secrets::replaced_in(&session.store, &done.ids)?;
+    let stored = done.ids.len();
     if as_json {
         let found: Vec<_> = replaced.iter().flat_map(secrets::of).collect();
-        return Ok(output::json(&json!({"imported": ids.len(), "ids": ids, "redacted": found}))?);
+        let forms = json!({"openai": read.openai, "sharegpt": read.sharegpt});
+        return Ok(output::json(&json!({
+            "imported": stored, "ids": done.ids, "merged": done.merged, "raised": done.raised,
+            "chats": forms, "redacted": found
+        }))?);
     }
     secrets::tell(&replaced)?;
-    Ok(output::line(&format!("stored {} marks from {}", ids.len(), file.display()))?)
+    output::line(&format!("stored {stored} marks from {}", file.display()))?;
+    for (chats, form) in [(read.openai, "OpenAI"), (read.sharegpt, "ShareGPT")] {
+        if chats > 0 {
+            output::line(&format!(
+                "{chats} of its lines are chats in the form of {form}: taken as {mark} (--mark takes them as another)"
+            ))?;
+        }
+    }
+    if done.merged > 0 {
+        output::line(&format!(
+            "{} of its lines were there already and are not stored twice; {} of those got a higher weight",
+            done.merged, done.raised
+        ))?;
+    }
+    Ok(())
 }
 
 /// Reads the marks of a file or of stdin; stores nothing.
@@ -140,27 +159,51 @@ fn import(session: &Session, file: &Path, domain: Option<&str>, as_json: bool) -
 /// # Errors
 /// A file that cannot be read, or a line that is no mark.
 pub fn read_file(session: &Session, file: &Path, domain: Option<&str>) -> Result<Vec<NewFeedback>> {
-    let weights = &session.loaded.config.feedback;
+    Ok(read_chats(session, file, domain, Mark::Good)?.rows)
+}
+
+fn read_chats(
+    session: &Session,
+    file: &Path,
+    domain: Option<&str>,
+    mark: Mark,
+) -> Result<ReadMarks> {
+    let reading = Reading { weights: &session.loaded.config.feedback, domain, mark };
     if file == Path::new(STANDARD_STREAM) {
-        return Ok(feedback_file::read(io::stdin().lock(), "stdin", weights, domain)?);
+        return Ok(feedback_file::read(io::stdin().lock(), "stdin", reading)?);
     }
     let opened = fs_err::File::open(file).context("cannot read the marks; check the path")?;
     let opened = io::BufReader::new(opened);
-    Ok(feedback_file::read(opened, &file.display().to_string(), weights, domain)?)
+    Ok(feedback_file::read(opened, &file.display().to_string(), reading)?)
 }
 
-fn export(store: &Store, file: &Path, domain: Option<String>, as_json: bool) -> Result<()> {
+fn export(
+    store: &Store,
+    file: &Path,
+    domain: Option<String>,
+    form: Form,
+    as_json: bool,
+) -> Result<()> {
     let filter = FeedbackFilter { domain, unconsumed: false, archived: true };
-    let rows = store.list_feedback(&filter)?;
+    let mut rows = store.list_feedback(&filter)?;
+    let all = rows.len();
+    rows.retain(|row| form == Form::Shammah || row.target().is_some());
     if file == Path::new(STANDARD_STREAM) {
-        return feedback_file::write(io::stdout().lock(), &rows).map_err(Into::into);
+        return feedback_file::write(io::stdout().lock(), &rows, form).map_err(Into::into);
     }
-    whole_file::write(file, Existing::Replace, |out| feedback_file::write(out, &rows))
+    whole_file::write(file, Existing::Replace, |out| feedback_file::write(out, &rows, form))
         .with_context(|| format!("cannot write {}: nothing was exported", file.display()))?;
+    let left_out = all - rows.len();
     if as_json {
-        return Ok(output::json(&json!({"exported": rows.len(), "path": file}))?);
+        return Ok(output::json(
+            &json!({"exported": rows.len(), "left_out": left_out, "path": file}),
+        )?);
     }
-    Ok(output::line(&format!("wrote {} marks to {}", rows.len(), file.display()))?)
+    output::line(&format!("wrote {} marks to {}", rows.len(), file.display()))?;
+    if left_out > 0 {
+        output::line(&format!("left out {left_out} without an answer to learn"))?;
+    }
+    Ok(())
 }
 
 /// The marks of one domain, counted.

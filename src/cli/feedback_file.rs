@@ -5,6 +5,7 @@ use std::io::{self, BufRead, Read, Write};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::feedback_forms::{self, Form};
 use crate::config::FeedbackSection;
 use crate::domain::{AdapterId, DEFAULT_DOMAIN, Mark, Message, Role, domain_name};
 use crate::store::{FeedbackRow, NewFeedback};
@@ -102,6 +103,28 @@ pub fn weight_of(mark: Mark, weights: &FeedbackSection) -> f64 {
     }
 }
 
+/// How a file is read.
+#[derive(Debug, Clone, Copy)]
+pub struct Reading<'a> {
+    /// The configured weights.
+    pub weights: &'a FeedbackSection,
+    /// The domain of all marks, if it is given.
+    pub domain: Option<&'a str>,
+    /// What a chat of another form is stored as.
+    pub mark: Mark,
+}
+
+/// What was in a file.
+#[derive(Debug, Default)]
+pub struct ReadMarks {
+    /// The marks.
+    pub rows: Vec<NewFeedback>,
+    /// How many of them were chats as OpenAI has them.
+    pub openai: usize,
+    /// How many of them were chats as ShareGPT has them.
+    pub sharegpt: usize,
+}
+
 /// Reads marks; a given domain wins over that of the lines, a line's weight over the configured one.
 ///
 /// # Errors
@@ -109,10 +132,9 @@ pub fn weight_of(mark: Mark, weights: &FeedbackSection) -> f64 {
 pub fn read(
     mut input: impl BufRead,
     name: &str,
-    weights: &FeedbackSection,
-    domain: Option<&str>,
-) -> Result<Vec<NewFeedback>, FileError> {
-    let mut rows = Vec::new();
+    reading: Reading<'_>,
+) -> Result<ReadMarks, FileError> {
+    let mut done = ReadMarks::default();
     let mut number = 0;
     loop {
         number += 1;
@@ -130,25 +152,43 @@ pub fn read(
         if text.iter().all(u8::is_ascii_whitespace) {
             continue;
         }
-        if rows.len() == MAX_ROWS {
+        if done.rows.len() == MAX_ROWS {
             return Err(wrong(format!("more than {MAX_ROWS} marks: split the file")));
         }
-        rows.push(parse(&text, weights, domain).map_err(wrong)?);
+        let (row, form) = parse(&text, reading).map_err(wrong)?;
+        done.rows.push(row);
+        done.openai += usize::from(form == Form::Openai);
+        done.sharegpt += usize::from(form == Form::Sharegpt);
     }
-    if rows.is_empty() { Err(FileError::Empty { name: name.to_owned() }) } else { Ok(rows) }
+    if done.rows.is_empty() { Err(FileError::Empty { name: name.to_owned() }) } else { Ok(done) }
 }
 
-fn parse(
-    text: &[u8],
-    weights: &FeedbackSection,
-    domain: Option<&str>,
-) -> Result<NewFeedback, String> {
-    let line: Line = serde_json::from_slice(text).map_err(|error| {
+fn parse(text: &[u8], reading: Reading<'_>) -> Result<(NewFeedback, Form), String> {
+    let misfit = |error: serde_json::Error| {
         format!(
             "{}: a mark has messages [{{role, content}}], response and mark (good, medium, critical or fix)",
             reason(&error)
         )
-    })?;
+    };
+    // Only to tell the form: the line itself is read again, so that an error has its column.
+    let value = serde_json::from_slice::<Value>(text).map_err(misfit)?;
+    if let Some(chat) = feedback_forms::read(&value) {
+        let chat = chat?;
+        let row = NewFeedback {
+            messages: chat.messages,
+            response: chat.response,
+            mark: reading.mark,
+            weight: chat.weight.unwrap_or_else(|| weight_of(reading.mark, reading.weights)),
+            note: None,
+            fix: None,
+            domain: domain_name(reading.domain.unwrap_or(DEFAULT_DOMAIN))?,
+            adapter: None,
+            base: None,
+        };
+        return Ok((row, chat.form));
+    }
+    let Reading { weights, domain, .. } = reading;
+    let line: Line = serde_json::from_slice(text).map_err(misfit)?;
     let empty = |text: &str| text.trim().is_empty();
     if line.messages.last().is_none_or(|message| message.role != Role::User) {
         return Err("messages must end with one of role \"user\": the question that was answered"
@@ -164,7 +204,7 @@ fn parse(
     if !(weight.is_finite() && weight > 0.0) {
         return Err(format!("weight is {weight}: it must be a number above 0"));
     }
-    Ok(NewFeedback {
+    let row = NewFeedback {
         messages: line.messages,
         response: line.response,
         mark: line.mark,
@@ -174,7 +214,8 @@ fn parse(
         domain: domain_name(domain.or(line.domain.as_deref()).unwrap_or(DEFAULT_DOMAIN))?,
         adapter: line.adapter,
         base: None,
-    })
+    };
+    Ok((row, Form::Shammah))
 }
 
 /// Says what is wrong with a line, which is line 1 for the parser whatever its number in the file is.
@@ -187,12 +228,19 @@ fn reason(error: &serde_json::Error) -> String {
     }
 }
 
-/// Writes marks, one per line.
+/// Writes marks, one per line; in another form than ours, those with an answer to learn.
 ///
 /// # Errors
 /// When the output cannot be written.
-pub fn write(mut out: impl Write, rows: &[FeedbackRow]) -> io::Result<()> {
+pub fn write(mut out: impl Write, rows: &[FeedbackRow], form: Form) -> io::Result<()> {
     for row in rows {
+        if form != Form::Shammah {
+            if let Some(chat) = feedback_forms::write(form, row) {
+                out.write_all(printable_json(&chat.to_string()).as_bytes())?;
+                out.write_all(b"\n")?;
+            }
+            continue;
+        }
         let line = ExportedLine {
             id: row.id,
             messages: &row.messages,
@@ -218,7 +266,9 @@ mod tests {
     use crate::config::Config;
 
     fn read_text(text: &str) -> Result<Vec<NewFeedback>, FileError> {
-        read(text.as_bytes(), "marks.jsonl", &Config::defaults().unwrap().feedback, None)
+        let weights = &Config::defaults().unwrap().feedback;
+        let reading = Reading { weights, domain: None, mark: Mark::Good };
+        Ok(read(text.as_bytes(), "marks.jsonl", reading)?.rows)
     }
 
     const QUESTION: &str = r#""messages":[{"role":"user","content":"q"}],"response":"a""#;

@@ -4,6 +4,7 @@
 
 mod adapter_files;
 mod adapters;
+mod adapters_compare;
 mod args;
 mod ask;
 mod bench;
@@ -17,7 +18,9 @@ mod doctor;
 mod download;
 mod exit;
 mod feedback;
+mod feedback_edit;
 mod feedback_file;
+mod feedback_forms;
 mod interrupt;
 mod job_log;
 mod jobs;
@@ -32,6 +35,7 @@ mod progress;
 mod revise;
 mod runs;
 mod secrets;
+mod stats;
 mod train;
 mod whole_file;
 
@@ -67,6 +71,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         Some(Command::Jobs(command)) => jobs::run(command, global),
         Some(Command::Adapters(command)) => adapters::run(command, global),
         Some(Command::Feedback(command)) => feedback::run(command, global),
+        Some(Command::Stats(args)) => stats::run(args, global),
         Some(Command::Models(command)) => models::run(command, global),
         Some(Command::Bench(command)) => bench::run(command, global),
         Some(Command::Config(command)) => config_command::run(command, global),

@@ -14,6 +14,8 @@ pub const USUAL_COLUMNS: usize = 80;
 const COLUMNS_VARIABLE: &str = "COLUMNS";
 /// Spaces between two columns.
 const GAP: usize = 2;
+/// Spaces before what is continued below.
+const INDENT: usize = 4;
 
 /// Returns the width that lines should have: the terminal's, or what `COLUMNS` says; `None` where both are silent.
 pub fn columns() -> Option<usize> {
@@ -101,12 +103,45 @@ impl Table {
         lines.collect::<Vec<_>>().join("\n")
     }
 
-    /// Writes the table.
+    /// Lays the rows out within so many columns: what does not fit beside goes below, indented, in lines of its own.
+    pub fn fitted(&self, width: usize) -> String {
+        if self.width() <= width {
+            return self.render();
+        }
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
+        let part = |from: usize, to: usize| {
+            let cells = |row: &Vec<String>| row[from.min(row.len())..to.min(row.len())].to_vec();
+            Self { rows: self.rows.iter().map(cells).collect() }
+        };
+        let (mut parts, mut from) = (Vec::new(), 0);
+        while from < columns {
+            let room = width - if from > 0 { INDENT.min(width) } else { 0 };
+            let fits = |to: &usize| part(from, *to).width() <= room;
+            let to = (from + 1..=columns).rev().find(fits).unwrap_or(from + 1);
+            parts.push(part(from, to).render());
+            from = to;
+        }
+        let mut parts: Vec<_> = parts.iter().map(|part| part.lines()).collect();
+        let mut lines = Vec::new();
+        for _ in &self.rows {
+            for (place, part) in parts.iter_mut().enumerate() {
+                let indent = if place > 0 { " ".repeat(INDENT) } else { String::new() };
+                let line = part.next().filter(|line| !line.is_empty());
+                lines.extend(line.map(|line| format!("{indent}{line}")));
+            }
+        }
+        lines.join("\n")
+    }
+
+    /// Writes the table, within the terminal's width where there is one.
     ///
     /// # Errors
     /// When stdout cannot be written.
     pub fn print(&self) -> io::Result<()> {
-        line(&self.render())
+        match columns() {
+            Some(width) => line(&self.fitted(width)),
+            None => line(&self.render()),
+        }
     }
 }
 
@@ -144,5 +179,18 @@ mod tests {
         table.row(&["12".to_owned(), "hello".to_owned(), "fix".to_owned()]);
         let expected = "ID  QUESTION  MARK\n1   日本 x    good\n12  hello     fix";
         assert_eq!(table.render(), expected);
+    }
+
+    #[test]
+    fn a_wide_table_goes_on_below_and_loses_nothing() {
+        let mut table = Table::new(&["ID", "NAME", "STATE", "CREATED"]);
+        let row = |cells: [&str; 4]| cells.map(str::to_owned);
+        table.row(&row(["1", "lora_20261125_135245_a0d0", "succeeded", "2026-11-25"]));
+        table.row(&row(["2", "x", "queued", ""]));
+        assert_eq!(table.fitted(80), table.render());
+        let expected = "ID  NAME\n    STATE      CREATED\n1   lora_20261125_135245_a0d0\n    succeeded  2026-11-25\n\
+                        2   x\n    queued";
+        assert_eq!(table.fitted(30), expected);
+        assert!(table.fitted(3).contains("lora_20261125_135245_a0d0"));
     }
 }

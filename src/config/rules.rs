@@ -36,6 +36,8 @@ pub(super) enum Rule {
     Device,
     /// A list of texts.
     Texts,
+    /// A list of adapters with weights.
+    Mixture,
     /// A list of these words, each once.
     Subset(&'static [&'static str]),
 }
@@ -80,6 +82,8 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("generation.stop", Rule::Texts),
     ("generation.history_turns", Rule::WordOr("auto", &HISTORY_TURNS)),
     ("generation.system", Rule::Text),
+    ("generation.routing", Rule::Bool),
+    ("generation.routing_margin", Rule::Fraction(-2.0, 2.0)),
     ("feedback.buffer_limit", Rule::Whole(10, 100_000)),
     ("feedback.weight_good", WEIGHT),
     ("feedback.weight_medium", WEIGHT),
@@ -142,14 +146,15 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("log.keep_days", Rule::Whole(1, 3650)),
 ];
 
-/// The only key of a domain.
-const DESCRIPTION: &str = "description";
+/// The keys of a domain.
+const DOMAIN_KEYS: [(&str, Rule); 2] = [("description", Rule::Text), ("adapters", Rule::Mixture)];
 
 /// Returns the rule of a key (`lora.rank`, `domains.rust.description`).
 pub(super) fn rule_of(key: &str) -> Option<Rule> {
     if let Some(rest) = key.strip_prefix("domains.") {
         let (name, field) = rest.split_once('.')?;
-        return (is_domain_name(name) && field == DESCRIPTION).then_some(Rule::Text);
+        let known = DOMAIN_KEYS.iter().find(|(key, _)| *key == field && is_domain_name(name));
+        return known.map(|(_, rule)| *rule);
     }
     RULES.iter().find(|(known, _)| *known == key).map(|(_, rule)| *rule)
 }
@@ -175,7 +180,7 @@ impl Rule {
 
     /// Whether the rule wants a list.
     pub(super) fn takes_list(self) -> bool {
-        matches!(self, Rule::Texts | Rule::Subset(_))
+        matches!(self, Rule::Texts | Rule::Mixture | Rule::Subset(_))
     }
 
     /// Checks a value.
@@ -198,6 +203,13 @@ impl Rule {
             (Rule::Texts, ValueKind::Array(items)) => {
                 let texts = texts_of(items)?;
                 within(texts.len() <= MAX_STOP_TEXTS && texts.iter().all(|text| !text.is_empty()))
+            }
+            (Rule::Mixture, ValueKind::Array(items)) => {
+                let texts = texts_of(items)?;
+                within(
+                    !texts.is_empty()
+                        && texts.iter().all(|text| super::mixture::term(text).is_ok()),
+                )
             }
             (Rule::Subset(words), ValueKind::Array(items)) => {
                 let mut texts = texts_of(items)?;
@@ -243,6 +255,9 @@ impl fmt::Display for Rule {
             }
             Rule::Device => f.write_str("\"auto\", \"cpu\", \"cuda\", \"cuda:N\" or \"metal\""),
             Rule::Texts => write!(f, "a list of at most {MAX_STOP_TEXTS} texts, none empty"),
+            Rule::Mixture => f.write_str(
+                "a list of one or more of ID, ID:WEIGHT, \"live\" and \"live:WEIGHT\", weights above 0 up to 10",
+            ),
             Rule::Subset(words) => {
                 let quoted: Vec<String> = words.iter().map(|word| format!("\"{word}\"")).collect();
                 write!(f, "a list of one or more of {}, each once", quoted.join(", "))
@@ -257,7 +272,7 @@ pub(super) fn remedy_for_unknown(key: &str) -> String {
         return format!("did you mean \"{nearest}\"?");
     }
     if key.starts_with("domains.") {
-        return "use [domains.NAME] with the key \"description\", NAME of a-z, 0-9, '_' and '-'"
+        return "use [domains.NAME] with the keys \"description\" and \"adapters\", NAME of a-z, 0-9, '_' and '-'"
             .to_owned();
     }
     match key.rsplit_once('.') {

@@ -102,6 +102,10 @@ pub struct GenerationSection {
     pub history_turns: Auto<usize>,
     /// System message; empty means none.
     pub system: String,
+    /// Whether questions are routed to domains.
+    pub routing: bool,
+    /// By how much a domain must be closer than general prompts.
+    pub routing_margin: f64,
 }
 
 /// `[feedback]`
@@ -300,6 +304,8 @@ pub struct WorkerSection {
 pub struct DomainSection {
     /// What the domain is about, for people.
     pub description: Option<String>,
+    /// The adapters that answer, `live` for the one that is; that one alone where there is no list.
+    pub adapters: Option<Vec<String>>,
 }
 
 /// `[console]`

@@ -57,6 +57,14 @@ impl GeneralSet {
     }
 }
 
+/// Returns prompts that belong to no domain, for the routing of questions: those about the world and those about this
+/// program.
+pub fn routing_prompts() -> Vec<String> {
+    let sets = [ModelSource::Dir(Default::default()), ModelSource::Builtin];
+    let rows = sets.iter().filter_map(|source| GeneralSet::for_model(source).anchors(&[]).ok());
+    rows.flatten().filter_map(|row| row.messages.into_iter().next()).map(|m| m.content).collect()
+}
+
 /// Fewer prompts than this measure nothing: marks about nearly everything get the whole set, and the
 /// stricter judgement that comes with it.
 const MIN_UNRELATED: usize = 8;

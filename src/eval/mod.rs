@@ -5,5 +5,5 @@ mod general;
 pub(crate) mod measure;
 
 pub use gate::{Comparison, GateConfig, GateReport, Promotion, Verdict, gate};
-pub use general::GeneralSet;
+pub use general::{GeneralSet, routing_prompts};
 pub use measure::{ItemLoss, Measurements};

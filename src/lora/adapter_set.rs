@@ -44,6 +44,17 @@ impl AdapterSet {
         }
     }
 
+    /// Several sets, each with a factor on its weights.
+    ///
+    /// # Errors
+    /// As [`AdapterSet::weighted`].
+    pub fn joined(sets: impl IntoIterator<Item = (Self, f64)>) -> Result<Self, LoraError> {
+        let scaled = |(set, factor): (Self, f64)| {
+            set.0.into_iter().map(move |(adapter, weight)| (adapter, weight * factor))
+        };
+        Self::weighted(sets.into_iter().flat_map(scaled).collect())
+    }
+
     /// Returns whether no adapter acts.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

@@ -6,7 +6,7 @@ use actix::Message as ActixMessage;
 
 use super::ActorError;
 use crate::domain::{AdapterId, Mark, Message};
-use crate::store::{Forgotten, MarkState, SecretFound};
+use crate::store::{FeedbackRow, Forgotten, MarkState, SecretFound};
 
 /// The answer that a mark is about.
 #[derive(Debug, Clone, PartialEq)]
@@ -178,4 +178,28 @@ pub struct ForgetMark {
 pub struct SetAutoTrain {
     /// Unconsumed trainable marks that start a job; `None` stops automatic training.
     pub threshold: Option<usize>,
+}
+
+/// `/marks`: the newest marks, newest first, at most `limit`. **Errors:** `Store`.
+#[derive(ActixMessage, Debug, Clone, Copy)]
+#[rtype(result = "Result<Vec<FeedbackRow>, ActorError>")]
+pub struct ListMarks {
+    /// At most this many.
+    pub limit: usize,
+}
+
+/// `/domain`: the domains that are configured or have marks, by name. **Errors:** `Store`.
+#[derive(ActixMessage, Debug, Clone, Copy)]
+#[rtype(result = "Result<Vec<DomainLine>, ActorError>")]
+pub struct ListDomains;
+
+/// One domain, for a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DomainLine {
+    /// Its name.
+    pub name: String,
+    /// Its marks, learned ones too.
+    pub marks: usize,
+    /// The adapter that is live in it on the model in use.
+    pub adapter: Option<AdapterId>,
 }

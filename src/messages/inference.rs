@@ -7,7 +7,7 @@ use actix::Message as ActixMessage;
 use tokio::sync::mpsc;
 
 use super::ActorError;
-use crate::domain::{AdapterId, Message};
+use crate::domain::{AdapterId, Message, Route};
 pub use crate::engine::{Candidate, FinishReason, Revised, RevisionRequest, Sampling};
 use crate::lora::AdapterSet;
 
@@ -28,6 +28,8 @@ pub enum AdapterChoice {
         /// The domain, usually [`DEFAULT_DOMAIN`](crate::domain::DEFAULT_DOMAIN).
         domain: String,
     },
+    /// Those that are live in the domain that the last question belongs to.
+    Routed,
     /// None: the base alone.
     Base,
     /// These.
@@ -129,6 +131,8 @@ pub struct Answer {
     pub dropped_turns: usize,
     /// The hash of the base that gave it.
     pub base: String,
+    /// The domain that it was given in.
+    pub route: Route,
 }
 
 /// Adapters ready to compute with, and their names; the default is the base.
@@ -208,7 +212,7 @@ pub struct ModelLine {
     pub takes_system: bool,
     /// Whether it is the small one inside the program.
     pub builtin: bool,
-    /// The adapters that are live in the default domain; filled in by the inference actor.
+    /// The adapters that are live in any domain; filled in by the inference actor.
     pub adapters: Vec<AdapterId>,
     /// What was found wrong while its adapters were read.
     pub notes: Vec<String>,

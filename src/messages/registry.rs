@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use actix::Message as ActixMessage;
 
 use super::ActorError;
-use crate::domain::AdapterId;
+use super::inference::LiveSet;
+use crate::domain::{AdapterId, WeightedAdapter};
 use crate::engine::FinishReason;
 use crate::eval::Promotion;
-use crate::store::JobMetrics;
+use crate::store::{JobMetrics, Statistics};
 
 /// Publishes what a job made, and makes it live. From the training actor, which has the promotion from the gate.
 ///
@@ -95,6 +96,22 @@ pub struct UnloadAdapter {
     /// The adapter; the live one of the default domain when missing.
     pub id: Option<AdapterId>,
 }
+
+/// `/adapters load A:0.5 B:0.5`, `/adapters compare`: reads adapters of the base in use, to answer together; nothing goes live.
+///
+/// **Reply:** the adapters, ready to answer. **Errors:** `Refused` when unknown or of another base; `Adapter` when damaged,
+/// or a DoRA adapter beside others; `Store`.
+#[derive(ActixMessage, Debug, Clone)]
+#[rtype(result = "Result<LiveSet, ActorError>")]
+pub struct ReadAdapters {
+    /// The adapters and their weights.
+    pub adapters: Vec<WeightedAdapter>,
+}
+
+/// `/stats`: usage, marks and trainings, added up. **Errors:** `Store`.
+#[derive(ActixMessage, Debug, Clone, Copy)]
+#[rtype(result = "Result<Statistics, ActorError>")]
+pub struct ShowStats;
 
 /// `/adapters rollback`: back to the parent of the live adapter, or to the base.
 ///

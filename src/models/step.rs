@@ -3,7 +3,7 @@
 //! The same computation as [`Decoder::hidden`] of a token and a cache, without a tensor for each operation, and with the
 //! products that share an input done together: of a small model those would cost more than the products do.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 use super::attention;
 use super::decoder::{Attention, Layer, Mlp, Pass};
@@ -15,6 +15,14 @@ use super::rotation::Rotation;
 use super::{Decoder, KvCache, gated_of, ops};
 
 impl Decoder {
+    /// Returns the states of tokens before the first layer, `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// Ids beyond the vocabulary.
+    pub fn embeddings(&self, ids: &[u32]) -> Result<Tensor> {
+        self.embed(ids)?.to_dtype(DType::F32)
+    }
+
     /// Computes the hidden state `[hidden]`, final norm applied, of one token behind those in the cache.
     pub(super) fn step(
         &self,

@@ -102,6 +102,17 @@ impl FeedbackRow {
         self.consumed_by.is_none() && self.target().is_none()
     }
 
+    /// Says what will become of it, or became of it.
+    pub fn fate(&self) -> String {
+        match (self.consumed_by, self.in_job) {
+            (Some(job), _) => format!("learned in job {job}"),
+            (None, Some(job)) => format!("in job {job}"),
+            (None, None) if self.waits_for_correction() => "waiting for a correction".to_owned(),
+            (None, None) if self.heldout => "held out".to_owned(),
+            (None, None) => "new".to_owned(),
+        }
+    }
+
     /// Returns the question that was answered: the user's last message.
     pub fn question(&self) -> &str {
         let last = self.messages.iter().rev().find(|m| m.role == Role::User);
@@ -272,7 +283,7 @@ pub(super) fn one(db: &Connection, id: i64) -> Result<FeedbackRow, StoreError> {
     rows.into_iter().find(|row| row.id == id).ok_or(StoreError::UnknownFeedback(id))
 }
 
-fn domains(db: &Connection) -> Result<Vec<String>, StoreError> {
+pub(super) fn domains(db: &Connection) -> Result<Vec<String>, StoreError> {
     let mut statement =
         db.prepare_cached("SELECT DISTINCT domain FROM feedback WHERE forgotten = 0")?;
     let rows = statement.query_map([], |row| row.get(0))?;

@@ -2,6 +2,7 @@
 //!
 //! It is no model and no trainer: it lets the console's own behaviour be seen, at any speed.
 
+mod domains;
 mod queue;
 mod revision;
 
@@ -164,9 +165,10 @@ impl Handler<Generate> for Others {
         let pause = self.script.pause;
         let (model, base) =
             (self.model.name.clone(), matches!(message.adapters, AdapterChoice::Base));
-        let adapters: Vec<_> = match base {
-            true => Vec::new(),
-            false => self.model.adapters.iter().map(|id| (id.clone(), 1.0)).collect(),
+        let adapters: Vec<_> = match &message.adapters {
+            AdapterChoice::Set(set) => set.ids.clone(),
+            _ if base => Vec::new(),
+            _ => self.model.adapters.iter().map(|id| (id.clone(), 1.0)).collect(),
         };
         let system =
             message.messages.first().filter(|m| m.role == Role::System).map(|m| m.content.clone());
@@ -207,6 +209,7 @@ impl Handler<Generate> for Others {
                 finish_reason: reason,
                 dropped_turns: usize::from(said == "overflow"),
                 base: "parrot".to_owned(),
+                route: domains::route(&message.adapters, &said),
             };
             let _ = message.out.send(Piece::Ended(Ok(answer))).await;
         };
@@ -348,6 +351,8 @@ fn ports(others: &Addr<Others>) -> ConsolePorts {
         undo_mark: port(ActorName::Feedback, others),
         forget_mark: port(ActorName::Feedback, others),
         set_auto_train: port(ActorName::Feedback, others),
+        list_marks: port(ActorName::Feedback, others),
+        list_domains: port(ActorName::Feedback, others),
         enqueue: port(ActorName::Training, others),
         cancel_job: port(ActorName::Training, others),
         list_jobs: port(ActorName::Training, others),
@@ -357,6 +362,8 @@ fn ports(others: &Addr<Others>) -> ConsolePorts {
         unload_adapter: port(ActorName::Registry, others),
         rollback_adapter: port(ActorName::Registry, others),
         delete_adapter: port(ActorName::Registry, others),
+        read_adapters: port(ActorName::Registry, others),
+        show_stats: port(ActorName::Registry, others),
         shutdown: others.clone().recipient(),
     }
 }

@@ -11,9 +11,9 @@ use tokio::sync::mpsc;
 use super::commands::{AdaptersCommand, Command, JobsCommand, help_of};
 use super::settings::Changed;
 use super::{ConsoleActor, Output, Ticket, lists, render};
-use crate::domain::{DEFAULT_DOMAIN, Mark};
+use crate::domain::{Mark, Route};
 use crate::messages::feedback::{ForgetMark, SetAutoTrain};
-use crate::messages::inference::{AdapterChoice, Answer, Generate, Piece, answer_channel};
+use crate::messages::inference::{Answer, Generate, Piece, answer_channel};
 use crate::messages::registry::{
     DeleteAdapter, ListAdapters, LoadAdapter, RollbackAdapter, UnloadAdapter,
 };
@@ -34,7 +34,7 @@ impl ConsoleActor {
         let question = Generate {
             messages: self.conversation.ask(text, self.options.settings.history_turns()),
             sampling,
-            adapters: AdapterChoice::Live { domain: DEFAULT_DOMAIN.to_owned() },
+            adapters: self.pins.choice(),
             out,
             cancel: Arc::clone(&cancel),
         };
@@ -60,7 +60,10 @@ impl ConsoleActor {
         self.cancel = None;
         self.show(Output::EndAnswer);
         match result {
-            Ok(answer) => {
+            Ok(mut answer) => {
+                if let Some(pinned) = &self.pins.domain {
+                    answer.route = Route::to(pinned);
+                }
                 self.conversation.answered(&answer);
                 let usage = self.options.show_usage;
                 if let Some(tail) = render::answer_tail(&answer, max_tokens, usage) {
@@ -98,6 +101,9 @@ impl ConsoleActor {
             Command::Pending => self.pending(ticket, ctx),
             Command::Undo => self.undo(ticket, ctx),
             Command::Forget(id) => self.forget_mark(id, ticket, ctx),
+            Command::Marks(limit) => self.marks(limit, ticket, ctx),
+            Command::Domain(command) => self.domain(command, ticket, ctx),
+            Command::Stats => self.stats(ticket, ctx),
             Command::Train { domain } => self.train(domain, ticket, ctx),
             Command::Jobs(JobsCommand::Wait) => self.wait_for_jobs(ticket, ctx),
             Command::Jobs(command) => self.jobs(command, ticket, ctx),
@@ -213,7 +219,7 @@ impl ConsoleActor {
     }
 
     fn train(&mut self, domain: Option<String>, ticket: Option<Ticket>, ctx: &mut Context<Self>) {
-        let domain = domain.unwrap_or_else(|| DEFAULT_DOMAIN.to_owned());
+        let domain = domain.unwrap_or_else(|| self.pins.domain());
         let message = EnqueueTraining::of(domain);
         let port = self.ports.enqueue.clone();
         // The notice of the queued job came before the reply and says it all but what it is called.
@@ -285,9 +291,16 @@ impl ConsoleActor {
             AdaptersCommand::Load(id) => {
                 let port = self.ports.load_adapter.clone();
                 let ask = async move { port.ask(LoadAdapter { id }).await };
-                self.work(ticket, ctx, ask, |_, adapter| {
+                self.work(ticket, ctx, ask, |this, adapter| {
+                    this.pins.mixture = None;
                     format!("Adapter {} is live from the next answer on.", adapter.id)
                 });
+            }
+            AdaptersCommand::LoadAll(adapters) => self.load_mixture(adapters, ticket, ctx),
+            AdaptersCommand::Compare { .. } => self.compare_adapters(command, ticket, ctx),
+            AdaptersCommand::Unload(None) if self.pins.mixture.take().is_some() => {
+                let text = "What is live answers again.".to_owned();
+                self.say(self.with_reminder(text));
             }
             AdaptersCommand::Unload(id) => {
                 let port = self.ports.unload_adapter.clone();
@@ -300,7 +313,7 @@ impl ConsoleActor {
                 });
             }
             AdaptersCommand::Rollback { domain } => {
-                let domain = domain.unwrap_or_else(|| DEFAULT_DOMAIN.to_owned());
+                let domain = domain.unwrap_or_else(|| self.pins.domain());
                 let port = self.ports.rollback_adapter.clone();
                 let ask = async move { port.ask(RollbackAdapter { domain }).await };
                 self.work(ticket, ctx, ask, |this, done| {

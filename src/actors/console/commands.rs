@@ -1,9 +1,12 @@
 //! What a typed line means: a text for the model, or a command.
 
-use crate::domain::{AdapterId, Mark};
+use crate::domain::{AdapterId, Mark, WeightedAdapter};
 
 /// Share of equal letters below which a suggestion is a guess: at a half, /domain would become /train.
 const CLOSE_ENOUGH: f64 = 0.6;
+
+/// Marks that `/marks` shows: what fits above the prompt.
+const MARKS_SHOWN: usize = 10;
 
 /// A line of input, understood.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,6 +48,12 @@ pub enum Command {
     Undo,
     /// `/forget ID`: drops a mark for good.
     Forget(i64),
+    /// `/marks [N]`: at most so many.
+    Marks(usize),
+    /// `/domain …`.
+    Domain(DomainCommand),
+    /// `/stats`.
+    Stats,
     /// `/train [domain]`.
     Train {
         /// The domain; the default one when missing.
@@ -86,6 +95,17 @@ pub enum JobsCommand {
     Wait,
 }
 
+/// What `/domain` can do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DomainCommand {
+    /// Shows the domains.
+    Show,
+    /// Lets one answer.
+    Pin(String),
+    /// Routes each question.
+    Auto,
+}
+
 /// What `/system` can do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SystemCommand {
@@ -98,12 +118,23 @@ pub enum SystemCommand {
 }
 
 /// What `/adapters` can do.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum AdaptersCommand {
     /// Lists them.
     List,
     /// Makes one live.
     Load(AdapterId),
+    /// Lets several answer together, in this session.
+    LoadAll(Vec<WeightedAdapter>),
+    /// Lets two answer the same question; `None` is the base.
+    Compare {
+        /// The one.
+        one: Option<WeightedAdapter>,
+        /// The other.
+        other: Option<WeightedAdapter>,
+        /// The question.
+        prompt: String,
+    },
     /// Goes back to the base.
     Unload(Option<AdapterId>),
     /// Goes back to the parent of the live one.
@@ -212,7 +243,25 @@ pub const COMMANDS: &[Help] = &[
         name: "forget",
         usage: "/forget ID",
         summary: "drop a mark for good",
-        detail: "Overwrites its text in the database and says which adapters have seen it. ID is the number shown when it was marked; `shammah feedback list` has all.",
+        detail: "Overwrites its text in the database and says which adapters have seen it. ID is that of /marks.",
+    },
+    Help {
+        name: "marks",
+        usage: "/marks [N]",
+        summary: "the newest marks, with their numbers",
+        detail: "The newest 10, or N: number, mark, weight, domain, what became of it, question and note.",
+    },
+    Help {
+        name: "domain",
+        usage: "/domain [NAME|auto]",
+        summary: "domains: show, pin one, route again",
+        detail: "Each question goes to the domain whose marks it is closest to, shown as [rust 0.62]. NAME pins one: it answers, and marks go to it.",
+    },
+    Help {
+        name: "stats",
+        usage: "/stats",
+        summary: "answers, marks and trainings in numbers",
+        detail: "By adapter and by week. `shammah stats --json` and --csv FILE have all of it.",
     },
     Help {
         name: "train",
@@ -228,9 +277,9 @@ pub const COMMANDS: &[Help] = &[
     },
     Help {
         name: "adapters",
-        usage: "/adapters [list|load ID|unload [ID]|rollback [DOMAIN]|delete ID]",
+        usage: "/adapters [list|load ID…|unload [ID]|rollback [DOMAIN]|compare A B PROMPT|delete ID]",
         summary: "what was learnt: list, switch, go back",
-        detail: "load makes one live, unload goes back to the base, rollback to the one before, delete removes one that is not in use.",
+        detail: "load makes one live, or lets several answer together in this session (load A:0.7 B:0.3); compare has two answer the same question (base is the model alone); unload goes back to the base, rollback to the one before, delete removes one that is not in use.",
     },
     Help {
         name: "compare",
@@ -342,6 +391,19 @@ fn command(help: &'static Help, argument: &str) -> Result<Command, InputError> {
             Err(_) if argument.is_empty() => Err(wrong("the number of the mark is missing".into())),
             Err(_) => Err(wrong(format!("\"{argument}\" is no number of a mark"))),
         },
+        "marks" => match argument {
+            "" => Ok(Command::Marks(MARKS_SHOWN)),
+            number => match number.parse() {
+                Ok(limit) if limit > 0 => Ok(Command::Marks(limit)),
+                _ => Err(wrong(format!("\"{number}\" is no number of marks"))),
+            },
+        },
+        "domain" => Ok(Command::Domain(match text {
+            None => DomainCommand::Show,
+            Some(text) if text == "auto" => DomainCommand::Auto,
+            text => domain(text).map_err(wrong)?.map_or(DomainCommand::Show, DomainCommand::Pin),
+        })),
+        "stats" => bare(Command::Stats),
         "train" => Ok(Command::Train { domain: domain(text).map_err(wrong)? }),
         "jobs" => jobs(argument).map(Command::Jobs).map_err(wrong),
         "adapters" => adapters(argument).map(Command::Adapters).map_err(wrong),
@@ -393,7 +455,21 @@ fn adapters(argument: &str) -> Result<AdaptersCommand, String> {
     let id = |text: &str| text.parse::<AdapterId>().map_err(|error| error.to_string());
     match words.as_slice() {
         [] | ["list"] => Ok(AdaptersCommand::List),
-        ["load", one] => Ok(AdaptersCommand::Load(id(one)?)),
+        ["load", one] if !one.contains(':') => Ok(AdaptersCommand::Load(id(one)?)),
+        ["load", first, rest @ ..] => {
+            let all = [first].into_iter().chain(rest).map(|text| text.parse());
+            Ok(AdaptersCommand::LoadAll(all.collect::<Result<_, _>>()?))
+        }
+        ["compare", one, other, prompt @ ..] if !prompt.is_empty() => {
+            let side = |text: &str| (text != "base").then(|| text.parse()).transpose();
+            let prompt = prompt.join(" ");
+            Ok(AdaptersCommand::Compare { one: side(one)?, other: side(other)?, prompt })
+        }
+        ["compare", ..] => {
+            Err("two adapters (or base) and a question are needed; without a question, \
+            `shammah adapters compare A B` measures"
+                .into())
+        }
         ["unload"] => Ok(AdaptersCommand::Unload(None)),
         ["unload", one] => Ok(AdaptersCommand::Unload(Some(id(one)?))),
         ["rollback"] => Ok(AdaptersCommand::Rollback { domain: None }),

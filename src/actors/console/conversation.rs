@@ -1,6 +1,6 @@
 //! The conversation and the marks on it: plain data, no actor.
 
-use crate::domain::{AdapterId, DEFAULT_DOMAIN, Mark, Message, Role};
+use crate::domain::{AdapterId, Mark, Message, Role};
 use crate::engine::FinishReason;
 use crate::messages::feedback::{AddFix, AddMark, Marked, Turn, UndoMark};
 use crate::messages::inference::Answer;
@@ -107,7 +107,7 @@ impl Conversation {
             turn: Turn {
                 messages: self.messages.clone(),
                 response: answer.text.clone(),
-                domain: DEFAULT_DOMAIN.to_owned(),
+                domain: answer.route.domain.clone(),
                 adapter: strongest(&answer.adapters),
                 base: Some(answer.base.clone()),
             },

@@ -13,6 +13,7 @@ fn answer(text: &str, finish_reason: FinishReason) -> Answer {
         finish_reason,
         dropped_turns: 0,
         base: "b1".into(),
+        route: crate::domain::Route::default(),
     }
 }
 

@@ -2,9 +2,10 @@
 
 use super::commands::{COMMANDS, Help};
 use super::render::counted;
-use crate::messages::feedback::{Waiting, WaitingMark};
+use crate::messages::feedback::{DomainLine, Waiting, WaitingMark};
 use crate::messages::registry::AdapterLine;
 use crate::messages::training::JobLine;
+use crate::store::FeedbackRow;
 use crate::text::{printable_line, shortened};
 
 /// Jobs that `/jobs` shows: what fits above the prompt; `shammah jobs list` has all.
@@ -104,6 +105,48 @@ fn adapter(adapter: &AdapterLine) -> String {
         text.push_str(&format!(" · from {parent}"));
     }
     text
+}
+
+/// Lists domains, the pinned one with a star.
+pub fn domains(domains: &[DomainLine], pinned: Option<&str>) -> String {
+    let mut lines = vec![match pinned {
+        Some(name) => format!("Domain {name} is pinned (/domain auto routes again)."),
+        None => {
+            "Questions go to the domain whose marks they are closest to (/domain NAME pins one)."
+                .to_owned()
+        }
+    }];
+    lines.extend(domains.iter().map(|domain| {
+        let star = if pinned == Some(domain.name.as_str()) { '*' } else { ' ' };
+        let adapter = domain.adapter.as_ref().map_or("the base", |id| id.as_str());
+        format!("{star} {} · {} · {adapter}", domain.name, counted(domain.marks, "mark"))
+    }));
+    lines.join("\n")
+}
+
+/// Lists marks, two lines each.
+pub fn marks(rows: &[FeedbackRow]) -> String {
+    /// Characters of a question or note: two lines are for recognising it.
+    const SHOWN: usize = 70;
+    if rows.is_empty() {
+        return "No marks yet: /good, /medium, /critical and /fix mark the last answer.".to_owned();
+    }
+    let line = |row: &FeedbackRow| {
+        let mut text = format!(
+            "#{} {} · weight {} · {} · {}\n   {}",
+            row.id,
+            row.mark,
+            row.weight,
+            row.domain,
+            row.fate(),
+            shortened(&printable_line(row.question()), SHOWN)
+        );
+        if let Some(note) = &row.note {
+            text.push_str(&format!("\n   note: {}", shortened(&printable_line(note), SHOWN)));
+        }
+        text
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
 /// Lists the commands.

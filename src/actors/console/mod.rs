@@ -16,8 +16,9 @@ use tokio::sync::oneshot;
 
 mod act;
 pub mod commands;
-mod compare;
+pub mod compare;
 mod conversation;
+mod domains;
 pub mod flow;
 mod frontend;
 mod history;
@@ -33,6 +34,7 @@ mod revise;
 mod revision_text;
 mod screen;
 mod settings;
+pub mod stats;
 
 pub use frontend::{Event, Frontend, Output, Ticket};
 pub use history::History;
@@ -41,16 +43,19 @@ pub use settings::Settings;
 
 use self::commands::{Command, Input};
 use self::conversation::Conversation;
+use self::domains::Pins;
 use self::intake::{Intake, WAITING_INPUTS, Work};
 use self::offers::Offers;
 use self::prompt::JobStatus;
 use crate::messages::console::{CloseConsole, JobNotice, LiveChanged, Notice, Progress};
 use crate::messages::feedback::{
-    AddFix, AddMark, ForgetMark, ListWaiting, SetAutoTrain, SetTarget, UndoMark,
+    AddFix, AddMark, ForgetMark, ListDomains, ListMarks, ListWaiting, SetAutoTrain, SetTarget,
+    UndoMark,
 };
 use crate::messages::inference::{Generate, Revise, ShowModel, SwitchModel};
 use crate::messages::registry::{
-    DeleteAdapter, ListAdapters, LoadAdapter, RollbackAdapter, UnloadAdapter,
+    DeleteAdapter, ListAdapters, LoadAdapter, ReadAdapters, RollbackAdapter, ShowStats,
+    UnloadAdapter,
 };
 use crate::messages::supervisor::{Shutdown, ShutdownReason};
 use crate::messages::training::{CancelJob, EnqueueTraining, ListJobs, WaitForJobs};
@@ -88,6 +93,10 @@ pub struct ConsolePorts {
     pub forget_mark: Port<ForgetMark>,
     /// `/set auto_train`.
     pub set_auto_train: Port<SetAutoTrain>,
+    /// `/marks`.
+    pub list_marks: Port<ListMarks>,
+    /// `/domain`.
+    pub list_domains: Port<ListDomains>,
     /// `/train`.
     pub enqueue: Port<EnqueueTraining>,
     /// `/jobs cancel`.
@@ -106,6 +115,10 @@ pub struct ConsolePorts {
     pub rollback_adapter: Port<RollbackAdapter>,
     /// `/adapters delete`.
     pub delete_adapter: Port<DeleteAdapter>,
+    /// `/adapters load` of several, `/adapters compare`.
+    pub read_adapters: Port<ReadAdapters>,
+    /// `/stats`.
+    pub show_stats: Port<ShowStats>,
     /// `/quit` and the end of the input.
     pub shutdown: Recipient<Shutdown>,
 }
@@ -126,6 +139,7 @@ pub struct ConsoleActor {
     ports: ConsolePorts,
     options: ConsoleOptions,
     conversation: Conversation,
+    pins: Pins,
     intake: Intake,
     offers: Offers,
     status: JobStatus,
@@ -163,6 +177,7 @@ impl ConsoleActor {
             frontend,
             ports,
             options,
+            pins: Pins::default(),
             intake: Intake::default(),
             offers: Offers::default(),
             status: JobStatus::Idle,

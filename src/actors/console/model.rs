@@ -1,5 +1,6 @@
 //! The commands about the model: which one answers, with which system message, and what its adapter changes.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -8,7 +9,6 @@ use actix::{ActorFutureExt, AsyncContext, Context, WrapFuture};
 use super::commands::SystemCommand;
 use super::compare::{Pair, Side};
 use super::{ConsoleActor, Output, Ticket, render};
-use crate::domain::DEFAULT_DOMAIN;
 use crate::messages::inference::{
     AdapterChoice, Answer, FinishReason, Generate, ModelLine, Piece, ShowModel, SwitchModel,
     answer_channel,
@@ -113,38 +113,56 @@ impl ConsoleActor {
         ticket: Option<Ticket>,
         ctx: &mut Context<Self>,
     ) {
+        let (show, live) = (self.ports.show_model.clone(), self.pins.choice());
+        let mixed = self.pins.mixture.is_some();
+        let sides = async move {
+            let line = show.ask(ShowModel).await?;
+            if line.adapters.is_empty() && !mixed {
+                return Err(ActorError::Refused(
+                    "no adapter is live, so there is nothing to compare: /adapters lists those there are".to_owned(),
+                ));
+            }
+            let alone = format!("{} alone", printable_line(&line.name));
+            Ok([(alone, AdapterChoice::Base), (String::new(), live)])
+        };
+        self.side_by_side(prompt, sides, ticket, ctx);
+    }
+
+    /// Asks the same of two, and keeps neither answer. A side without a title is called by its adapters.
+    pub(super) fn side_by_side(
+        &mut self,
+        prompt: String,
+        sides: impl Future<Output = Result<[(String, AdapterChoice); 2], ActorError>> + 'static,
+        ticket: Option<Ticket>,
+        ctx: &mut Context<Self>,
+    ) {
         let cancel = Arc::new(AtomicBool::new(false));
-        let (show, generate) = (self.ports.show_model.clone(), self.ports.generate.clone());
+        let generate = self.ports.generate.clone();
         let messages = self.conversation.aside(prompt);
         let sampling = self.options.settings.sampling(rand::random);
         let (max_tokens, usage) = (sampling.max_tokens, self.options.show_usage);
         self.intake.answering = true;
         self.cancel = Some(Arc::clone(&cancel));
         let compared = async move {
-            let line = show.ask(ShowModel).await?;
-            if line.adapters.is_empty() {
-                return Err(ActorError::Refused(
-                    "no adapter is live, so there is nothing to compare: /adapters lists those there are".to_owned(),
-                ));
-            }
+            let [(left, one), (right, other)] = sides.await?;
             let ask = |adapters| {
                 let (messages, sampling) = (messages.clone(), sampling.clone());
                 whole(generate.clone(), messages, sampling, adapters, Arc::clone(&cancel))
             };
-            let base = ask(AdapterChoice::Base).await?;
-            if base.finish_reason == FinishReason::Cancelled {
+            let first = ask(one).await?;
+            if first.finish_reason == FinishReason::Cancelled {
                 return Ok(None);
             }
-            let live = ask(AdapterChoice::Live { domain: DEFAULT_DOMAIN.to_owned() }).await?;
+            let second = ask(other).await?;
             let side = |title: String, answer: &Answer| {
                 let mut text = printable(answer.text.trim()).into_owned();
                 if let Some(tail) = render::answer_tail(answer, max_tokens, usage) {
                     text.push_str(&format!("\n{tail}"));
                 }
-                Side { title, text }
+                let given = || render::with_adapters(&answer.adapters);
+                Side { title: Some(title).filter(|t| !t.is_empty()).unwrap_or_else(given), text }
             };
-            let left = side(format!("{} alone", printable_line(&line.name)), &base);
-            Ok(Some(Pair(left, side(render::with_adapters(&live.adapters), &live))))
+            Ok::<_, ActorError>(Some(Pair(side(left, &first), side(right, &second))))
         };
         ctx.spawn(compared.into_actor(self).map(|result, this, ctx| {
             this.intake.answering = false;

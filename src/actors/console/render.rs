@@ -3,7 +3,7 @@
 //! Every figure comes from the event; nothing is rounded up, guessed or announced before it happened. Text of others
 //! (notes, errors, names) goes through [`printable_line`].
 
-use crate::domain::{AdapterId, Mark};
+use crate::domain::{AdapterId, Mark, Route};
 use crate::engine::FinishReason;
 use crate::messages::console::{JobNotice, LiveChanged, Progress};
 use crate::messages::feedback::{Buffer, Marked};
@@ -371,9 +371,24 @@ fn steps(progress: &Progress, between: &str) -> String {
     epoch.into_iter().chain(known).collect::<Vec<_>>().join(between)
 }
 
+/// Names the domain that a question was routed to, with its similarity.
+fn route(route: &Route) -> Option<String> {
+    let similarity = route.similarity?;
+    Some(format!("{} {similarity:.2}", printable_line(&route.domain)))
+}
+
+/// Lists adapters with their weights.
+pub fn weighted(adapters: &[(AdapterId, f64)]) -> String {
+    let name = |(id, weight): &(AdapterId, f64)| match *weight {
+        1.0 => id.to_string(),
+        weight => format!("{id}:{weight}"),
+    };
+    adapters.iter().map(name).collect::<Vec<_>>().join(", ")
+}
+
 /// What follows an answer, if anything must be said about it.
 pub fn answer_tail(answer: &Answer, max_tokens: usize, usage: bool) -> Option<String> {
-    let mut parts = Vec::new();
+    let mut parts: Vec<String> = route(&answer.route).into_iter().collect();
     match answer.finish_reason {
         FinishReason::Stop => {}
         FinishReason::Cancelled => parts.push("stopped".to_owned()),
@@ -394,7 +409,7 @@ pub fn answer_tail(answer: &Answer, max_tokens: usize, usage: bool) -> Option<St
             let speed = answer.new_tokens as f64 * 1000.0 / answer.decode_ms as f64;
             parts.push(format!("{speed:.1} tokens/s"));
         }
-        parts.extend(answer.adapters.iter().map(|(id, _)| id.to_string()));
+        parts.extend((!answer.adapters.is_empty()).then(|| weighted(&answer.adapters)));
     }
     (!parts.is_empty()).then(|| format!("[{}]", parts.join(" · ")))
 }

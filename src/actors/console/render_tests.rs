@@ -219,6 +219,7 @@ fn answer(finish_reason: FinishReason, new_tokens: usize) -> Answer {
         finish_reason,
         dropped_turns: 0,
         base: String::new(),
+        route: crate::domain::Route::default(),
     }
 }
 

@@ -43,6 +43,11 @@ impl Answering {
         };
     }
 
+    /// Returns what the model answers with in a domain.
+    pub(super) fn of(&self, domain: &str) -> Option<AdapterId> {
+        self.state().live.get(domain).cloned()
+    }
+
     /// Notes that a live row's adapter cannot be loaded.
     pub(super) fn refuse(&self, domain: &str, id: AdapterId) {
         self.state().refused.insert(domain.to_owned(), id);

@@ -27,12 +27,31 @@ pub enum AdaptersCommand {
         #[command(flatten)]
         json: JsonArg,
     },
+    /// Measure two adapters on what each was taught, and what they have in common
+    Compare(CompareAdaptersArgs),
     /// Delete an adapter that is not live and no parent of another
     Delete(AdapterArg),
     /// Write an adapter into a new directory, as PEFT reads it
     Export(ExportArgs),
     /// Take in an adapter of the model in use, ours or PEFT's, after checking all of it
     Import(ImportArgs),
+}
+
+/// Arguments of `adapters compare`.
+#[derive(Debug, Args)]
+pub struct CompareAdaptersArgs {
+    /// An adapter, or "base"
+    #[arg(value_name = "A[:WEIGHT]")]
+    pub one: String,
+    /// Another
+    #[arg(value_name = "B[:WEIGHT]")]
+    pub other: String,
+    /// Also let both answer this, side by side
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: Option<String>,
+    /// How to print.
+    #[command(flatten)]
+    pub json: JsonArg,
 }
 
 /// Arguments of `adapters export`.

@@ -1,0 +1,76 @@
+//! Several adapters at once: those that the configuration lets answer in a domain, and those that a session asks for.
+
+use super::RegistryParts;
+use crate::actors::base::Base;
+use crate::config::Term;
+use crate::domain::{AdapterId, WeightedAdapter};
+use crate::lora::AdapterSet;
+use crate::messages::ActorError;
+use crate::messages::inference::LiveSet;
+
+impl RegistryParts {
+    /// Returns what a domain answers with where `live` is its live adapter, and what cannot be used of its mixture.
+    pub(super) async fn mixed(
+        &self,
+        base: &Base,
+        domain: &str,
+        live: Option<&(AdapterId, AdapterSet)>,
+    ) -> (Option<LiveSet>, Vec<String>) {
+        let alone =
+            live.map(|(id, set)| LiveSet { ids: vec![(id.clone(), 1.0)], set: set.clone() });
+        let Some(terms) = self.mixtures.get(domain) else { return (alone, Vec::new()) };
+        let (mut parts, mut problems) = (Vec::new(), Vec::new());
+        for Term { adapter, weight } in terms {
+            match (adapter, live) {
+                (None, Some((id, set))) => parts.push((id.clone(), set.clone(), *weight)),
+                (None, None) => {}
+                (Some(id), _) => match self.read_one(base, id).await {
+                    Ok(set) => parts.push((id.clone(), set, *weight)),
+                    Err(error) => problems.push(format!(
+                        "domain \"{domain}\" answers without adapter \"{id}\" of its configured mixture: {error}"
+                    )),
+                },
+            }
+        }
+        match joined(parts) {
+            Ok(set) => (set, problems),
+            Err(error) => {
+                problems.push(format!(
+                    "domain \"{domain}\" answers without its configured mixture: {error}"
+                ));
+                (alone, problems)
+            }
+        }
+    }
+
+    /// Reads adapters of the base in use, to act together.
+    pub(super) async fn read_mixture(
+        &self,
+        wanted: Vec<WeightedAdapter>,
+    ) -> Result<LiveSet, ActorError> {
+        let base = self.current.get();
+        let mut parts = Vec::new();
+        for WeightedAdapter { id, weight } in wanted {
+            let set = self.read_one(&base, &id).await?;
+            parts.push((id, set, weight));
+        }
+        Ok(joined(parts)?.unwrap_or_default())
+    }
+
+    async fn read_one(&self, base: &Base, id: &AdapterId) -> Result<AdapterSet, ActorError> {
+        let (name, hash) = (id.clone(), base.hash().to_owned());
+        self.db.call(move |store| store.usable_adapter(&name, &hash)).await?;
+        self.read_for(base, self.home.adapter(id)).await
+    }
+}
+
+/// Puts adapters together; `None` where there is none.
+fn joined(parts: Vec<(AdapterId, AdapterSet, f64)>) -> Result<Option<LiveSet>, ActorError> {
+    if parts.is_empty() {
+        return Ok(None);
+    }
+    let ids = parts.iter().map(|(id, _, weight)| (id.clone(), *weight)).collect();
+    let sets = parts.into_iter().map(|(_, set, weight)| (set, weight));
+    let set = AdapterSet::joined(sets).map_err(|error| ActorError::Adapter(error.to_string()))?;
+    Ok(Some(LiveSet { ids, set }))
+}
