@@ -72,7 +72,7 @@ fn an_answer_that_the_context_does_not_hold_has_no_likelihood() {
 fn request(note: &str, candidates: usize) -> RevisionRequest {
     RevisionRequest {
         messages: question(),
-        criticised: "I do not know that yet. You can teach me with /fix.".to_owned(),
+        criticised: "Never.".to_owned(),
         note: note.to_owned(),
         candidates,
         sampling: Sampling { temperature: 0.3, top_k: 40, top_p: 0.95, ..Sampling::greedy(64) },
