@@ -57,12 +57,15 @@ fn input() -> JobInput {
             anchor_prompts: 0,
             max_share: 1.0,
             checkpoint_every_steps: 5,
+            paraphrase: false,
         },
         train: (1..=4).map(example).collect(),
         replay: Vec::new(),
         heldout: vec![example(5)],
         parent: None,
         baseline: None,
+        delta: false,
+        notes: Default::default(),
         memory: MemoryBudget::default(),
     }
 }

@@ -15,9 +15,11 @@ mod context;
 mod curves;
 mod doctor;
 mod download;
+mod eval;
 mod exit;
 mod feedback;
 mod feedback_file;
+mod gate_text;
 mod interrupt;
 mod job_log;
 mod jobs;
@@ -65,6 +67,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         Some(Command::Jobs(JobsCommand::Run)) => return jobs_run::run(global),
         Some(Command::Jobs(command)) => jobs::run(command, global),
         Some(Command::Adapters(command)) => adapters::run(command, global),
+        Some(Command::Eval(args)) => eval::run(args, global),
         Some(Command::Feedback(command)) => feedback::run(command, global),
         Some(Command::Models(command)) => models::run(command, global),
         Some(Command::Bench(command)) => bench::run(command, global),

@@ -61,6 +61,7 @@ fn params(dora: bool, dropout: f64) -> TrainingParams {
         anchor_prompts: 1,
         max_share: 0.3,
         checkpoint_every_steps: 100,
+        paraphrase: false,
     }
 }
 
@@ -250,6 +251,8 @@ fn job() -> JobInput {
         heldout: vec![example(3, "It is elm.")],
         parent: None,
         baseline: None,
+        delta: false,
+        notes: Default::default(),
     }
 }
 

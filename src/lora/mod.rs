@@ -7,6 +7,7 @@ mod checkpoint;
 #[cfg(test)]
 mod composed_tests;
 pub mod dataset;
+mod delta;
 mod dora;
 mod error;
 pub mod estimate;
@@ -17,7 +18,10 @@ mod job;
 pub mod loss;
 mod optimizer;
 pub mod params;
+mod paraphrase;
 mod peft;
+mod sets;
+mod svd;
 mod trainable;
 pub mod trainer;
 mod verified;

@@ -17,7 +17,7 @@ use crate::messages::inference::{AdapterChoice, Answer, Generate, Piece, answer_
 use crate::messages::registry::{
     DeleteAdapter, ListAdapters, LoadAdapter, RollbackAdapter, UnloadAdapter,
 };
-use crate::messages::training::{CancelJob, EnqueueTraining, ListJobs, WaitForJobs};
+use crate::messages::training::{CancelJob, EnqueueTraining, ListJobs, StartFrom, WaitForJobs};
 use crate::messages::{ActorError, ActorName, Port};
 use crate::text::printable;
 
@@ -92,7 +92,7 @@ impl ConsoleActor {
             Command::Mark { mark, note } => self.mark(mark, note, ticket, ctx),
             Command::Fix(text) => self.fix(text, ticket, ctx),
             Command::Undo => self.undo(ticket, ctx),
-            Command::Forget(id) => self.forget_mark(id, ticket, ctx),
+            Command::Forget { id, retrain } => self.forget_mark(id, retrain, ticket, ctx),
             Command::Train { domain } => self.train(domain, ticket, ctx),
             Command::Jobs(JobsCommand::Wait) => self.wait_for_jobs(ticket, ctx),
             Command::Jobs(command) => self.jobs(command, ticket, ctx),
@@ -178,12 +178,34 @@ impl ConsoleActor {
         }
     }
 
-    fn forget_mark(&mut self, id: i64, ticket: Option<Ticket>, ctx: &mut Context<Self>) {
-        let port = self.ports.forget_mark.clone();
-        let ask = async move { port.ask(ForgetMark { id }).await };
-        self.work(ticket, ctx, ask, move |this, done| {
+    fn forget_mark(
+        &mut self,
+        id: i64,
+        retrain: bool,
+        ticket: Option<Ticket>,
+        ctx: &mut Context<Self>,
+    ) {
+        let (port, enqueue) = (self.ports.forget_mark.clone(), self.ports.enqueue.clone());
+        let ask = async move {
+            let done = port.ask(ForgetMark { id }).await?;
+            let again = EnqueueTraining {
+                from: Some(StartFrom::Fresh),
+                ..EnqueueTraining::of(done.domain.clone())
+            };
+            let again = match retrain && !done.seen_by.is_empty() {
+                true => Some(enqueue.ask(again).await),
+                false => None,
+            };
+            Ok((done, again))
+        };
+        self.work(ticket, ctx, ask, move |this, (done, again)| {
             this.conversation.undone(id);
-            render::forgotten(id, &done)
+            let text = render::forgotten(id, &done, retrain);
+            match again {
+                Some(Ok(job)) => format!("{text}\nJob {} learns without it, from zero.", job.id),
+                Some(Err(error)) => format!("{text}\nNo job was made: {error}."),
+                None => text,
+            }
         });
     }
 

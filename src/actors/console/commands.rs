@@ -30,8 +30,13 @@ pub enum Command {
     Fix(String),
     /// `/undo`: takes the last mark back.
     Undo,
-    /// `/forget ID`: drops a mark for good.
-    Forget(i64),
+    /// `/forget ID [retrain]`: drops a mark for good.
+    Forget {
+        /// The mark.
+        id: i64,
+        /// Trains anew without it, if an adapter has seen it.
+        retrain: bool,
+    },
     /// `/train [domain]`.
     Train {
         /// The domain; the default one when missing.
@@ -179,9 +184,9 @@ pub const COMMANDS: &[Help] = &[
     },
     Help {
         name: "forget",
-        usage: "/forget ID",
+        usage: "/forget ID [retrain]",
         summary: "drop a mark for good",
-        detail: "Overwrites its text in the database and says which adapters have seen it. ID is that of `shammah feedback list`.",
+        detail: "Overwrites its text in the database and says which adapters have seen it. ID is that of `shammah feedback list`; with retrain a job learns its domain from zero without it.",
     },
     Help {
         name: "train",
@@ -299,11 +304,16 @@ fn command(help: &'static Help, argument: &str) -> Result<Command, InputError> {
         "critical" => Ok(Command::Mark { mark: Mark::Critical, note: text }),
         "fix" => text.map(Command::Fix).ok_or_else(|| wrong("the better answer is missing".into())),
         "undo" => bare(Command::Undo),
-        "forget" => match argument.trim_start_matches('#').parse() {
-            Ok(id) => Ok(Command::Forget(id)),
-            Err(_) if argument.is_empty() => Err(wrong("the number of the mark is missing".into())),
-            Err(_) => Err(wrong(format!("\"{argument}\" is no number of a mark"))),
-        },
+        "forget" => {
+            let first = argument.strip_suffix(" retrain").unwrap_or(argument).trim();
+            match first.trim_start_matches('#').parse() {
+                Ok(id) => Ok(Command::Forget { id, retrain: first != argument }),
+                Err(_) if first.is_empty() => {
+                    Err(wrong("the number of the mark is missing".into()))
+                }
+                Err(_) => Err(wrong(format!("\"{first}\" is no number of a mark"))),
+            }
+        }
         "train" => Ok(Command::Train { domain: domain(text).map_err(wrong)? }),
         "jobs" => jobs(argument).map(Command::Jobs).map_err(wrong),
         "adapters" => adapters(argument).map(Command::Adapters).map_err(wrong),
