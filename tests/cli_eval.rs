@@ -72,7 +72,7 @@ fn an_adapter_is_measured_by_hand_shown_in_words_and_trained_anew_without_a_forg
 
     // The same numbers as the gate's.
     let row = program.run(&["adapters", "show", "first", "--json"]).done().json();
-    let near = |a: &Value, b: &Value| (a.as_f64().unwrap() - b.as_f64().unwrap()).abs() < 1e-6;
+    let near = |a: &Value, b: &Value| (a.as_f64().unwrap() - b.as_f64().unwrap()).abs() < 1e-4;
     assert!(near(&row["gate"]["kl"], &measured["kl"]), "{row} {measured}");
     assert!(near(&row["gate"]["trained"]["after"], &measured["trained"]["after"]), "{row}");
     assert!(near(&row["gate"]["prompted"]["before"], &measured["prompted"]["before"]), "{row}");

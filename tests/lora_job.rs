@@ -320,7 +320,7 @@ fn a_difference_is_trained_on_a_frozen_adapter_and_their_sum_is_published_at_its
     );
     let config: Value = serde_json::from_slice(&files["adapter_config.json"]).unwrap();
     assert_eq!(config["r"], 2);
-    assert_eq!(config["target_modules"], json!(["down_proj", "q_proj", "v_proj"]));
+    assert_eq!(config["target_modules"], json!(["q_proj", "down_proj", "v_proj"]));
     // Where only the difference acts it keeps its own rank.
     let ranks = config["rank_pattern"].as_object().unwrap();
     assert!(

@@ -29,7 +29,7 @@ pub fn rows(report: &GateReport) -> Vec<(&'static str, String)> {
 /// Returns a comparison with its interval.
 pub fn changed(items: &Comparison) -> String {
     let (low, high) = items.interval;
-    format!("{}, change {low:+.2} to {high:+.2}", items.describe("loss"))
+    format!("{}, by {low:+.2} to {high:+.2}", items.describe("loss"))
 }
 
 /// Says what telling it in the prompt gives instead.

@@ -62,8 +62,7 @@ pub fn held_out(candidates: &[Candidate<'_>], earlier_jobs: bool) -> BTreeSet<i6
     for &index in &order {
         let Candidate { id, measured, .. } = candidates[index];
         let drawn = measured || draw(id) < SHARE;
-        if (measured || held.len() < most) && drawn && has_similar(index, candidates, &words, &held)
-        {
+        if held.len() < most && drawn && has_similar(index, candidates, &words, &held) {
             held.insert(id);
         }
     }
