@@ -84,6 +84,7 @@ fn params(learning_rate: f64, steps: usize, anchor: f64, seed: u64) -> TrainingP
         anchor_prompts: 4,
         max_share: 0.3,
         checkpoint_every_steps: 1000,
+        paraphrase: false,
     }
 }
 
@@ -108,6 +109,8 @@ fn trial(model: &LoadedModel, params: TrainingParams) -> Result<()> {
         rejected: Vec::new(),
         parent: None,
         baseline: None,
+        delta: false,
+        notes: Default::default(),
         memory: MemoryBudget::default(),
     };
     let (checkpoints, out) = (tempfile::tempdir()?, tempfile::tempdir()?);

@@ -3,6 +3,7 @@
 //! A job keeps the `[lora]` section as it was when it was enqueued: later changes of the configuration do not touch it.
 //! What is `"auto"` is resolved when it is claimed, because only then the model, and with it its size, is known.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -175,8 +176,8 @@ pub fn timeout(lora: &LoraSection) -> Duration {
     Duration::from_secs(lora.training.timeout_minutes.saturating_mul(MINUTE))
 }
 
-/// Resolves what is `"auto"` for a model of this many parameters.
-pub fn training_params(lora: &LoraSection, parameters: usize) -> TrainingParams {
+/// Resolves what is `"auto"` for a model of this many parameters and a job of so many examples, replayed ones too.
+pub fn training_params(lora: &LoraSection, parameters: usize, examples: usize) -> TrainingParams {
     let training = &lora.training;
     let by_size = lora::size_defaults(parameters);
     TrainingParams {
@@ -189,7 +190,7 @@ pub fn training_params(lora: &LoraSection, parameters: usize) -> TrainingParams 
         learning_rate: training.learning_rate.resolve(|| by_size.learning_rate),
         batch_size: training.batch_size,
         epochs: training.epochs,
-        min_steps: training.min_steps.resolve(|| by_size.min_steps),
+        min_steps: training.min_steps.resolve(|| by_size.steps(examples)),
         weighting: match training.weighting {
             Weighting::Loss => lora::Weighting::Loss,
             Weighting::Sampling => lora::Weighting::Sampling,
@@ -206,6 +207,7 @@ pub fn training_params(lora: &LoraSection, parameters: usize) -> TrainingParams 
         anchor_prompts: training.anchor_prompts,
         max_share: f64::from(training.max_share_percent) / PERCENT,
         checkpoint_every_steps: training.checkpoint_every_steps,
+        paraphrase: training.paraphrase,
     }
 }
 
@@ -298,6 +300,8 @@ pub struct JobData {
     pub parent: Option<AdapterId>,
     /// What is live, and what it must beat.
     pub live: Option<AdapterId>,
+    /// What was said about the examples, by id.
+    pub notes: BTreeMap<i64, String>,
     /// Earlier attempts that ran out of memory.
     pub memory_deaths: usize,
 }
@@ -319,6 +323,7 @@ pub fn read_inputs(store: &Store, job: &JobRow, base_hash: &str) -> Result<JobDa
         rejected,
         parent,
         live,
+        notes: store.job_notes(job.id)?,
         memory_deaths: store.count_job_events(job.id, OUT_OF_MEMORY)?,
     })
 }
@@ -345,19 +350,23 @@ pub fn job_input(
 ) -> Result<JobInput, PlanError> {
     let directory = |id: AdapterId| home.adapter(&id);
     let lora = lora_section(job)?;
+    // What only learns again what was learned replaces the live adapter, so it is measured against the base.
+    let baseline = data.live.filter(|_| !data.train.is_empty());
     Ok(JobInput {
         model: base.source.clone(),
         base_hash: base.base_hash.clone(),
         hash_cache: base.hash_cache.clone(),
         quantize: base.quantize,
         device: base.device,
-        params: training_params(&lora, base.parameters),
+        params: training_params(&lora, base.parameters, data.train.len() + data.replay.len()),
         train: data.train,
         replay: data.replay,
         heldout: data.heldout,
         rejected: data.rejected,
+        delta: job.from == store::StartFrom::Delta && data.parent.is_some(),
         parent: data.parent.map(directory),
-        baseline: data.live.map(directory),
+        baseline: baseline.map(directory),
+        notes: data.notes,
         memory: MemoryBudget {
             bytes: lora.training.memory_limit_mb.saturating_mul(MEBIBYTE),
             bound: Bound::Setting,
@@ -380,6 +389,7 @@ impl From<StartFrom> for store::StartFrom {
         match from {
             StartFrom::Continue => Self::Continue,
             StartFrom::Fresh => Self::Fresh,
+            StartFrom::Delta => Self::Delta,
         }
     }
 }
@@ -423,13 +433,15 @@ mod tests {
         assert_eq!(lora, config.lora);
 
         let (tiny, small) =
-            (training_params(&lora, 4_000_000), training_params(&lora, 500_000_000));
+            (training_params(&lora, 4_000_000, 1), training_params(&lora, 500_000_000, 100));
         assert!(tiny.learning_rate > small.learning_rate);
         assert_eq!(small.min_steps, 30);
         assert_eq!(tiny.max_share, 0.3);
         let mut fixed = lora;
         fixed.training.learning_rate = Auto::Value(1e-3);
-        assert_eq!(training_params(&fixed, 4_000_000).learning_rate, 1e-3);
+        assert_eq!(training_params(&fixed, 4_000_000, 1).learning_rate, 1e-3);
+        let steps = |examples| training_params(&fixed, 4_000_000, examples).min_steps;
+        assert_eq!((steps(10), steps(20), steps(1000)), (60, 120, 300));
     }
 
     #[test]

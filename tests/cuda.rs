@@ -81,6 +81,7 @@ fn params(dora: bool) -> TrainingParams {
         anchor_prompts: 1,
         max_share: 0.3,
         checkpoint_every_steps: 8,
+        paraphrase: false,
     }
 }
 
@@ -190,6 +191,8 @@ fn job(device: DeviceChoice, folder: &Path) -> Vec<f64> {
         rejected: Vec::new(),
         parent: None,
         baseline: None,
+        delta: false,
+        notes: Default::default(),
     };
     let out = folder.join("adapter");
     fs_err::create_dir_all(&out).unwrap();

@@ -41,6 +41,7 @@ fn params(weighting: Weighting) -> TrainingParams {
         anchor_prompts: 2,
         max_share: 0.3,
         checkpoint_every_steps: 10,
+        paraphrase: false,
     }
 }
 
@@ -178,6 +179,24 @@ fn an_epoch_shows_each_example_once_and_its_order_is_repeatable() {
     assert_eq!(anchors, [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2], "anchors take turns");
     let least = TrainingParams { min_steps: 9, ..params };
     assert_eq!(batches(&train, 0, &least).len(), 10, "whole epochs, at least so many steps");
+}
+
+#[test]
+fn each_epoch_asks_in_the_next_form_and_weighs_all_forms_alike() {
+    let weights = [1.0, 3.0, 10.0, 1.0, 1.0];
+    let train = sequences(&weights.repeat(3));
+    for weighting in [Weighting::Loss, Weighting::Sampling] {
+        let plain = params(weighting);
+        let forms = TrainingParams { paraphrase: true, ..plain.clone() };
+        let of_plain = loss_weights(&train[..5], &plain);
+        assert_eq!(loss_weights(&train, &forms), of_plain.repeat(3));
+        let (one, three) = (batches(&train[..5], 0, &plain), batches(&train, 0, &forms));
+        assert_eq!(one.len(), three.len(), "it costs no step");
+        for (a, b) in one.iter().zip(&three) {
+            let shifted: Vec<usize> = a.items.iter().map(|i| i + 5 * ((a.epoch - 1) % 3)).collect();
+            assert_eq!(shifted, b.items);
+        }
+    }
 }
 
 proptest! {

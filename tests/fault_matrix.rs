@@ -114,6 +114,7 @@ fn measured() -> Measurements {
         trained: vec![ItemLoss { id: 1, before: 2.0, after: 0.5 }],
         heldout: vec![],
         general: vec![],
+        prompted: Vec::new(),
         kl: 0.01,
         final_loss: 0.5,
         steps: 30,

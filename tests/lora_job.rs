@@ -69,6 +69,8 @@ impl Workshop {
             rejected: Vec::new(),
             parent: None,
             baseline: None,
+            delta: false,
+            notes: Default::default(),
             memory: MemoryBudget::default(),
         }
     }
@@ -130,6 +132,7 @@ fn params() -> TrainingParams {
         anchor_prompts: 1,
         max_share: 0.3,
         checkpoint_every_steps: 100,
+        paraphrase: false,
     }
 }
 
@@ -288,6 +291,76 @@ fn training_goes_on_from_a_parent_and_measures_against_the_live_adapter() {
     assert_eq!(config["r"], 2, "a continued adapter keeps its rank");
     let told = |e: &JobEvent| matches!(e, JobEvent::Note(n) if n.contains("rank 2"));
     assert!(events.iter().any(told), "and the user is told: {events:?}");
+}
+
+#[test]
+fn a_difference_is_trained_on_a_frozen_adapter_and_their_sum_is_published_at_its_rank() {
+    let shop = Workshop::new();
+    shop.run(&shop.input(), "first", None).0.unwrap();
+    let frozen = shop.files("first");
+    let parent = Some(shop.path("first"));
+    let params = TrainingParams {
+        rank: 3,
+        target_modules: vec!["q_proj".to_owned(), "v_proj".to_owned()],
+        ..params()
+    };
+    let next =
+        JobInput { parent: parent.clone(), baseline: parent, delta: true, params, ..shop.input() };
+    let (result, events) = shop.run(&next, "second", None);
+    let measured = result.unwrap();
+    let mean = |f: fn(&shammah::eval::ItemLoss) -> f64| measured.trained.iter().map(f).sum::<f64>();
+    assert!(mean(|i| i.after) < mean(|i| i.before), "it goes on learning: {measured:?}");
+    assert_eq!(shop.files("first"), frozen, "the adapter before stays as it was");
+
+    let files = shop.files("second");
+    let record: TrainingRecord = serde_json::from_slice(&files[TRAINING_FILE]).unwrap();
+    let error = record.compression_error.unwrap();
+    assert!(error > 0.0 && error < 1.0, "{error}");
+    let told = format!("leaves out {:.2} %", error * 100.0);
+    assert!(
+        events.iter().any(|e| matches!(e, JobEvent::Note(n) if n.contains(&told))),
+        "{events:?}"
+    );
+    let config: Value = serde_json::from_slice(&files["adapter_config.json"]).unwrap();
+    assert_eq!(config["r"], 2);
+    assert_eq!(config["target_modules"], json!(["q_proj", "down_proj", "v_proj"]));
+    // Where only the difference acts it keeps its own rank.
+    let ranks = config["rank_pattern"].as_object().unwrap();
+    assert!(
+        !ranks.is_empty() && ranks.iter().all(|(k, v)| k.ends_with("v_proj") && *v == 3),
+        "{ranks:?}"
+    );
+
+    shop.run(&next, "stopped", Some(3)).0.unwrap_err();
+    assert_eq!(shop.run(&next, "stopped", None).0.unwrap(), measured);
+    assert_eq!(shop.files("stopped"), files, "also when it was interrupted");
+}
+
+#[test]
+fn training_is_compared_with_the_note_in_the_prompt_on_what_is_held_out_or_else_on_what_is_new() {
+    let shop = Workshop::new();
+    let ids = |measured: &Measurements| measured.prompted.iter().map(|i| i.id).collect::<Vec<_>>();
+    let input = shop.input();
+    let held = shop.run(&input, "held", None).0.unwrap();
+    assert_eq!(ids(&held), [5]);
+    assert_eq!(held.prompted[0].after, held.heldout[0].after);
+    let noted = JobInput { notes: [(5, "Say a tree.".to_owned())].into(), ..input.clone() };
+    let noted = shop.run(&noted, "noted", None).0.unwrap();
+    assert_ne!(noted.prompted[0].before, held.prompted[0].before, "the note is what is told");
+    assert_eq!(noted.heldout, held.heldout, "and nothing is trained on it");
+    let none = JobInput { heldout: Vec::new(), ..input };
+    assert_eq!(ids(&shop.run(&none, "none", None).0.unwrap()), [1, 2, 3]);
+}
+
+#[test]
+fn a_job_without_new_examples_learns_the_old_ones_again() {
+    let shop = Workshop::new();
+    let input = shop.input();
+    let replay = input.train.clone();
+    let again = JobInput { train: Vec::new(), replay, ..input };
+    let measured = shop.run(&again, "again", None).0.unwrap();
+    assert_eq!(measured.trained.iter().map(|i| i.id).collect::<Vec<_>>(), [1, 2, 3]);
+    assert_eq!(measured.examples, 3);
 }
 
 fn failure(shop: &Workshop, input: &JobInput) -> String {

@@ -50,6 +50,7 @@ fn params() -> TrainingParams {
         anchor_prompts: 1,
         max_share: 0.3,
         checkpoint_every_steps: 100,
+        paraphrase: false,
     }
 }
 

@@ -18,6 +18,7 @@ const FAMILY: &str = "qwen2";
 
 fn params() -> TrainingParams {
     TrainingParams {
+        paraphrase: false,
         rank: 4,
         alpha: 8.0,
         rslora: false,

@@ -65,6 +65,7 @@ fn params() -> TrainingParams {
         anchor_prompts: 0,
         max_share: 1.0,
         checkpoint_every_steps: 100,
+        paraphrase: false,
     }
 }
 

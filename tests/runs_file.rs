@@ -60,8 +60,8 @@ fn each_mistake_names_file_job_key_and_what_would_be_right() {
             "runs.toml:2: job 1: unknown key \"learningrate\": did you mean \"learning_rate\"?",
         ),
         (
-            "[[job]]\nfrom = \"delta\"",
-            "runs.toml:2: job 1: lora.training.from = \"delta\" is not allowed: it must be \"continue\" or \"fresh\"",
+            "[[job]]\nfrom = \"old\"",
+            "runs.toml:2: job 1: lora.training.from = \"old\" is not allowed: it must be \"continue\", \"fresh\" or \"delta\"",
         ),
         (
             "[[job]]\nname = \"No Name\"",

@@ -59,6 +59,7 @@ fn input() -> JobInput {
             anchor_prompts: 0,
             max_share: 1.0,
             checkpoint_every_steps: 5,
+            paraphrase: false,
         },
         train: (1..=4).map(example).collect(),
         replay: Vec::new(),
@@ -66,6 +67,8 @@ fn input() -> JobInput {
         rejected: Vec::new(),
         parent: None,
         baseline: None,
+        delta: false,
+        notes: Default::default(),
         memory: MemoryBudget::default(),
     }
 }

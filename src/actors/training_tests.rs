@@ -55,6 +55,7 @@ impl Puppet {
             trained: vec![item(1), item(2)],
             heldout: vec![],
             general: vec![],
+            prompted: Vec::new(),
             kl: 0.01,
             final_loss: after,
             steps: 30,

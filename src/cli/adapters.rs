@@ -7,8 +7,9 @@ use super::args::{AdaptersCommand, GlobalArgs};
 use super::context::Session;
 use super::exit::Exit;
 use super::output::{self, Table, or_dash};
-use super::{adapter_files, adapters_compare, model};
+use super::{adapter_files, adapters_compare, gate_text, model};
 use crate::domain::{AdapterId, DEFAULT_DOMAIN};
+use crate::lora::TRAINING_FILE;
 use crate::store::{AdapterRow, Store};
 
 /// Runs the command.
@@ -106,7 +107,7 @@ fn show(store: &Store, row: &AdapterRow, as_json: bool) -> Result<()> {
     if as_json {
         return Ok(output::json(row)?);
     }
-    output::fields(&[
+    let mut fields = vec![
         ("id", row.id.to_string()),
         ("domain", row.domain.clone()),
         ("parent", row.parent.as_ref().map_or_else(|| "base".to_owned(), ToString::to_string)),
@@ -116,11 +117,34 @@ fn show(store: &Store, row: &AdapterRow, as_json: bool) -> Result<()> {
         ("rank", row.rank.to_string()),
         ("target modules", row.target_modules.join(", ")),
         ("examples", row.examples.to_string()),
-        ("gate", row.gate.to_string()),
         ("used in", format!("{} answers", row.used_in)),
         ("created", output::time(row.created_at)),
         ("size", format!("{} bytes", row.bytes)),
         ("path", store.home().adapter(&row.id).display().to_string()),
-    ])?;
-    Ok(())
+    ];
+    let seen = store.seen(&row.id)?;
+    for (name, ids) in [
+        ("  learned", &seen.learned),
+        ("  replayed", &seen.replayed),
+        ("  measured on", &seen.heldout),
+        ("  from parents", &seen.inherited),
+        ("  forgotten since", &seen.forgotten),
+    ] {
+        let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
+        fields.extend((!ids.is_empty()).then(|| (name, ids.join(", "))));
+    }
+    fields.extend(cut_off(store, row).map(|share| ("compression", share)));
+    match gate_text::report(&row.gate) {
+        Some(report) => fields.extend(gate_text::rows(&report)),
+        None => fields.push(("gate", row.gate.to_string())),
+    }
+    Ok(output::fields(&fields)?)
+}
+
+/// What an adapter that is a sum leaves out of it, in words.
+fn cut_off(store: &Store, row: &AdapterRow) -> Option<String> {
+    let path = store.home().adapter(&row.id).join(TRAINING_FILE);
+    let record: serde_json::Value = serde_json::from_slice(&fs_err::read(path).ok()?).ok()?;
+    let error = record.get("compression_error")?.as_f64()?;
+    Some(format!("leaves out {:.2} % of parent and difference (Frobenius norm)", error * 100.0))
 }

@@ -1,6 +1,7 @@
 //! The command line, as clap reads it.
 
 mod adapters;
+mod eval;
 mod feedback;
 
 use std::path::PathBuf;
@@ -8,6 +9,7 @@ use std::path::PathBuf;
 pub use adapters::{AdaptersCommand, CompareAdaptersArgs, ExportArgs, ImportArgs};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+pub use eval::EvalArgs;
 pub use feedback::{FeedbackEditArgs, StatsArgs};
 
 use super::feedback_forms::Form;
@@ -76,6 +78,8 @@ pub enum Command {
     /// List, show, load, unload, roll back and delete adapters
     #[command(subcommand)]
     Adapters(AdaptersCommand),
+    /// Measure an adapter as the gate does: what it changes, item by item
+    Eval(EvalArgs),
     /// List, add, import, export and count marks
     #[command(subcommand)]
     Feedback(FeedbackCommand),
@@ -143,6 +147,8 @@ pub enum FromArg {
     Continue,
     /// From zero, on all examples of the domain
     Fresh,
+    /// From the live adapter, frozen, with a difference on top
+    Delta,
 }
 
 /// Arguments of `train`.
@@ -241,6 +247,9 @@ pub enum FeedbackCommand {
         /// Its number
         #[arg(value_name = "ID")]
         id: i64,
+        /// Train anew without it, if an adapter has seen it
+        #[arg(long)]
+        retrain: bool,
         /// How to print.
         #[command(flatten)]
         json: JsonArg,

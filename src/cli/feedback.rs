@@ -54,7 +54,9 @@ pub fn run(command: &FeedbackCommand, global: &GlobalArgs) -> Result<Exit> {
             }
             export(&session.store, file, domain.clone(), *format, json.json)?;
         }
-        FeedbackCommand::Forget { id, json } => secrets::forget(&session, *id, json.json)?,
+        FeedbackCommand::Forget { id, retrain, json } => {
+            secrets::forget(&session, *id, *retrain, json.json)?;
+        }
         FeedbackCommand::Revise(args) => return revise::run(args, &session, global),
         FeedbackCommand::Scan(json) => return secrets::scan(&session.store, json.json),
         FeedbackCommand::Stats(json) => stats(&session.store, json.json)?,

@@ -8,13 +8,16 @@ use super::context::Session;
 use super::exit::Exit;
 use super::job_log::JobLog;
 use super::output::{self, Table, or_dash};
-use super::{compare, curves, jobs_watch};
+use super::{compare, curves, gate_text, jobs_watch};
 use crate::domain::CurvePoint;
 use crate::lora::Resources;
 use crate::plan;
 use crate::plot::Curve;
-use crate::store::{EventRow, Home, JobRow};
+use crate::store::{EventRow, Home, JobRow, JobState};
 use crate::text::need;
+
+/// What a rejection means for its user.
+const REJECTED: &str = "nothing changed: the adapter that was live still is, and the marks stay. `shammah jobs retry ID` tries again; the next\nautomatic job waits for as many new marks as lora.training.auto_train_threshold says";
 
 /// Runs the command.
 ///
@@ -168,7 +171,7 @@ fn show(listed: &Listed<'_>, events: &[EventRow], curve: &Curve, as_json: bool) 
     }
     let expected = resources.and_then(|r| Some(need(r.expected_ms?, r.expected_bytes)));
     let took = resources.and_then(|r| Some(need(r.elapsed_ms?, r.peak_bytes?)));
-    output::fields(&[
+    let mut fields = vec![
         ("id", job.id.to_string()),
         ("name", job.name.to_string()),
         ("domain", job.domain.clone()),
@@ -188,7 +191,12 @@ fn show(listed: &Listed<'_>, events: &[EventRow], curve: &Curve, as_json: bool) 
         ("created", output::time(job.created_at)),
         ("started", or_dash(job.started_at.map(output::time))),
         ("finished", or_dash(job.finished_at.map(output::time))),
-    ])?;
+    ];
+    fields.extend(job.gate.as_ref().and_then(gate_text::report).iter().flat_map(gate_text::rows));
+    output::fields(&fields)?;
+    if job.state == JobState::Rejected {
+        output::line(REJECTED)?;
+    }
     if listed.interrupted {
         output::line(&waits_for_a_holder(job))?;
     }

@@ -16,11 +16,13 @@ mod context;
 mod curves;
 mod doctor;
 mod download;
+mod eval;
 mod exit;
 mod feedback;
 mod feedback_edit;
 mod feedback_file;
 mod feedback_forms;
+mod gate_text;
 mod interrupt;
 mod job_log;
 mod jobs;
@@ -70,6 +72,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         Some(Command::Jobs(JobsCommand::Run)) => return jobs_run::run(global),
         Some(Command::Jobs(command)) => jobs::run(command, global),
         Some(Command::Adapters(command)) => adapters::run(command, global),
+        Some(Command::Eval(args)) => eval::run(args, global),
         Some(Command::Feedback(command)) => feedback::run(command, global),
         Some(Command::Stats(args)) => stats::run(args, global),
         Some(Command::Models(command)) => models::run(command, global),

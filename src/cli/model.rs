@@ -238,6 +238,14 @@ pub fn load_adapter(session: &Session, id: &AdapterId, model: &LoadedModel) -> R
     Ok(lora::load_verified(&session.home.adapter(id), model)?)
 }
 
+/// Returns where the configured model is.
+///
+/// # Errors
+/// A model of the hub that is not in the cache, or not whole.
+pub fn source(session: &Session) -> Result<ModelSource> {
+    Ok(found(session)?.source.clone())
+}
+
 /// Returns the configured model, which is looked for once.
 fn found(session: &Session) -> Result<&Resolved, HubError> {
     if let Some(found) = session.model.get() {

@@ -97,9 +97,10 @@ impl Shared {
         let Some(twin) = (0..self.set_of.len()).find(same) else { return Ok(from) };
         match from {
             None | Some(StartFrom::Fresh) => Ok(Some(StartFrom::Fresh)),
-            Some(StartFrom::Continue) => {
+            Some(from) => {
+                let from = crate::store::StartFrom::from(from);
                 let problem = format!(
-                    "is \"continue\", and job {} learns the same examples: such jobs start from zero, remove the line or write \"fresh\"",
+                    "is \"{from}\", and job {} learns the same examples: such jobs start from zero, remove the line or write \"fresh\"",
                     twin + 1
                 );
                 Err(runs.conflict(index, "from", problem))

@@ -8,9 +8,13 @@ use serde_json::json;
 
 use super::context::Session;
 use super::exit::Exit;
-use super::output;
+use super::{model, output};
+use crate::plan::{self, JobWish, PlanError};
 use crate::secrets::source;
-use crate::store::{FeedbackFilter, FeedbackRow, Forgotten, SecretFound, Store, listed};
+use crate::store::{
+    FeedbackFilter, FeedbackRow, Forgotten, JobRow, SecretFound, StartFrom, Store, StoreError,
+    listed,
+};
 use crate::text::printable_line;
 
 /// Largest history that is looked through: that of the console is far smaller.
@@ -99,19 +103,21 @@ pub fn scan(store: &Store, as_json: bool) -> Result<Exit> {
     Ok(if bad.is_empty() { Exit::Done } else { Exit::Failed })
 }
 
-/// Drops a mark for good and says what still knows it.
+/// Drops a mark for good, says what still knows it, and trains anew without it if that is wanted.
 ///
 /// # Errors
 /// No such mark, or a store that cannot be written.
-pub fn forget(session: &Session, id: i64, as_json: bool) -> Result<()> {
+pub fn forget(session: &Session, id: i64, retrain: bool, as_json: bool) -> Result<()> {
     let row = session.store.feedback(id)?;
     let done = session.store.remove_feedback(id)?;
     let in_history = history_has(session, &row);
+    let again = retrain.then(|| train_without(session, &row.domain, &done)).transpose()?.flatten();
     if as_json {
-        let Forgotten { seen_by, in_running_job, cancelled_jobs, still_in_log } = done;
+        let Forgotten { seen_by, in_running_job, cancelled_jobs, still_in_log, .. } = done;
         return Ok(output::json(&json!({"forgotten": id, "seen_by": seen_by,
             "in_running_job": in_running_job, "cancelled_jobs": cancelled_jobs,
-            "still_in_log": still_in_log, "in_history": in_history}))?);
+            "still_in_log": still_in_log, "in_history": in_history,
+            "retrained_in": again.map(|job| job.id)}))?);
     }
     output::line(&format!("mark {id} is forgotten: its text is gone from the database"))?;
     if done.still_in_log {
@@ -120,8 +126,12 @@ pub fn forget(session: &Session, id: i64, as_json: bool) -> Result<()> {
         )?;
     }
     for adapter in &done.seen_by {
+        let first = match again {
+            Some(_) => "when the new one is live",
+            None => "train anew with `shammah train --from fresh`, then",
+        };
         output::line(&format!(
-            "adapter {adapter} has seen it: train anew with `shammah train --from fresh`, then `shammah adapters delete {adapter}`"
+            "adapter {adapter} has seen it: {first} `shammah adapters delete {adapter}`"
         ))?;
     }
     if let Some(job) = done.in_running_job {
@@ -132,6 +142,20 @@ pub fn forget(session: &Session, id: i64, as_json: bool) -> Result<()> {
     for job in &done.cancelled_jobs {
         output::line(&format!("job {job} is cancelled: it was its only example"))?;
     }
+    match &again {
+        Some(job) => output::line(&format!(
+            "job {} ({}) learns domain {} from zero without it",
+            job.id, job.name, job.domain
+        ))?,
+        None if retrain && done.seen_by.is_empty() => {
+            output::line("no adapter has seen it: there is nothing to train anew")?;
+        }
+        None if retrain => output::line(&format!(
+            "domain {} has nothing else to learn: no job was made",
+            row.domain
+        ))?,
+        None => {}
+    }
     if in_history {
         let path = session.home.history();
         output::line(&format!(
@@ -140,6 +164,24 @@ pub fn forget(session: &Session, id: i64, as_json: bool) -> Result<()> {
         ))?;
     }
     Ok(())
+}
+
+/// Enqueues a job that learns a domain from zero, if an adapter has seen what was forgotten and something is left.
+fn train_without(session: &Session, domain: &str, done: &Forgotten) -> Result<Option<JobRow>> {
+    if done.seen_by.is_empty() {
+        return Ok(None);
+    }
+    let wish = JobWish {
+        domain: domain.to_owned(),
+        from: Some(StartFrom::Fresh),
+        base: model::job_base(session)?,
+        ..JobWish::default()
+    };
+    match plan::enqueue(&session.store, &session.loaded.config, wish) {
+        Ok(job) => Ok(Some(job)),
+        Err(PlanError::Store(StoreError::NothingToTrain { .. })) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Whether something that was typed for a mark is in the console's history.

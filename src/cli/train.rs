@@ -59,6 +59,7 @@ fn enqueue(session: &Session, args: &TrainArgs) -> Result<JobRow> {
         from: args.from.map(|from| match from {
             FromArg::Continue => store::StartFrom::Continue,
             FromArg::Fresh => store::StartFrom::Fresh,
+            FromArg::Delta => store::StartFrom::Delta,
         }),
         priority: args.priority,
         only,

@@ -166,6 +166,8 @@ pub enum StartFrom {
     Continue,
     /// From zero, on all examples of the domain.
     Fresh,
+    /// From the live adapter, frozen, with a difference on top.
+    Delta,
 }
 
 /// `lora.training.revisions`
@@ -230,6 +232,8 @@ pub struct TrainingSection {
     pub max_share_percent: u32,
     /// Steps between two checkpoints.
     pub checkpoint_every_steps: usize,
+    /// Whether each epoch asks the questions in another form.
+    pub paraphrase: bool,
     /// Mebibytes that a job plans with; 0 means what the machine has available.
     pub memory_limit_mb: u64,
 }

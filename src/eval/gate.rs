@@ -50,6 +50,10 @@ pub struct GateReport {
     pub heldout: Option<Comparison>,
     /// The general prompts.
     pub general: Option<Comparison>,
+    /// The base with the note in its prompt (`before`) against the adapter without it (`after`), on the held-out items, or
+    /// where there are none on the new ones.
+    #[serde(default)]
+    pub prompted: Option<Comparison>,
     /// KL(base ‖ adapter) on the general prompts, nats per token.
     pub kl: f64,
     /// Its ceiling.
@@ -108,10 +112,12 @@ pub fn gate(m: &Measurements, config: &GateConfig) -> (GateReport, Verdict) {
     let compare = |items: &[ItemLoss]| (!items.is_empty()).then(|| Comparison::of(items, config));
     let trained = Comparison::of(&m.trained, config);
     let heldout = compare(&m.heldout);
-    let general = compare(&m.general);
+    let (general, prompted) = (compare(&m.general), compare(&m.prompted));
     let mut reasons = Vec::new();
     if !all_finite(m) {
-        reasons.push("a measured loss is no number".to_owned());
+        reasons.push(
+            "a measured loss is no number: training broke down; lower lora.training.learning_rate, and look at the examples with `shammah feedback list`".to_owned(),
+        );
     }
     if let Some(step) = m.exploded_at {
         reasons.push(format!(
@@ -119,16 +125,21 @@ pub fn gate(m: &Measurements, config: &GateConfig) -> (GateReport, Verdict) {
         ));
     }
     if !(trained.after < trained.before - TIE && trained.better > trained.worse) {
-        reasons.push(format!("it did not learn the new examples: {}", trained.describe("loss")));
+        reasons.push(format!(
+            "it did not learn the new examples: {}; look for marks that contradict each other (`shammah feedback list`), or raise lora.training.epochs",
+            trained.describe("loss")
+        ));
     }
     if let Some(heldout) = heldout.filter(|h| h.interval.0 > TIE) {
-        reasons
-            .push(format!("it got worse on examples it never saw: {}", heldout.describe(HELDOUT)));
+        reasons.push(format!(
+            "it got worse on examples it never saw: {}; mark more answers about the same, or see whether the marks agree with each other",
+            heldout.describe(HELDOUT)
+        ));
     }
     let under_ceiling = m.kl <= config.max_kl;
     if !under_ceiling {
         reasons.push(format!(
-            "it changes answers to unrelated questions (KL {:.3} above {:.3})",
+            "it changes answers to unrelated questions (KL {:.3} above {:.3}): mark some of those with /good so that they stay, raise lora.training.anchor, or lower lora.training.learning_rate",
             m.kl, config.max_kl
         ));
     }
@@ -136,6 +147,7 @@ pub fn gate(m: &Measurements, config: &GateConfig) -> (GateReport, Verdict) {
         trained,
         heldout,
         general,
+        prompted,
         kl: m.kl,
         max_kl: config.max_kl,
         promoted: reasons.is_empty(),
@@ -149,7 +161,7 @@ pub fn gate(m: &Measurements, config: &GateConfig) -> (GateReport, Verdict) {
 }
 
 fn all_finite(m: &Measurements) -> bool {
-    let items = m.trained.iter().chain(&m.heldout).chain(&m.general);
+    let items = m.trained.iter().chain(&m.heldout).chain(&m.general).chain(&m.prompted);
     items.flat_map(|i| [i.before, i.after]).chain([m.kl]).all(f64::is_finite)
 }
 
@@ -159,6 +171,15 @@ impl Comparison {
         let equal = if self.equal > 0 { format!(", {} equal", self.equal) } else { String::new() };
         let Self { better, worse, before, after, .. } = self;
         format!("{better} better, {worse} worse{equal} ({loss} {before:.2} → {after:.2})")
+    }
+
+    /// Says of a comparison with a prompt (`before`) which does better.
+    pub fn against_prompt(&self) -> &'static str {
+        match self.interval {
+            (_, high) if high < -TIE => "training does better",
+            (low, _) if low > TIE => "the prompt does better: a note there may be all you need",
+            _ => "no clear difference",
+        }
     }
 
     /// Compares pairs of losses; of no pairs, everything is 0.
@@ -207,7 +228,23 @@ impl std::fmt::Display for GateReport {
             Some(heldout) => write!(f, "{}; ", heldout.describe(HELDOUT))?,
             None => write!(f, "nothing held out yet; ")?,
         }
-        write!(f, "KL to the base {:.3} (at most {:.3})", self.kl, self.max_kl)
+        write!(f, "KL to the base {:.3} (at most {:.3})", self.kl, self.max_kl)?;
+        match self.against_prompt() {
+            Some(line) => write!(f, "; {line}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl GateReport {
+    /// Says how training compares with saying it in the prompt.
+    pub fn against_prompt(&self) -> Option<String> {
+        let prompted = self.prompted?;
+        let Comparison { better, worse, before, after, .. } = prompted;
+        let verdict = prompted.against_prompt();
+        Some(format!(
+            "with the note in the prompt instead: loss {before:.2}, trained {after:.2} ({better} better, {worse} worse), {verdict}"
+        ))
     }
 }
 

@@ -14,6 +14,7 @@ fn good() -> Measurements {
         trained: items(&[(4.0, 0.1), (3.0, 0.2), (5.0, 0.1)]),
         heldout: items(&[(2.0, 1.0), (2.1, 1.4), (1.8, 1.8)]),
         general: items(&[(0.2, 0.21), (0.3, 0.29)]),
+        prompted: Vec::new(),
         kl: 0.01,
         final_loss: 0.1,
         steps: 60,
@@ -90,6 +91,42 @@ fn no_number_passes_that_is_none() {
         rejected_for(&Measurements { heldout: items(&[(4.0, bad)]), ..good() }, "no number");
         rejected_for(&Measurements { general: items(&[(4.0, bad)]), ..good() }, "no number");
     }
+}
+
+#[test]
+fn each_reason_says_what_to_do() {
+    let bad = Measurements {
+        trained: items(&[(1.0, 1.2)]),
+        heldout: items(&[(1.0, 1.9), (1.0, 2.0), (1.0, 2.1)]),
+        kl: 0.4,
+        exploded_at: Some(3),
+        ..good()
+    };
+    let all = reasons(&bad);
+    assert_eq!(all.len(), 4, "{all:?}");
+    for (reason, remedy) in
+        all.iter().zip(["learning_rate", "contradict", "mark more", "lora.training.anchor"])
+    {
+        assert!(reason.contains(remedy), "{remedy:?} not in {reason:?}");
+    }
+}
+
+#[test]
+fn a_prompt_that_does_better_is_named_and_decides_nothing() {
+    let told = |pairs: &[(f64, f64)]| {
+        let (report, verdict) = gate(&Measurements { prompted: items(pairs), ..good() }, &CONFIG);
+        assert!(matches!(verdict, Verdict::Promote(_)), "a comparison, not a condition");
+        assert!(report.to_string().contains(&report.against_prompt().unwrap()), "{report}");
+        report.against_prompt().unwrap()
+    };
+    let wins = told(&[(0.1, 0.5), (0.2, 0.6), (0.1, 0.4)]);
+    assert!(
+        wins.contains("0 better, 3 worse") && wins.contains("the prompt does better"),
+        "{wins}"
+    );
+    assert!(told(&[(2.0, 0.5), (1.9, 0.6), (2.1, 0.4)]).contains("training does better"));
+    assert!(told(&[(0.4, 0.5), (0.7, 0.6), (0.5, 0.5)]).contains("no clear difference"));
+    assert_eq!(gate(&good(), &CONFIG).0.against_prompt(), None);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! They are disjoint: a set that is trained on measures nothing. The built-in model has sets of its
 //! own, because it knows nothing of the world; `examples/pretrain` draws them from its corpus.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use serde::Deserialize;
 
@@ -64,6 +64,26 @@ pub fn routing_prompts() -> Vec<String> {
     let rows = sets.iter().filter_map(|source| GeneralSet::for_model(source).anchors(&[]).ok());
     rows.flatten().filter_map(|row| row.messages.into_iter().next()).map(|m| m.content).collect()
 }
+
+impl GeneralSet {
+    /// Returns the words that are common in questions, in lower case: they say what is asked, not what about.
+    ///
+    /// # Errors
+    /// A malformed row, by line.
+    pub fn common_words(&self) -> Result<HashSet<String>, JobError> {
+        let mut rows = parse(self.anchors)?;
+        rows.extend(parse(self.gate)?);
+        let mut counts: HashMap<String, usize> = HashMap::new();
+        for word in rows.iter().flat_map(question_words) {
+            *counts.entry(word).or_default() += 1;
+        }
+        let least = rows.len().div_ceil(COMMON_ONE_IN);
+        Ok(counts.into_iter().filter(|(_, n)| *n >= least).map(|(word, _)| word).collect())
+    }
+}
+
+/// A word is common when one question in so many has it.
+const COMMON_ONE_IN: usize = 15;
 
 /// Fewer prompts than this measure nothing: marks about nearly everything get the whole set, and the
 /// stricter judgement that comes with it.
@@ -132,6 +152,15 @@ mod tests {
             for row in &gate {
                 assert!(anchors.iter().all(|a| a.messages != row.messages), "{:?}", row.messages);
             }
+        }
+    }
+
+    #[test]
+    fn common_words_are_those_that_ask_and_not_what_is_asked_about() {
+        for source in [ModelSource::Builtin, ModelSource::Dir("x".into())] {
+            let common = GeneralSet::for_model(&source).common_words().unwrap();
+            assert!(common.contains("what") && common.contains("the"), "{common:?}");
+            assert!(!common.contains("adapter_config") && common.len() < 40, "{common:?}");
         }
     }
 

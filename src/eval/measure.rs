@@ -27,6 +27,10 @@ pub struct Measurements {
     pub heldout: Vec<ItemLoss>,
     /// The fixed general prompts, base against new adapter.
     pub general: Vec<ItemLoss>,
+    /// The held-out items, or where there are none the new ones: the base with the note in its prompt (`before`) against
+    /// the new adapter without it (`after`).
+    #[serde(default)]
+    pub prompted: Vec<ItemLoss>,
     /// Mean over the general prompts' answer positions of KL(base ‖ adapter), nats per token.
     pub kl: f64,
     /// Loss of the last step, nats per token, anchor included.

@@ -1,9 +1,13 @@
 //! Evaluation: what is measured of an adapter, and the gate that decides whether it may go live.
 
+mod compare;
 mod gate;
 mod general;
 pub(crate) mod measure;
+mod prompted;
 
+pub use compare::{Compared, compare};
 pub use gate::{Comparison, GateConfig, GateReport, Promotion, Verdict, gate};
 pub use general::{GeneralSet, routing_prompts};
 pub use measure::{ItemLoss, Measurements};
+pub use prompted::with_note;

@@ -64,6 +64,7 @@ fn params(dora: bool, dropout: f64) -> TrainingParams {
         anchor_prompts: 1,
         max_share: 0.3,
         checkpoint_every_steps: 100,
+        paraphrase: false,
     }
 }
 
@@ -259,6 +260,8 @@ fn job() -> JobInput {
         rejected: Vec::new(),
         parent: None,
         baseline: None,
+        delta: false,
+        notes: Default::default(),
     }
 }
 

@@ -1,14 +1,18 @@
 //! A whole training job: load, measure, train, measure again, write the adapter.
 
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::dataset::{self, Sequence, encode};
-use super::estimate::{Load, Step, Workload};
+use super::dataset::Sequence;
+use super::delta::{self, Compressed};
+use super::estimate::Workload;
 use super::preference::{self, Pairs};
+use super::sets::{Sets, check_heldout};
 use super::trainer::{self, MemoryPlan, TrainingData};
 use super::verified::check_base;
 use super::watch::LossWatch;
@@ -18,13 +22,11 @@ use super::{
 };
 use crate::device::{self, Opened};
 use crate::domain::{DeviceChoice, TrainExample};
-use crate::eval::{GeneralSet, ItemLoss, Measurements, measure};
-use crate::models::{self, Adapt, LoadedModel, ModelSource, Module, NoAdapter, Quantize, hex};
+use crate::eval::{ItemLoss, Measurements, measure};
+use crate::models::{self, Adapt, LoadedModel, ModelSource, NoAdapter, Quantize, hex};
 
 /// What is kept beside an adapter, ours, not PEFT's.
 pub const TRAINING_FILE: &str = "training.json";
-/// Largest part of a context that one example may fill; longer ones cost memory no mark is worth.
-const MAX_TRAINING_TOKENS: usize = 2048;
 
 /// Everything a job computes from; a snapshot, nothing is read from a database.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -51,8 +53,12 @@ pub struct JobInput {
     pub rejected: Vec<(i64, String)>,
     /// The adapter to go on from.
     pub parent: Option<PathBuf>,
+    /// Whether that adapter is frozen and a difference is trained on top of it.
+    pub delta: bool,
     /// The adapter that is live, which the new one must beat.
     pub baseline: Option<PathBuf>,
+    /// What was said about examples, by id: what the prompt would say instead of training.
+    pub notes: BTreeMap<i64, String>,
     /// The memory it may use.
     pub memory: MemoryBudget,
 }
@@ -112,6 +118,9 @@ pub struct TrainingRecord {
     pub params: TrainingParams,
     /// What was measured before and after.
     pub measurements: Measurements,
+    /// How far the adapter is from the sum that it stands for, if it is one (relative Frobenius norm).
+    #[serde(default)]
+    pub compression_error: Option<f64>,
     /// What it was expected to need and took; whoever has a clock writes it ([`record_resources`]).
     pub resources: Option<Resources>,
 }
@@ -143,8 +152,11 @@ pub fn run_job(
     }
     check_heldout(input)?;
     let sets = Sets::encode(input, &model, events)?;
-    let parent = load_adapter(input.parent.as_deref(), &model)?;
-    let job = sets.workload(input, &model, parent.as_ref());
+    let parent = load_adapter(input.parent.as_deref(), &model)?.map(Arc::new);
+    if let Some(parent) = parent.as_ref().filter(|_| input.delta) {
+        delta::check(parent.config(), input.params.dora)?;
+    }
+    let job = sets.workload(input, &model, parent.as_deref());
     let (plan, note) = input.memory.plan(&job)?;
     note.into_iter().for_each(|note| events(JobEvent::Note(note)));
     events(JobEvent::Planned { bytes: job.peak_bytes(plan), plan });
@@ -153,33 +165,67 @@ pub fn run_job(
     let trained_before = trainer::evaluate(&model.decoder, &sets.new, before)?;
     let heldout_before = trainer::evaluate(&model.decoder, &sets.heldout, before)?;
 
-    let course = Course { parent, job, plan, checkpoint_dir };
+    let course = Course { parent: parent.clone(), job, plan, checkpoint_dir };
     let Trained { lora, final_loss, steps, exploded_at } =
         train(input, &model, &sets, course, events, cancelled)?;
     events(JobEvent::Evaluating);
-    let after = lora.publish()?;
+    let (after, compression_error) = publish(input, &lora, parent.as_deref(), events)?;
     let general = measure::general(&model, &sets.general, &after)?;
+    let measured = |sequences: &[Sequence], before| {
+        let after = trainer::evaluate(&model.decoder, sequences, &after)?;
+        Ok::<_, JobError>(pair(sequences, before, &after))
+    };
+    let trained = measured(&sets.new, trained_before)?;
+    let heldout = measured(&sets.heldout, heldout_before)?;
+    let prompted = prompted(&model, &sets.prompted, trained.iter().chain(&heldout))?;
     let measurements = Measurements {
-        trained: pair(
-            &sets.new,
-            trained_before,
-            &trainer::evaluate(&model.decoder, &sets.new, &after)?,
-        ),
-        heldout: pair(
-            &sets.heldout,
-            heldout_before,
-            &trainer::evaluate(&model.decoder, &sets.heldout, &after)?,
-        ),
+        trained,
+        heldout,
         general: general.items,
+        prompted,
         kl: general.kl,
         final_loss,
         steps,
         examples: sets.new.len(),
         exploded_at,
     };
-    let pairs = sets.paired();
-    write(input, &model, &lora, &after, (&measurements, pairs), out_dir)?;
+    let learned = Learned { compression_error, pairs: sets.paired() };
+    write(input, &model, &after, learned, &measurements, out_dir)?;
     Ok(measurements)
+}
+
+/// Returns what is published: the trained factors, or their sum with the adapter that they were trained on top of, and how
+/// far that is from the sum.
+fn publish(
+    input: &JobInput,
+    lora: &TrainableLora,
+    parent: Option<&LoraAdapter>,
+    events: &mut dyn FnMut(JobEvent),
+) -> Result<(LoraAdapter, Option<f64>), JobError> {
+    let trained = lora.publish()?;
+    let Some(parent) = parent.filter(|_| input.delta) else { return Ok((trained, None)) };
+    let Compressed { adapter, error } = delta::sum(parent, &trained, None)?;
+    let rank = adapter.config().rank;
+    events(JobEvent::Note(format!(
+        "the adapter before and the new difference are one adapter of rank {rank} now, which leaves out {:.2} % of their sum (Frobenius norm)",
+        error * 100.0
+    )));
+    Ok((adapter, Some(error)))
+}
+
+/// Compares the base, told in the prompt, with the new adapter, told nothing, on the same answers.
+fn prompted<'a>(
+    model: &LoadedModel,
+    told: &[Sequence],
+    adapted: impl Iterator<Item = &'a ItemLoss>,
+) -> Result<Vec<ItemLoss>, JobError> {
+    let adapted: HashMap<i64, f64> = adapted.map(|item| (item.id, item.after)).collect();
+    let losses = trainer::evaluate(&model.decoder, told, &NoAdapter)?;
+    let items = told.iter().zip(losses).filter_map(|(sequence, before)| {
+        let after = *adapted.get(&sequence.id)?;
+        Some(ItemLoss { id: sequence.id, before, after })
+    });
+    Ok(items.collect())
 }
 
 /// Opens the device to train on, and tells of it unless the CPU was asked for.
@@ -194,118 +240,6 @@ fn open_device(input: &JobInput, events: &mut dyn FnMut(JobEvent)) -> Result<Dev
     Ok(device)
 }
 
-/// An example that is trained on measures nothing.
-fn check_heldout(input: &JobInput) -> Result<(), JobError> {
-    let trained = |id: i64| input.train.iter().chain(&input.replay).any(|e| e.id == id);
-    match input.heldout.iter().find(|e| trained(e.id)) {
-        Some(both) => Err(JobError::Input(format!(
-            "example {} is held out and trained on; enqueue the job again with /train",
-            both.id
-        ))),
-        None => Ok(()),
-    }
-}
-
-/// The job's data as token sequences.
-struct Sets {
-    new: Vec<Sequence>,
-    /// New and replayed ones together.
-    train: Vec<Sequence>,
-    /// The criticised answers beside those of `train`.
-    rejected: Vec<Option<Sequence>>,
-    heldout: Vec<Sequence>,
-    anchors: Vec<Sequence>,
-    general: Vec<Sequence>,
-}
-
-impl Sets {
-    fn encode(
-        input: &JobInput,
-        model: &LoadedModel,
-        events: &mut dyn FnMut(JobEvent),
-    ) -> Result<Self, JobError> {
-        let limit = model.context_length.min(MAX_TRAINING_TOKENS);
-        let mut tell =
-            |notes: Vec<String>| notes.into_iter().for_each(|n| events(JobEvent::Note(n)));
-        let mut take = |examples: &[TrainExample], before: Vec<Sequence>| {
-            let taken = encode(examples, &model.tokenizer, limit)?;
-            tell(taken.notes);
-            let merged = dataset::merge(before.into_iter().chain(taken.sequences).collect());
-            tell(merged.notes);
-            Ok::<_, JobError>(merged.sequences)
-        };
-        let none = Vec::new;
-        let new = take(&input.train, none())?;
-        if new.is_empty() {
-            return Err(JobError::Input(
-                "no example has an answer to learn; give one with /fix or /good".into(),
-            ));
-        }
-        let train = take(&input.replay, new.clone())?;
-        let (mut rejected, mut unpaired) = (Vec::new(), Vec::new());
-        if input.params.preference.weight > 0.0 {
-            let examples: Vec<&TrainExample> = input.train.iter().chain(&input.replay).collect();
-            (rejected, unpaired) =
-                preference::encode(&input.rejected, &examples, &train, &model.tokenizer, limit)?;
-        }
-        let prompts = GeneralSet::for_model(&input.model);
-        let taught: Vec<TrainExample> =
-            [&input.train, &input.replay, &input.heldout].into_iter().flatten().cloned().collect();
-        let general = take(&prompts.gate(&taught)?, none())?;
-        if general.is_empty() {
-            return Err(JobError::Input(format!(
-                "no general prompt fits in {limit} tokens, so the gate could not measure; choose a model with a longer context"
-            )));
-        }
-        let anchored = input.params.anchor > 0.0;
-        let anchors = if anchored { take(&prompts.anchors(&taught)?, none())? } else { none() };
-        let mut heldout = take(&input.heldout, none())?;
-        tell(unpaired);
-        heldout.retain(|held| {
-            // An example that is trained on measures nothing.
-            let same = |s: &&Sequence| s.ids == held.ids && s.answer_start == held.answer_start;
-            let twin = train.iter().find(same);
-            tell(twin.map(|t| format!("held-out example {} repeats example {}, which is trained on: it was left out", held.id, t.id)).into_iter().collect());
-            twin.is_none()
-        });
-        Ok(Self { new, train, rejected, heldout, anchors, general })
-    }
-
-    /// The examples that are preferred to their criticised answers.
-    fn paired(&self) -> Vec<i64> {
-        let both = self.train.iter().zip(&self.rejected);
-        both.filter(|(_, rejected)| rejected.is_some()).map(|(taught, _)| taught.id).collect()
-    }
-
-    /// The job in counts.
-    fn workload(
-        &self,
-        input: &JobInput,
-        model: &LoadedModel,
-        parent: Option<&LoraAdapter>,
-    ) -> Workload {
-        let (rank, names) = match parent.map(LoraAdapter::config) {
-            Some(kept) => (kept.rank, &kept.target_modules),
-            None => (input.params.rank, &input.params.target_modules),
-        };
-        let batches = trainer::batches(&self.train, self.anchors.len(), &input.params);
-        let loads = |sequences: &[Sequence]| sequences.iter().map(Load::of).collect();
-        Workload {
-            model: model.decoder.config().clone(),
-            model_bytes: model.decoder.weight_bytes(),
-            rank,
-            modules: names.iter().filter_map(|name| Module::from_name(name)).collect(),
-            steps: batches
-                .iter()
-                .map(|b| Step::of(b, &self.train, &self.anchors).with_rejected(b, &self.rejected))
-                .collect(),
-            measured: self.new.iter().chain(&self.heldout).map(Load::of).collect(),
-            general: loads(&self.general),
-            anchors: loads(&self.anchors),
-        }
-    }
-}
-
 fn load_adapter(dir: Option<&Path>, model: &LoadedModel) -> Result<Option<LoraAdapter>, JobError> {
     let Some(dir) = dir else {
         return Ok(None);
@@ -316,7 +250,7 @@ fn load_adapter(dir: Option<&Path>, model: &LoadedModel) -> Result<Option<LoraAd
 
 /// How a job is trained.
 struct Course<'a> {
-    parent: Option<LoraAdapter>,
+    parent: Option<Arc<LoraAdapter>>,
     job: Workload,
     plan: MemoryPlan,
     checkpoint_dir: &'a Path,
@@ -342,6 +276,7 @@ fn train(
     let params = &input.params;
     let (decoder, device) = (&model.decoder, model.decoder.device());
     let lora = match parent {
+        Some(parent) if input.delta => TrainableLora::fresh(decoder, params)?.on_top_of(parent),
         Some(parent) => {
             note_shape(&parent, params, events);
             TrainableLora::from_adapter(&parent, params.dropout)?
@@ -433,15 +368,22 @@ fn pair(sequences: &[Sequence], before: Vec<f64>, after: &[f64]) -> Vec<ItemLoss
     items.map(|((s, before), &after)| ItemLoss { id: s.id, before, after }).collect()
 }
 
+/// What only the job knows of how its adapter was made.
+struct Learned {
+    compression_error: Option<f64>,
+    /// Ids of the examples that were preferred to their criticised answers.
+    pairs: Vec<i64>,
+}
+
 fn write(
     input: &JobInput,
     model: &LoadedModel,
-    lora: &TrainableLora,
     after: &LoraAdapter,
-    (measurements, pairs): (&Measurements, Vec<i64>),
+    learned: Learned,
+    measurements: &Measurements,
     out_dir: &Path,
 ) -> Result<(), JobError> {
-    adapter::save(out_dir, lora.config(), input.params.dropout, &model.name, after.sites())?;
+    adapter::save(out_dir, after.config(), input.params.dropout, &model.name, after.sites())?;
     let ids = |examples: &[TrainExample]| examples.iter().map(|e| e.id).collect();
     let record = TrainingRecord {
         base: model.name.clone(),
@@ -450,9 +392,10 @@ fn write(
         examples: ids(&input.train),
         replay: ids(&input.replay),
         heldout: ids(&input.heldout),
-        pairs,
+        pairs: learned.pairs,
         params: input.params.clone(),
         measurements: measurements.clone(),
+        compression_error: learned.compression_error,
         resources: None,
     };
     let json = serde_json::to_string_pretty(&record)

@@ -78,6 +78,19 @@ pub struct TrainingParams {
     pub max_share: f64,
     /// Steps between checkpoints.
     pub checkpoint_every_steps: usize,
+    /// Each epoch asks the questions in another form ([`FORMS`]).
+    #[serde(default)]
+    pub paraphrase: bool,
+}
+
+/// The forms of a question: as it was asked, without capital and punctuation, and its rare words alone.
+pub const FORMS: usize = 3;
+
+impl TrainingParams {
+    /// Returns how many forms of each example a training set holds, one form after the other.
+    pub fn forms(&self) -> usize {
+        if self.paraphrase { FORMS } else { 1 }
+    }
 }
 
 /// Defaults that go by the model's size.
@@ -87,9 +100,21 @@ pub struct SizeDefaults {
     pub learning_rate: f64,
     /// Steps at least.
     pub min_steps: usize,
+    /// Steps at least for each example, replayed ones too.
+    pub steps_per_example: usize,
     /// Weight of the anchor.
     pub anchor: f64,
 }
+
+impl SizeDefaults {
+    /// Returns the steps that a job with so many examples takes at least.
+    pub fn steps(&self, examples: usize) -> usize {
+        self.min_steps.max(self.steps_per_example.saturating_mul(examples).min(MOST_STEPS))
+    }
+}
+
+/// Steps that examples ask for by their number at most: a hundred marks shall not train for an hour.
+const MOST_STEPS: usize = 300;
 
 /// Below this many parameters a model needs far larger steps (docs/LOG.md has the sweep).
 const TINY: usize = 50_000_000;
@@ -99,10 +124,10 @@ const SMALL: usize = 400_000_000;
 /// Returns the defaults for a model of so many parameters.
 pub fn size_defaults(parameters: usize) -> SizeDefaults {
     if parameters < TINY {
-        SizeDefaults { learning_rate: 1e-3, min_steps: 60, anchor: 2.0 }
+        SizeDefaults { learning_rate: 3e-3, min_steps: 60, steps_per_example: 6, anchor: 2.0 }
     } else if parameters < SMALL {
-        SizeDefaults { learning_rate: 5e-4, min_steps: 60, anchor: 0.5 }
+        SizeDefaults { learning_rate: 5e-4, min_steps: 60, steps_per_example: 0, anchor: 0.5 }
     } else {
-        SizeDefaults { learning_rate: 2e-4, min_steps: 30, anchor: 0.1 }
+        SizeDefaults { learning_rate: 2e-4, min_steps: 30, steps_per_example: 0, anchor: 0.1 }
     }
 }

@@ -1,13 +1,14 @@
 //! An adapter that is being trained: its factors are variables.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::{Result as TensorResult, Tensor, Var};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::adapter::{Factors, LoraAdapter, LoraConfig};
+use super::adapter::{Factors, LoraAdapter, LoraConfig, add_delta};
 use super::dora::{self, OfWeights};
 use super::fused::{self, Dropout};
 use super::{JobError, TrainingParams};
@@ -17,6 +18,8 @@ use crate::models::{Adapt, Decoder, Gated, Linear, Module, Site};
 pub struct TrainableLora {
     config: LoraConfig,
     sites: BTreeMap<Site, Trained>,
+    /// Acts too, and does not learn.
+    frozen: Option<Arc<LoraAdapter>>,
     /// Probability that an input is zeroed.
     dropout: f64,
     /// Decides, with part, site and place, which inputs are zeroed; new for every step.
@@ -145,7 +148,22 @@ impl TrainableLora {
 
     fn new(config: LoraConfig, sites: BTreeMap<Site, Trained>, dropout: f64) -> Self {
         let (dropout_seed, part) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { config, sites, dropout, dropout_seed, part }
+        Self { config, sites, frozen: None, dropout, dropout_seed, part }
+    }
+
+    /// Learns on top of an adapter that stays as it is.
+    pub fn on_top_of(mut self, frozen: Arc<LoraAdapter>) -> Self {
+        self.frozen = Some(frozen);
+        self
+    }
+
+    /// Adds what the frozen adapter adds to an output.
+    fn with_frozen(&self, site: Site, x: &Tensor, y: Tensor) -> TensorResult<Tensor> {
+        let factors = self.frozen.as_ref().and_then(|a| Some((a.sites().get(&site)?, a.config())));
+        match factors {
+            Some((factors, config)) => add_delta(factors, config.scale_of(factors), x, &y),
+            None => Ok(y),
+        }
     }
 
     /// Starts the dropout of a step anew, so that a resumed run draws what an unbroken one draws.
@@ -210,10 +228,11 @@ impl TrainableLora {
         x: &Tensor,
         tracked: bool,
     ) -> TensorResult<Tensor> {
-        match self.at(site, tracked)? {
+        let y = match self.at(site, tracked)? {
             Some(acting) => acting.project(linear, x),
             None => linear.forward(x),
-        }
+        }?;
+        self.with_frozen(site, x, y)
     }
 
     fn project_gated_with(
@@ -223,6 +242,9 @@ impl TrainableLora {
         input: Gated<'_>,
         tracked: bool,
     ) -> TensorResult<Tensor> {
+        if self.frozen.as_ref().is_some_and(|a| a.sites().contains_key(&site)) {
+            return self.project_with(site, linear, &input.product()?, tracked);
+        }
         match self.at(site, tracked)? {
             Some(Acting { factors, dropout, scale, .. }) if factors.magnitude.is_none() => {
                 fused::project_gated(linear, &factors, scale, dropout, input)

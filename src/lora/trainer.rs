@@ -65,19 +65,21 @@ pub struct Progress {
 
 /// Prepares the weights of a training set: for the loss, or all 1 where sampling already counts them.
 pub fn loss_weights(train: &[Sequence], params: &TrainingParams) -> Vec<f64> {
-    let weights: Vec<f64> = train.iter().map(|s| s.weight).collect();
+    let one = &train[..train.len() / params.forms()];
+    let weights: Vec<f64> = one.iter().map(|s| s.weight).collect();
     match params.weighting {
-        Weighting::Loss => normalised_weights(&weights, params.max_share),
+        Weighting::Loss => normalised_weights(&weights, params.max_share).repeat(params.forms()),
         Weighting::Sampling => vec![1.0; train.len()],
     }
 }
 
 /// Lays out every batch of a job; the same input gives the same batches.
 pub fn batches(train: &[Sequence], anchors: usize, params: &TrainingParams) -> Vec<Batch> {
-    let raw: Vec<f64> = train.iter().map(|s| s.weight).collect();
+    let (forms, count) = (params.forms(), train.len() / params.forms());
+    let raw: Vec<f64> = train[..count].iter().map(|s| s.weight).collect();
     let weights = normalised_weights(&raw, params.max_share);
     let batch_size = params.batch_size.max(1);
-    let per_epoch = train.len().div_ceil(batch_size).max(1);
+    let per_epoch = count.div_ceil(batch_size).max(1);
     let epochs = params.epochs.max(params.min_steps.div_ceil(per_epoch)).max(1);
     let per_step = params.anchor_prompts.min(anchors);
     let mut next_anchor = 0;
@@ -88,7 +90,8 @@ pub fn batches(train: &[Sequence], anchors: usize, params: &TrainingParams) -> V
             // In turn, so that all anchors hold equally often.
             let anchors = (0..per_step).map(|i| (next_anchor + i) % anchors).collect();
             next_anchor += per_step;
-            all.push(Batch { epoch: epoch + 1, items: items.to_vec(), anchors });
+            let items = items.iter().map(|i| i + count * (epoch % forms)).collect();
+            all.push(Batch { epoch: epoch + 1, items, anchors });
         }
     }
     all

@@ -168,7 +168,7 @@ pub(super) fn is_new(row: &FeedbackRow) -> bool {
 /// Reads the marks of a domain that a model may learn (of all models without a `base`), with everything that follows from
 /// jobs and from one another.
 ///
-/// Which marks are held out is decided for each model among those in the buffer; an archived one was learned.
+/// Which marks are held out is decided for each model; an archived one was learned.
 pub(super) fn rows_of_domain(
     db: &Connection,
     domain: &str,
@@ -181,12 +181,11 @@ pub(super) fn rows_of_domain(
                LEFT JOIN consumed c ON c.feedback_id = f.id
                LEFT JOIN reserved r ON r.feedback_id = f.id
                LEFT JOIN measured m ON m.feedback_id = f.id
-               WHERE f.domain = :domain AND f.forgotten = 0 AND f.archived <= :archived
+               WHERE f.domain = :domain AND f.forgotten = 0
                  AND (:base IS NULL OR f.base IS NULL OR f.base = :base)
                ORDER BY f.id";
     let mut statement = db.prepare_cached(sql)?;
-    let mut cursor =
-        statement.query(named_params! {":domain": domain, ":archived": archived, ":base": base})?;
+    let mut cursor = statement.query(named_params! {":domain": domain, ":base": base})?;
     let (mut rows, mut measured) = (Vec::new(), HashSet::new());
     while let Some(row) = cursor.next()? {
         let mark = read_row(row)?;
@@ -205,6 +204,7 @@ pub(super) fn rows_of_domain(
             row.heldout = held.contains(&row.id);
         }
     }
+    rows.retain(|row| archived || !row.archived);
     Ok(rows)
 }
 
@@ -240,7 +240,8 @@ fn candidates<'a>(
             measured: measured.contains(&row.id),
         })
     };
-    rows.filter(|row| !row.archived).filter_map(candidate).collect()
+    // Archived ones too: what they teach is still taught.
+    rows.filter_map(candidate).collect()
 }
 
 /// Whether a job of this domain and model has reached the gate.

@@ -34,6 +34,20 @@ pub struct NewFeedback {
     pub base: Option<String>,
 }
 
+impl NewFeedback {
+    /// Returns the answer to learn, as [`FeedbackRow::target`] does.
+    pub fn target(&self) -> Option<&str> {
+        target_of(self.mark, &self.response, self.fix.as_deref())
+    }
+}
+
+/// The better answer, or a good one as given.
+fn target_of<'a>(mark: Mark, response: &'a str, fix: Option<&'a str>) -> Option<&'a str> {
+    let given = |text: &&str| !text.trim().is_empty();
+    let good = (mark == Mark::Good).then_some(response);
+    fix.filter(given).or(good.filter(given))
+}
+
 /// A stored mark, and what became of it. Serialises to a row of `feedback list` and `export`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct FeedbackRow {
@@ -76,9 +90,7 @@ impl FeedbackRow {
     ///
     /// A criticised answer is never a target, nor is a note.
     pub fn target(&self) -> Option<&str> {
-        let given = |text: &&str| !text.trim().is_empty();
-        let good = (self.mark == Mark::Good).then_some(self.response.as_str());
-        self.fix.as_deref().filter(given).or(good.filter(given))
+        target_of(self.mark, &self.response, self.fix.as_deref())
     }
 
     /// Returns the mark as the trainer takes it, if it has a target.
@@ -147,6 +159,9 @@ pub struct FeedbackEdit {
 /// What a forgotten mark leaves behind.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Forgotten {
+    /// The domain that it was of.
+    #[serde(skip)]
+    pub domain: String,
     /// The adapters that were trained on it and still know it.
     pub seen_by: Vec<AdapterId>,
     /// The running job whose worker already has it.
@@ -257,9 +272,10 @@ impl Store {
     /// When there is none with this id, or the database cannot be written.
     pub fn remove_feedback(&self, id: i64) -> Result<Forgotten, StoreError> {
         let forgotten = self.write(|db| {
-            one(db, id)?;
+            let domain = one(db, id)?.domain;
             let cancelled_jobs = jobs::drop_from_queued(db, id)?;
             let forgotten = Forgotten {
+                domain,
                 seen_by: seen_by(db, id)?,
                 in_running_job: running_with(db, id)?,
                 cancelled_jobs,

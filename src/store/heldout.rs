@@ -49,7 +49,11 @@ pub fn held_out(candidates: &[Candidate<'_>], earlier_jobs: bool) -> BTreeSet<i6
     let words = Words::of_all(candidates);
     let mut order: Vec<usize> =
         (0..candidates.len()).filter(|&i| may_be_held_out(&candidates[i])).collect();
-    order.sort_by_key(|&i| (mix(candidates[i].id as u64), candidates[i].id));
+    // Those that measured before come first: a new one must not take away what teaches them.
+    order.sort_by_key(|&i| {
+        let Candidate { id, measured, .. } = candidates[i];
+        (!measured, mix(id as u64), id)
+    });
     let free = candidates.iter().filter(|c| !c.taken).count();
     // Marks that a waiting job has taken are trained on, and count among the ten.
     let spare = candidates.len().saturating_sub(FIRST_JOB_MINIMUM).min(free);

@@ -17,7 +17,7 @@ use crate::messages::inference::{Answer, Generate, Piece, answer_channel};
 use crate::messages::registry::{
     DeleteAdapter, ListAdapters, LoadAdapter, RollbackAdapter, UnloadAdapter,
 };
-use crate::messages::training::{CancelJob, EnqueueTraining, ListJobs, WaitForJobs};
+use crate::messages::training::{CancelJob, EnqueueTraining, ListJobs, StartFrom, WaitForJobs};
 use crate::messages::{ActorError, ActorName, Port};
 use crate::text::printable;
 
@@ -100,7 +100,7 @@ impl ConsoleActor {
             Command::Skip => self.skip(),
             Command::Pending => self.pending(ticket, ctx),
             Command::Undo => self.undo(ticket, ctx),
-            Command::Forget(id) => self.forget_mark(id, ticket, ctx),
+            Command::Forget { id, retrain } => self.forget_mark(id, retrain, ticket, ctx),
             Command::Marks(limit) => self.marks(limit, ticket, ctx),
             Command::Domain(command) => self.domain(command, ticket, ctx),
             Command::Stats => self.stats(ticket, ctx),
@@ -208,13 +208,35 @@ impl ConsoleActor {
         }
     }
 
-    fn forget_mark(&mut self, id: i64, ticket: Option<Ticket>, ctx: &mut Context<Self>) {
-        let port = self.ports.forget_mark.clone();
-        let ask = async move { port.ask(ForgetMark { id }).await };
-        self.work(ticket, ctx, ask, move |this, done| {
+    fn forget_mark(
+        &mut self,
+        id: i64,
+        retrain: bool,
+        ticket: Option<Ticket>,
+        ctx: &mut Context<Self>,
+    ) {
+        let (port, enqueue) = (self.ports.forget_mark.clone(), self.ports.enqueue.clone());
+        let ask = async move {
+            let done = port.ask(ForgetMark { id }).await?;
+            let again = EnqueueTraining {
+                from: Some(StartFrom::Fresh),
+                ..EnqueueTraining::of(done.domain.clone())
+            };
+            let again = match retrain && !done.seen_by.is_empty() {
+                true => Some(enqueue.ask(again).await),
+                false => None,
+            };
+            Ok((done, again))
+        };
+        self.work(ticket, ctx, ask, move |this, (done, again)| {
             this.conversation.forgotten(id);
             this.offers.forget(id);
-            render::forgotten(id, &done)
+            let text = render::forgotten(id, &done, retrain);
+            match again {
+                Some(Ok(job)) => format!("{text}\nJob {} learns without it, from zero.", job.id),
+                Some(Err(error)) => format!("{text}\nNo job was made: {error}."),
+                None => text,
+            }
         });
     }
 

@@ -46,8 +46,13 @@ pub enum Command {
     Pending,
     /// `/undo`: takes the last mark back.
     Undo,
-    /// `/forget ID`: drops a mark for good.
-    Forget(i64),
+    /// `/forget ID [retrain]`: drops a mark for good.
+    Forget {
+        /// The mark.
+        id: i64,
+        /// Trains anew without it, if an adapter has seen it.
+        retrain: bool,
+    },
     /// `/marks [N]`: at most so many.
     Marks(usize),
     /// `/domain …`.
@@ -241,9 +246,9 @@ pub const COMMANDS: &[Help] = &[
     },
     Help {
         name: "forget",
-        usage: "/forget ID",
+        usage: "/forget ID [retrain]",
         summary: "drop a mark for good",
-        detail: "Overwrites its text in the database and says which adapters have seen it. ID is that of /marks.",
+        detail: "Overwrites its text in the database and says which adapters have seen it. ID is that of /marks; with retrain a job learns its domain from zero without it.",
     },
     Help {
         name: "marks",
@@ -386,11 +391,16 @@ fn command(help: &'static Help, argument: &str) -> Result<Command, InputError> {
         "skip" => bare(Command::Skip),
         "pending" => bare(Command::Pending),
         "undo" => bare(Command::Undo),
-        "forget" => match argument.trim_start_matches('#').parse() {
-            Ok(id) => Ok(Command::Forget(id)),
-            Err(_) if argument.is_empty() => Err(wrong("the number of the mark is missing".into())),
-            Err(_) => Err(wrong(format!("\"{argument}\" is no number of a mark"))),
-        },
+        "forget" => {
+            let first = argument.strip_suffix(" retrain").unwrap_or(argument).trim();
+            match first.trim_start_matches('#').parse() {
+                Ok(id) => Ok(Command::Forget { id, retrain: first != argument }),
+                Err(_) if first.is_empty() => {
+                    Err(wrong("the number of the mark is missing".into()))
+                }
+                Err(_) => Err(wrong(format!("\"{first}\" is no number of a mark"))),
+            }
+        }
         "marks" => match argument {
             "" => Ok(Command::Marks(MARKS_SHOWN)),
             number => match number.parse() {

@@ -169,7 +169,7 @@ fn redacted(found: &[SecretFound]) -> String {
 }
 
 /// Says what is left of a mark that was dropped for good.
-pub fn forgotten(id: i64, done: &Forgotten) -> String {
+pub fn forgotten(id: i64, done: &Forgotten, retrain: bool) -> String {
     let mut text = format!("Mark {id} is forgotten: its text is gone from the database.");
     if done.still_in_log {
         text.push_str(
@@ -177,10 +177,16 @@ pub fn forgotten(id: i64, done: &Forgotten) -> String {
         );
     }
     for adapter in &done.seen_by {
-        text.push_str(&format!(
-            "\nAdapter {adapter} has seen it: /adapters unload {adapter}, /adapters delete {adapter}, and then \
-             `shammah train --from fresh` in a shell."
-        ));
+        text.push_str(&match retrain {
+            true => format!("\nAdapter {adapter} has seen it: /adapters delete {adapter} when the new one is live."),
+            false => format!(
+                "\nAdapter {adapter} has seen it: /adapters unload {adapter}, /adapters delete {adapter}, and then \
+                 `shammah train --from fresh` in a shell."
+            ),
+        });
+    }
+    if retrain && done.seen_by.is_empty() {
+        text.push_str("\nNo adapter has seen it: there is nothing to train anew.");
     }
     if let Some(job) = done.in_running_job {
         text.push_str(&format!("\nJob {job} is learning it now: /jobs cancel {job} stops that."));

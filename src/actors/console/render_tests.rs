@@ -40,16 +40,20 @@ fn what_was_replaced_in_a_mark_and_what_knows_a_forgotten_one_is_said() {
         "{text}"
     );
     let done = Forgotten {
+        domain: "general".into(),
         seen_by: vec!["lora_a".parse().unwrap()],
         in_running_job: Some(4),
         cancelled_jobs: vec![5],
         still_in_log: true,
     };
-    let text = forgotten(7, &done);
+    let text = forgotten(7, &done, false);
     for words in ["Mark 7 is forgotten", "Adapter lora_a", "Job 4", "Job 5", "its log still"] {
         assert!(text.contains(words), "{text}");
     }
-    assert_eq!(forgotten(7, &Forgotten::default()).lines().count(), 1);
+    assert_eq!(forgotten(7, &Forgotten::default(), false).lines().count(), 1);
+    let nobody = forgotten(7, &Forgotten::default(), true);
+    assert!(nobody.contains("nothing to train anew"), "{nobody}");
+    assert!(forgotten(7, &done, true).contains("when the new one is live"));
 }
 
 #[test]

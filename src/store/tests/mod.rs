@@ -5,6 +5,7 @@ mod bases;
 mod crash_points;
 mod feedback;
 mod jobs;
+mod lineage;
 mod reconcile;
 mod retention;
 mod secrets;

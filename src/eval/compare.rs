@@ -1,0 +1,62 @@
+//! Two adapters on the same items, as the gate compares them.
+
+use std::collections::BTreeMap;
+
+use super::{GeneralSet, ItemLoss, measure, with_note};
+use crate::domain::TrainExample;
+use crate::lora::dataset::{Sequence, encode};
+use crate::lora::{JobError, trainer};
+use crate::models::{Adapt, LoadedModel, ModelSource, NoAdapter};
+
+/// Longest item in tokens, as in training.
+const MAX_TOKENS: usize = 2048;
+
+/// What two adapters make of the same items.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Compared {
+    /// Loss of each item with the one (`before`) and the other (`after`).
+    pub items: Vec<ItemLoss>,
+    /// The base with the note in its prompt (`before`) against the other without it (`after`).
+    pub prompted: Vec<ItemLoss>,
+    /// The general prompts, base against the other.
+    pub general: Vec<ItemLoss>,
+    /// KL(base ‖ the other) on them, nats per token.
+    pub kl: f64,
+    /// Items that were cut or left out.
+    pub notes: Vec<String>,
+}
+
+/// Compares `adapter` with `against` on `items`, of which something may have been said in `notes`, by id.
+///
+/// # Errors
+/// A template that refuses an item, a failed tensor operation.
+pub fn compare(
+    model: &LoadedModel,
+    source: &ModelSource,
+    items: &[TrainExample],
+    notes: &BTreeMap<i64, String>,
+    adapter: &dyn Adapt,
+    against: &dyn Adapt,
+) -> Result<Compared, JobError> {
+    let limit = model.context_length.min(MAX_TOKENS);
+    let set = encode(items, &model.tokenizer, limit)?;
+    let told: Vec<TrainExample> =
+        items.iter().map(|e| with_note(e, notes.get(&e.id).map(String::as_str))).collect();
+    let told = encode(&told, &model.tokenizer, limit)?.sequences;
+    let general = encode(&GeneralSet::for_model(source).gate(items)?, &model.tokenizer, limit)?;
+    let losses =
+        |sequences: &[Sequence], adapt: &dyn Adapt| -> Result<BTreeMap<i64, f64>, JobError> {
+            let losses = trainer::evaluate(&model.decoder, sequences, adapt)?;
+            Ok(sequences.iter().map(|s| s.id).zip(losses).collect())
+        };
+    let (before, after) = (losses(&set.sequences, against)?, losses(&set.sequences, adapter)?);
+    let told = losses(&told, &NoAdapter)?;
+    let pair = |before: &BTreeMap<i64, f64>| {
+        let both =
+            |(&id, &before): (&i64, &f64)| Some(ItemLoss { id, before, after: *after.get(&id)? });
+        before.iter().filter_map(both).collect::<Vec<_>>()
+    };
+    let (items, prompted) = (pair(&before), pair(&told));
+    let measured = measure::general(model, &general.sequences, adapter)?;
+    Ok(Compared { items, prompted, general: measured.items, kl: measured.kl, notes: set.notes })
+}

@@ -1,0 +1,175 @@
+//! A job's data as token sequences.
+
+use super::dataset::{self, Sequence, encode};
+use super::estimate::{Load, Step, Workload};
+use super::job::{JobEvent, JobInput};
+use super::params::FORMS;
+use super::paraphrase::asked_in;
+use super::{JobError, LoraAdapter, preference, trainer};
+use crate::domain::TrainExample;
+use crate::eval::{GeneralSet, with_note};
+use crate::models::{LoadedModel, Module, Tokenizer};
+
+/// Largest part of a context that one example may fill; longer ones cost memory no mark is worth.
+const MAX_TRAINING_TOKENS: usize = 2048;
+
+/// An example that is trained on measures nothing.
+pub(super) fn check_heldout(input: &JobInput) -> Result<(), JobError> {
+    let trained = |id: i64| input.train.iter().chain(&input.replay).any(|e| e.id == id);
+    match input.heldout.iter().find(|e| trained(e.id)) {
+        Some(both) => Err(JobError::Input(format!(
+            "example {} is held out and trained on; enqueue the job again with /train",
+            both.id
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Adds the other forms of the questions behind the sequences; where a form does not fit, the question stays as it is.
+fn in_all_forms(
+    input: &JobInput,
+    prompts: &GeneralSet,
+    train: Vec<Sequence>,
+    tokenizer: &Tokenizer,
+    limit: usize,
+) -> Result<Vec<Sequence>, JobError> {
+    let common = prompts.common_words()?;
+    let mut all = train.clone();
+    for form in 1..FORMS {
+        for sequence in &train {
+            let mut found = input.train.iter().chain(&input.replay);
+            let example = found.find(|e| e.id == sequence.id);
+            let other = example.and_then(|example| asked_in(example, form, &common));
+            let encoded = other.map(|other| encode(&[other], tokenizer, limit)).transpose()?;
+            let encoded = encoded.and_then(|set| set.sequences.into_iter().next());
+            let weight = sequence.weight;
+            all.push(encoded.map_or_else(|| sequence.clone(), |s| Sequence { weight, ..s }));
+        }
+    }
+    Ok(all)
+}
+
+/// The job's data as token sequences.
+pub(super) struct Sets {
+    pub new: Vec<Sequence>,
+    /// New and replayed ones together, in each form of their questions, one form after the other.
+    pub train: Vec<Sequence>,
+    /// The criticised answers beside the first form of those of `train`.
+    pub rejected: Vec<Option<Sequence>>,
+    pub heldout: Vec<Sequence>,
+    pub anchors: Vec<Sequence>,
+    pub general: Vec<Sequence>,
+    /// The held-out items, or where there are none the new ones, with what was said about them in the prompt.
+    pub prompted: Vec<Sequence>,
+}
+
+impl Sets {
+    /// Encodes all sets; what is cut, skipped or repeated is noted.
+    pub fn encode(
+        input: &JobInput,
+        model: &LoadedModel,
+        events: &mut dyn FnMut(JobEvent),
+    ) -> Result<Self, JobError> {
+        let limit = model.context_length.min(MAX_TRAINING_TOKENS);
+        let mut tell =
+            |notes: Vec<String>| notes.into_iter().for_each(|n| events(JobEvent::Note(n)));
+        let mut take = |examples: &[TrainExample], before: Vec<Sequence>| {
+            let taken = encode(examples, &model.tokenizer, limit)?;
+            tell(taken.notes);
+            let merged = dataset::merge(before.into_iter().chain(taken.sequences).collect());
+            tell(merged.notes);
+            Ok::<_, JobError>(merged.sequences)
+        };
+        let none = Vec::new;
+        // A job without new examples learns old ones again: they are what it is judged by.
+        let taught = if input.train.is_empty() { &input.replay } else { &input.train };
+        let new = take(taught, none())?;
+        if new.is_empty() {
+            return Err(JobError::Input(
+                "no example has an answer to learn; give one with /fix or /good".into(),
+            ));
+        }
+        let mut train = match input.train.is_empty() {
+            true => new.clone(),
+            false => take(&input.replay, new.clone())?,
+        };
+        let (mut rejected, mut unpaired) = (Vec::new(), Vec::new());
+        if input.params.preference.weight > 0.0 {
+            let examples: Vec<&TrainExample> = input.train.iter().chain(&input.replay).collect();
+            (rejected, unpaired) =
+                preference::encode(&input.rejected, &examples, &train, &model.tokenizer, limit)?;
+        }
+        let prompts = GeneralSet::for_model(&input.model);
+        if input.params.paraphrase {
+            train = in_all_forms(input, &prompts, train, &model.tokenizer, limit)?;
+        }
+        let taught: Vec<TrainExample> =
+            [&input.train, &input.replay, &input.heldout].into_iter().flatten().cloned().collect();
+        let general = take(&prompts.gate(&taught)?, none())?;
+        if general.is_empty() {
+            return Err(JobError::Input(format!(
+                "no general prompt fits in {limit} tokens, so the gate could not measure; choose a model with a longer context"
+            )));
+        }
+        let anchored = input.params.anchor > 0.0;
+        let anchors = if anchored { take(&prompts.anchors(&taught)?, none())? } else { none() };
+        let mut heldout = take(&input.heldout, none())?;
+        tell(unpaired);
+        heldout.retain(|held| {
+            // An example that is trained on measures nothing.
+            let same = |s: &&Sequence| s.ids == held.ids && s.answer_start == held.answer_start;
+            let twin = train.iter().find(same);
+            tell(twin.map(|t| format!("held-out example {} repeats example {}, which is trained on: it was left out", held.id, t.id)).into_iter().collect());
+            twin.is_none()
+        });
+        let measured = if heldout.is_empty() { &input.train } else { &input.heldout };
+        let told = |e: &TrainExample| with_note(e, input.notes.get(&e.id).map(String::as_str));
+        let told: Vec<TrainExample> = measured.iter().map(told).collect();
+        // Its notes would repeat what was said of the same examples before.
+        let prompted = encode(&told, &model.tokenizer, limit)?.sequences;
+        Ok(Self { new, train, rejected, heldout, anchors, general, prompted })
+    }
+
+    /// The examples that are preferred to their criticised answers.
+    pub fn paired(&self) -> Vec<i64> {
+        let both = self.train.iter().zip(&self.rejected);
+        both.filter(|(_, rejected)| rejected.is_some()).map(|(taught, _)| taught.id).collect()
+    }
+
+    /// The job in counts.
+    pub fn workload(
+        &self,
+        input: &JobInput,
+        model: &LoadedModel,
+        parent: Option<&LoraAdapter>,
+    ) -> Workload {
+        let (rank, names) = match parent.map(LoraAdapter::config) {
+            Some(kept) if input.delta => {
+                (kept.rank + input.params.rank, &input.params.target_modules)
+            }
+            Some(kept) => (kept.rank, &kept.target_modules),
+            None => (input.params.rank, &input.params.target_modules),
+        };
+        let batches = trainer::batches(&self.train, self.anchors.len(), &input.params);
+        let loads = |sequences: &[Sequence]| sequences.iter().map(Load::of).collect();
+        Workload {
+            model: model.decoder.config().clone(),
+            model_bytes: model.decoder.weight_bytes(),
+            rank,
+            modules: names.iter().filter_map(|name| Module::from_name(name)).collect(),
+            steps: batches
+                .iter()
+                .map(|b| Step::of(b, &self.train, &self.anchors).with_rejected(b, &self.rejected))
+                .collect(),
+            measured: self
+                .new
+                .iter()
+                .chain(&self.heldout)
+                .chain(&self.prompted)
+                .map(Load::of)
+                .collect(),
+            general: loads(&self.general),
+            anchors: loads(&self.anchors),
+        }
+    }
+}
