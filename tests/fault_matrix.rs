@@ -24,6 +24,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use shammah::actors::base::{Base, CurrentBase};
 use shammah::actors::db::Db;
 use shammah::actors::model_thread::ModelLoader;
+use shammah::actors::queue_right::QueueRight;
 use shammah::actors::training::notices::Subscribers;
 use shammah::actors::training::retry::RetryPolicy;
 use shammah::actors::training::runner::{Launcher, Runner};
@@ -254,7 +255,10 @@ async fn run(home: &Home, fault: &'static str) -> JobRow {
         notices: Subscribers::default(),
         retry: RetryPolicy { max_attempts: ATTEMPTS, base: retry, longest: retry },
     };
-    let rules = QueueRules { config: Arc::new(Config::defaults().unwrap()), holds_queue: true };
+    let lock = home.try_lock_queue().unwrap();
+    assert!(lock.is_some());
+    let right = QueueRight::new(home, lock, Port::unconnected(ActorName::Console));
+    let rules = QueueRules { config: Arc::new(Config::defaults().unwrap()), right };
     let actor = TrainingActor::new(runner, rules, None).start();
     actor.send(EnqueueTraining::of("general")).await.unwrap().unwrap();
     let start = Instant::now();

@@ -3,9 +3,9 @@
 //! Whatever changes what is live runs alone, from the check over the row to the swap ([`AtomicResponse`]): the database
 //! and the model never disagree for longer than one message.
 
+mod damage;
 pub mod follow;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +19,7 @@ use tracing::Instrument;
 use self::follow::{Answering, LIVE_POLL};
 use super::base::{Base, CurrentBase};
 use super::db::{Db, DbError};
+use super::queue_right::QueueRight;
 use super::supervisor::{Guard, actor_span};
 use super::views;
 use crate::domain::{AdapterId, DEFAULT_DOMAIN};
@@ -53,7 +54,7 @@ pub struct RegistryParts {
     /// What the model answers with; survives the actor.
     pub answering: Answering,
     /// Whether this process runs the queue and so may tidy the directory.
-    pub holds_queue: bool,
+    pub right: QueueRight,
 }
 
 /// Owns the adapters.
@@ -272,7 +273,7 @@ impl RegistryParts {
 
     async fn restore(&self) -> Result<Vec<String>, ActorError> {
         let mut lines = Vec::new();
-        if self.holds_queue {
+        if self.right.is_held() {
             lines.extend(describe(&self.db.call(|store| store.reconcile()).await?));
         }
         if self.inference.is_none() {
@@ -282,25 +283,6 @@ impl RegistryParts {
         let rows = self.live_rows(base.hash()).await?;
         lines.extend(self.bring_live(&base, rows).await);
         Ok(lines)
-    }
-
-    /// Hands the live adapters of a base to the model; says which cannot be loaded.
-    async fn bring_live(&self, base: &Base, rows: BTreeMap<String, AdapterId>) -> Vec<String> {
-        let mut lines = Vec::new();
-        for (domain, id) in rows {
-            match self.read_for(base, self.home.adapter(&id)).await {
-                Ok(set) => {
-                    self.swap_for(base, &domain, Some((id, set))).await;
-                }
-                Err(error) => {
-                    lines.push(format!(
-                        "adapter \"{id}\" cannot be loaded, domain \"{domain}\" answers with the base model: {error}"
-                    ));
-                    self.answering.refuse(&domain, id);
-                }
-            }
-        }
-        lines
     }
 
     /// Changes to the base that was put forward.
@@ -317,7 +299,7 @@ impl RegistryParts {
 }
 
 /// Says what tidying found, one line each.
-fn describe(found: &Reconciled) -> Vec<String> {
+pub(super) fn describe(found: &Reconciled) -> Vec<String> {
     let removed = found
         .removed
         .iter()

@@ -249,8 +249,15 @@ pub enum FeedbackCommand {
         #[command(flatten)]
         json: JsonArg,
     },
-    /// Look for secrets in all marks; exit code 1 when there are some
-    Scan(JsonArg),
+    /// Look for secrets in all marks, in what jobs said, and in the console's history; exit code 1 when there are some
+    Scan {
+        /// Replace them where they stand
+        #[arg(long)]
+        redact: bool,
+        /// How to print.
+        #[command(flatten)]
+        json: JsonArg,
+    },
     /// Count the marks of each domain
     Stats(JsonArg),
 }

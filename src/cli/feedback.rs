@@ -15,8 +15,8 @@ use super::context::Session;
 use super::exit::{Exit, UsageError};
 use super::feedback_file::{self, weight_of};
 use super::output::{self, Table};
-use super::secrets;
 use super::whole_file::{self, Existing};
+use super::{redact, secrets};
 use crate::domain::{DEFAULT_DOMAIN, Mark, Message};
 use crate::store::{BufferStatus, FeedbackFilter, FeedbackRow, NewFeedback, Store};
 use crate::text::{printable_line, shortened};
@@ -51,7 +51,8 @@ pub fn run(command: &FeedbackCommand, global: &GlobalArgs) -> Result<Exit> {
             export(&session.store, file, domain.clone(), json.json)?;
         }
         FeedbackCommand::Forget { id, json } => secrets::forget(&session, *id, json.json)?,
-        FeedbackCommand::Scan(json) => return secrets::scan(&session.store, json.json),
+        FeedbackCommand::Scan { redact: true, json } => redact::run(&session, json.json)?,
+        FeedbackCommand::Scan { redact: false, json } => return secrets::scan(&session, json.json),
         FeedbackCommand::Stats(json) => stats(&session.store, json.json)?,
     }
     Ok(Exit::Done)

@@ -269,7 +269,7 @@ fn one(db: &Connection, id: i64) -> Result<FeedbackRow, StoreError> {
     rows.into_iter().find(|row| row.id == id).ok_or(StoreError::UnknownFeedback(id))
 }
 
-fn domains(db: &Connection) -> Result<Vec<String>, StoreError> {
+pub(super) fn domains(db: &Connection) -> Result<Vec<String>, StoreError> {
     let mut statement =
         db.prepare_cached("SELECT DISTINCT domain FROM feedback WHERE forgotten = 0")?;
     let rows = statement.query_map([], |row| row.get(0))?;
@@ -362,7 +362,7 @@ fn check_weight(weight: f64) -> Result<(), StoreError> {
 
 /// Lists the adapters that know a mark: those trained on it, and those that grew from them. They are followed from job to
 /// job, because an adapter in between may be deleted.
-fn seen_by(db: &Connection, id: i64) -> Result<Vec<AdapterId>, StoreError> {
+pub(super) fn seen_by(db: &Connection, id: i64) -> Result<Vec<AdapterId>, StoreError> {
     let mut statement = db.prepare_cached(
         "WITH RECURSIVE knows(job, adapter) AS (
              SELECT j.id, j.adapter FROM job_feedback jf JOIN jobs j ON j.id = jf.job_id

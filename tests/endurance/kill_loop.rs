@@ -69,9 +69,11 @@ impl Acknowledged {
         for line in lines {
             let words: Vec<&str> = line.split_whitespace().collect();
             match words[..] {
-                ["Job", id, "queued:", ..] => drop(self.jobs.insert(id.parse().unwrap())),
+                ["Job", id, "queued:", ..] => {
+                    self.jobs.insert(id.parse().unwrap());
+                }
                 ["Adapter", id, "is", "live:", ..] => {
-                    drop(self.adapters.insert(id.parse().unwrap()));
+                    self.adapters.insert(id.parse().unwrap());
                 }
                 ["Adapter", _, "is", "live", "from", ..] | ["Rolled", "back", ..] => {
                     self.swaps += 1

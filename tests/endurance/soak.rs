@@ -17,15 +17,17 @@ const GROWTH_KIB: f64 = 2048.0;
 
 /// Marks that make a job.
 const THRESHOLD: usize = 10;
-const SETTINGS: [&str; 13] = [
+const SETTINGS: [&str; 15] = [
     "worker.idle=false",
+    "worker.nice=5",
     "worker.threads=1",
     "model.threads=1",
     // Both would fill for an hour, as they are meant to.
     "model.cache_mb=4",
     "queue.keep_jobs=20",
     "lora.rank=8",
-    "lora.training.min_steps=20",
+    "lora.training.min_steps=10",
+    "lora.training.anchor=0",
     "lora.training.epochs=1",
     "lora.training.replay=8",
     "lora.training.checkpoint_every_steps=5",
@@ -53,7 +55,7 @@ struct Done {
 struct Sample {
     minute: f64,
     program: Size,
-    /// The worker that ran then, or the last one.
+    /// The last worker that has ended, as it was seen last.
     worker: Option<Size>,
     done: Done,
 }
@@ -64,7 +66,9 @@ struct Soak {
     /// Marks since the last job ended.
     fresh: usize,
     ended: Vec<String>,
-    worker: Option<Size>,
+    /// The worker that runs, and the one before.
+    worker: Option<(u32, Size)>,
+    ended_worker: Option<Size>,
 }
 
 impl Soak {
@@ -95,9 +99,12 @@ impl Soak {
             self.heard(before);
         }
         self.done.answers += 1;
-        if let Some(pid) = worker_of(self.chat.child.id()) {
-            self.worker = size_of(pid.as_raw_nonzero().get().unsigned_abs()).or(self.worker);
-        }
+        let pid =
+            worker_of(self.chat.child.id()).map(|pid| pid.as_raw_nonzero().get().unsigned_abs());
+        let now = pid.and_then(|pid| Some((pid, size_of(pid)?)));
+        let before = std::mem::replace(&mut self.worker, now);
+        let ended = before.filter(|(pid, _)| now.is_none_or(|(now, _)| now != *pid));
+        self.ended_worker = ended.map(|(_, size)| size).or(self.ended_worker);
     }
 }
 
@@ -114,6 +121,7 @@ fn memory_and_descriptors_stay_flat_under_chat_marks_and_jobs() {
         fresh: 0,
         ended: Vec::new(),
         worker: None,
+        ended_worker: None,
     };
     let (start, mut samples) = (Instant::now(), Vec::new());
     let mut number = 0;
@@ -123,7 +131,7 @@ fn memory_and_descriptors_stay_flat_under_chat_marks_and_jobs() {
         if start.elapsed() >= every * (samples.len() as u32 + 1) {
             let program = size_of(soak.chat.child.id()).expect("the program runs");
             let minute = start.elapsed().as_secs_f64() / 60.0;
-            let sample = Sample { minute, program, worker: soak.worker, done: soak.done };
+            let sample = Sample { minute, program, worker: soak.ended_worker, done: soak.done };
             print_sample(&sample, samples.is_empty());
             samples.push(sample);
         }
@@ -146,7 +154,7 @@ fn memory_and_descriptors_stay_flat_under_chat_marks_and_jobs() {
 fn print_sample(sample: &Sample, first: bool) {
     if first {
         println!(
-            "minute  answers  marks  jobs  program MiB (private)  fds  threads  worker peak MiB  fds"
+            "minute  answers  marks  jobs  program MiB (private)  fds  threads  peak of a worker MiB  fds"
         );
     }
     let Sample { minute, program, worker, done } = sample;

@@ -182,7 +182,8 @@ impl Model {
             Step::Evaluate(job) => return self.go(job, &[Running], Evaluating),
             Step::Succeed(job) => {
                 let asked = self.jobs.get(job).is_some_and(|job| job.cancel);
-                return self.go(job, if asked { &[] } else { &[Evaluating] }, Succeeded);
+                let from: &[JobState] = if asked { &[] } else { &[Evaluating] };
+                return self.go(job, from, Succeeded);
             }
             Step::Reject(job) => return self.go(job, &[Evaluating], Rejected),
             Step::Fail(job) => return self.go(job, &[Queued, Running, Evaluating], Failed),
@@ -225,9 +226,9 @@ impl ReferenceStateMachine for Model {
 
     fn transitions(state: &Self) -> BoxedStrategy<Step> {
         // Mostly what makes sense: the job that runs; sometimes any, or one that is not there.
-        let any = 0..state.jobs.len() + 1;
+        let index = 0..state.jobs.len() + 1;
         let likely = state.active().unwrap_or(state.jobs.len().saturating_sub(1));
-        let job = prop_oneof![3 => Just(likely), 1 => any.clone()];
+        let job = prop_oneof![3 => Just(likely), 1 => index.clone()];
         let attempts = 1..4usize;
         prop_oneof![
             5 => Just(Step::Mark),
@@ -240,10 +241,10 @@ impl ReferenceStateMachine for Model {
             1 => job.clone().prop_map(Step::Fail),
             2 => (job.clone(), any::<bool>(), attempts.clone())
                 .prop_map(|(job, pause, max_attempts)| Step::Die { job, pause, max_attempts }),
-            1 => any.clone().prop_map(Step::Cancel),
+            1 => index.clone().prop_map(Step::Cancel),
             1 => job.clone().prop_map(Step::Cancelled),
             1 => job.prop_map(Step::Release),
-            2 => any.prop_map(Step::Retry),
+            2 => index.prop_map(Step::Retry),
             1 => attempts.prop_map(|max_attempts| Step::Restart { max_attempts }),
             1 => Just(Step::Leave),
         ]
@@ -306,7 +307,9 @@ fn done<T>(result: Result<T, StoreError>) -> Answer {
         Err(
             StoreError::IllegalTransition { .. }
             | StoreError::UnknownJob(_)
-            | StoreError::CancelAsked(_),
+            | StoreError::CancelAsked(_)
+            | StoreError::NameTaken(_)
+            | StoreError::AlreadyLearned { .. },
         ) => Answer::Refused,
         Err(other) => panic!("{other}"),
     }

@@ -115,9 +115,8 @@ impl Model {
     /// From the oldest on, what lies more than `keep` behind and nobody needs.
     fn prune(&mut self, keep: usize) {
         loop {
-            let mut newest_first =
-                (0..self.adapters.len()).rev().filter(|i| self.get(*i).is_some());
-            let beyond: Vec<usize> = newest_first.by_ref().skip(keep).collect();
+            let newest_first = (0..self.adapters.len()).rev().filter(|i| self.get(*i).is_some());
+            let beyond: Vec<usize> = newest_first.skip(keep).collect();
             let needed = |number: usize| {
                 let adapter = self.get(number).unwrap();
                 let parent = self.adapters.iter().flatten().any(|a| a.parent == Some(number));
@@ -169,15 +168,15 @@ impl ReferenceStateMachine for Model {
     }
 
     fn transitions(state: &Self) -> BoxedStrategy<Step> {
-        let any = 0..state.adapters.len() + 1;
+        let index = 0..state.adapters.len() + 1;
         prop_oneof![
             5 => any::<bool>().prop_map(|fresh| Step::Publish { fresh }),
-            3 => any.clone().prop_map(Step::Load),
-            2 => any.clone().prop_map(Step::Unload),
+            3 => index.clone().prop_map(Step::Load),
+            2 => index.clone().prop_map(Step::Unload),
             4 => Just(Step::Rollback),
-            3 => any.clone().prop_map(Step::Delete),
-            2 => any.clone().prop_map(Step::Lose),
-            1 => any.prop_map(Step::Return),
+            3 => index.clone().prop_map(Step::Delete),
+            2 => index.clone().prop_map(Step::Lose),
+            1 => index.prop_map(Step::Return),
             2 => Just(Step::Tidy),
             1 => (1..4usize).prop_map(|keep| Step::Prune { keep }),
         ]
