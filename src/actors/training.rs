@@ -75,6 +75,8 @@ pub struct TrainingActor {
     /// The jobs of the process that runs the queue, where this one does not.
     followed: Followed,
     following: Option<SpawnHandle>,
+    /// Since when nobody runs the queue.
+    free_since: Option<Instant>,
     parked: Vec<oneshot::Sender<()>>,
     closing: bool,
     _guard: Option<Guard>,
@@ -122,6 +124,7 @@ impl TrainingActor {
             waiters: Vec::new(),
             followed: Followed::default(),
             following: None,
+            free_since: None,
             parked: Vec::new(),
             closing: false,
             _guard: guard,

@@ -18,11 +18,14 @@ async fn a_second_instance_enqueues_and_waits_but_runs_nothing() {
 #[actix::test]
 async fn a_second_instance_runs_the_queue_when_the_first_is_gone() {
     let mut stage = stage_of(false, |_| ());
+    tokio::time::pause();
     stage.marks(&["bees"]).await;
     let job = stage.enqueue().await.unwrap();
     tokio::time::sleep(FOLLOW_POLL * 2).await;
     assert_eq!(stage.started(), 0);
     drop(stage.other.take());
+    tokio::time::sleep(FOLLOW_POLL * 3).await;
+    assert!(!stage.home.queue_is_held(), "a service that is restarted finds it free");
     stage.worker(1).await.finish(2.0, 0.5).await;
     stage.actor.send(WaitForJobs).await.unwrap().unwrap();
     assert_eq!(stage.job(job.id).await.state, JobState::Succeeded);

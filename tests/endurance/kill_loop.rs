@@ -30,7 +30,7 @@ const LOOK_EVERY: usize = 25;
 
 const SETTINGS: [&str; 18] = [
     "worker.idle=false",
-    "worker.nice=0",
+    "worker.nice=5",
     "worker.threads=1",
     "model.threads=1",
     "generation.max_tokens=8",
@@ -102,7 +102,7 @@ fn killer(program: Pid, kills: Arc<Kills>, mut random: StdRng) -> thread::JoinHa
     thread::spawn(move || {
         loop {
             // A quarter of the kills falls into the start.
-            let most = if random.random_bool(0.25) { 600 } else { 3000 };
+            let most = if random.random_bool(0.25) { 800 } else { 7000 };
             thread::sleep(Duration::from_millis(random.random_range(5..most)));
             let of_worker = random.random_bool(0.4);
             match worker_of(program.as_raw_nonzero().get().unsigned_abs()) {
@@ -238,8 +238,14 @@ fn run(kills_wanted: usize, seed: u64) {
     // Nobody is killed now: every job comes to its end.
     let mut chat = Session::start(&program, &SETTINGS);
     chat.send("/jobs wait");
-    let (_, heard) = chat.expect(&["Waited for"]);
-    known.heard(&heard, None);
+    loop {
+        // Many may wait: patience is for each line.
+        let (line, _) = chat.expect(&["Waited for", "Job "]);
+        known.heard(std::slice::from_ref(&line), None);
+        if line.contains("Waited for") {
+            break;
+        }
+    }
     chat.quit();
     let states = look(&program, &known);
     let open = ["queued", "running", "evaluating"].map(|state| states.get(state).copied());

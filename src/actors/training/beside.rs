@@ -1,7 +1,10 @@
 //! Beside the process that runs the queue: tells what that does, and takes its place when it is gone.
 
+use std::time::Duration;
+
 use actix::fut::ActorFutureExt;
 use actix::{AsyncContext, Context, WrapFuture};
+use tokio::time::Instant;
 
 use super::follow::Look;
 use super::{QUEUE_POLL, TrainingActor};
@@ -9,12 +12,18 @@ use crate::actors::db::{Db, DbError};
 use crate::actors::queue_right::QueueRight;
 use crate::actors::registry;
 
+/// How long the queue must be free before somebody beside it takes it: a service that is restarted (after five seconds, then
+/// it loads its model) shall find it so.
+pub const TAKE_OVER_AFTER: Duration = Duration::from_secs(30);
+
 impl TrainingActor {
     /// Looks at the rows and at the queue's lock; alone, so that the news keep their order.
     pub(super) fn follow(&mut self, ctx: &mut Context<Self>) {
         let (db, home) = (self.runner.db.clone(), self.runner.home.clone());
         let max_attempts = self.runner.retry.max_attempts;
-        let (right, may_take) = (self.rules.right.clone(), !self.closing);
+        let right = self.rules.right.clone();
+        let long_free = self.free_since.is_some_and(|since| since.elapsed() >= TAKE_OVER_AFTER);
+        let may_take = long_free && !self.closing;
         let look = async move {
             if may_take && !home.queue_is_held() {
                 take(&db, right).await;
@@ -24,7 +33,11 @@ impl TrainingActor {
         };
         let told = look.into_actor(self).then(|look, this, _| {
             let news = match look {
-                Ok(look) => this.followed.news(&this.runner.home, &look),
+                Ok(look) => {
+                    let since = this.free_since.unwrap_or_else(Instant::now);
+                    this.free_since = (!look.held).then_some(since);
+                    this.followed.news(&this.runner.home, &look)
+                }
                 Err(error) => {
                     tracing::warn!(%error, "the queue could not be read");
                     Vec::new()

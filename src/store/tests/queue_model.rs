@@ -412,9 +412,9 @@ prop_state_machine! {
 }
 
 prop_state_machine! {
-    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    #[ignore = "minutes"]
+    #[ignore = "minutes: as many cases as PROPTEST_CASES says"]
     fn the_queue_does_what_its_model_does_at_length(sequential 1..120 => Queue);
 }

@@ -305,9 +305,9 @@ prop_state_machine! {
 }
 
 prop_state_machine! {
-    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    #[ignore = "minutes"]
+    #[ignore = "minutes: as many cases as PROPTEST_CASES says"]
     fn adapters_do_what_their_model_does_at_length(sequential 1..120 => Registry);
 }
