@@ -182,3 +182,44 @@ fn an_export_has_no_ids_unless_they_are_asked_for_and_can_be_imported() {
         "no partial export is left"
     );
 }
+
+#[test]
+fn a_damaged_live_adapter_is_set_aside_at_the_start_and_its_parent_answers() {
+    let (program, base) = (Program::new(), builtin());
+    for (name, value) in [("parent", 0.01), ("child", 0.02)] {
+        write_adapter(&program.path(name), &base, value);
+        import(&program, &program.path(name), &[]).done();
+    }
+    program.run(&["adapters", "load", "child"]).done();
+    let database = rusqlite::Connection::open(program.home().join("shammah.db")).unwrap();
+    database.execute("UPDATE adapters SET parent = 'parent' WHERE id = 'child'", []).unwrap();
+    drop(database);
+    let weights = program.home().join("adapters/child/adapter_model.safetensors");
+    let whole = fs_err::read(&weights).unwrap();
+    fs_err::write(&weights, &whole[..whole.len() / 2]).unwrap();
+
+    let run = program.run_with_input(&[], "Who are you?\n");
+    let said = format!("{}{}", run.stdout, run.stderr);
+    assert!(said.contains("adapter \"child\" is damaged and was set aside in"), "{said}");
+    assert!(said.contains("answers with adapter \"parent\""), "{said}");
+    let state = |name: &str| {
+        let row = program.run(&["adapters", "show", name, "--json"]).done().json();
+        (row["state"].as_str().unwrap().to_owned(), row["live"].as_bool().unwrap())
+    };
+    assert_eq!(state("child"), ("quarantined".to_owned(), false));
+    assert_eq!(state("parent"), ("ready".to_owned(), true));
+    let kept = program.home().join("quarantine/child");
+    assert_eq!(
+        fs_err::read(kept.join("adapter_model.safetensors")).unwrap().len(),
+        whole.len() / 2
+    );
+    let run = program.run_with_input(&[], "Who are you?\n");
+    assert!(!format!("{}{}", run.stdout, run.stderr).contains("child"), "said once: {run:?}");
+
+    // Good files in their place make it usable again.
+    fs_err::rename(&kept, program.home().join("adapters/child")).unwrap();
+    fs_err::write(&weights, &whole).unwrap();
+    let run = program.run_with_input(&[], "Who are you?\n");
+    assert!(format!("{}{}", run.stdout, run.stderr).contains("has its files back"), "{run:?}");
+    program.run(&["adapters", "load", "child"]).done();
+}

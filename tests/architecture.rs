@@ -17,7 +17,7 @@ const LAYERS: [(&str, &[&str]); 22] = [
     ("device", &["domain"]),
     ("config", &["domain"]),
     ("logging", &["config", "text"]),
-    ("lora", &["domain", "device", "models", "eval"]),
+    ("lora", &["domain", "device", "crash", "models", "eval"]),
     ("eval", &["domain", "models", "lora"]),
     ("engine", &["domain", "models", "lora"]),
     ("store", &["domain", "secrets", "crash", "eval"]),

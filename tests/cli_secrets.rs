@@ -100,3 +100,45 @@ fn the_console_forgets_a_mark() {
     );
     assert!(!on_disk(&program, "a wombat"));
 }
+
+#[test]
+fn a_scan_looks_at_what_jobs_said_and_at_typed_lines_and_redacts_all_where_it_stands() {
+    let program = Program::new();
+    add(&program, &["--set", "feedback.secrets=off"], &key()).done();
+    let args = ["feedback", "add", "--prompt", "which?", "--response", "that", "--mark", "fix"];
+    let better = format!("it is {}", key());
+    let run =
+        program.run(&[&args[..], &["--fix", &better, "--set", "feedback.secrets=off"]].concat());
+    run.done();
+    assert_eq!(program.run(&["train", "--set", "feedback.secrets=off"]).code, 0);
+    program.run(&["jobs", "cancel", "1"]).done();
+    let database = rusqlite::Connection::open(program.home().join("shammah.db")).unwrap();
+    let said = format!("panicked at {}", key());
+    database.execute("UPDATE jobs SET error = ?1", [&said]).unwrap();
+    database.execute("UPDATE events SET detail = ?1 WHERE kind = 'cancelled'", [&said]).unwrap();
+    drop(database);
+    let history = program.home().join("history");
+    fs_err::write(&history, format!("hello\n/medium {}\n", key())).unwrap();
+
+    let run = program.run(&["feedback", "scan", "--json"]);
+    let rows = run.json_lines();
+    let places: Vec<_> = rows.iter().filter_map(|row| row["place"].as_str()).collect();
+    let line = "line 2 of the console's history";
+    assert_eq!((run.code, &places[..]), (1, &["example 2 of job 1", "job 1", line][..]), "{run:?}");
+    assert!(!run.stdout.contains(&key()));
+    let run = program.run(&["feedback", "scan"]);
+    assert!(run.stdout.contains("2 of 2 marks hold secrets, and 3 are in other texts"), "{run:?}");
+
+    let text = program.run(&["feedback", "scan", "--redact"]).done().stdout;
+    assert!(text.contains("replaced in mark 1: openai-api-key in note\n"), "{text}");
+    assert!(text.contains("replaced in job 1: openai-api-key\n"), "{text}");
+    assert!(text.contains("replaced in 1 lines of the console's history"), "{text}");
+    assert!(!on_disk(&program, &key()), "no byte is left");
+    let marker = "[REDACTED:openai-api-key]";
+    assert_eq!(fs_err::read_to_string(&history).unwrap(), format!("hello\n/medium {marker}\n"));
+    let marks = program.run(&["feedback", "list", "--json"]).done().json_lines();
+    assert!(marks.iter().any(|row| row["fix"] == format!("it is {marker}").as_str()), "{marks:?}");
+    assert_eq!(program.run(&["feedback", "scan"]).done().stdout, "no secrets in 2 marks\n");
+    let again = program.run(&["feedback", "scan", "--redact"]).done().stdout;
+    assert_eq!(again, "no secrets: nothing was changed\n");
+}

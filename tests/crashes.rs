@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use support::Program;
+use support::processes::worker_of;
+use support::service::Service;
 use support::session::Session;
 
 /// Small steps between checkpoints, so that there is one to go on from; more steps than a kill needs.
@@ -50,21 +52,6 @@ fn wait_for<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
         assert!(Instant::now() < end, "waited for {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
-}
-
-/// The child of `parent` that is a worker, by the kernel's list.
-fn worker_of(parent: u32) -> Option<Pid> {
-    let tasks = std::fs::read_dir(format!("/proc/{parent}/task")).ok()?;
-    let children =
-        tasks.flatten().filter_map(|t| std::fs::read_to_string(t.path().join("children")).ok());
-    let all: Vec<i32> = children
-        .flat_map(|line| line.split_whitespace().filter_map(|p| p.parse().ok()).collect::<Vec<_>>())
-        .collect();
-    let is_worker = |pid: &i32| {
-        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        line.split(|b| *b == 0).any(|arg| arg == b"worker")
-    };
-    all.into_iter().find(is_worker).and_then(Pid::from_raw)
 }
 
 fn checkpoint(home: &Path) -> Option<()> {
@@ -124,4 +111,32 @@ fn invariant_6_a_killed_program_loses_no_mark_and_no_job() {
     chat.quit();
     let jobs = program.run(&["jobs", "list", "--json"]).json_lines();
     assert_eq!(jobs[0]["state"], "succeeded", "{jobs:?}");
+}
+
+#[test]
+fn a_console_beside_a_killed_service_runs_the_queue_and_its_job_goes_on() {
+    let program = Program::new();
+    store_ten_marks(&program);
+    let settings = ["lora.training.min_steps=150", SETTINGS[0], SETTINGS[2], "worker.idle=false"];
+    let args: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
+    let mut service = Service::start(&program, &args);
+    service.says("job 1 started");
+    let mut chat = Session::start(&program, &settings);
+    chat.expect(&["runs the queue"]);
+    wait_for("a checkpoint", || checkpoint(&program.home()));
+    service.end(Signal::KILL);
+    chat.expect(&["is gone: this one runs it from now on"]);
+    let late = program.run(&["jobs", "run"]);
+    assert_eq!(late.code, 75, "{late:?}");
+    chat.send("/jobs wait");
+    chat.expect(&["is live:"]);
+    let transcript = chat.transcript.join("\n");
+    assert!(transcript.contains("goes on from the checkpoint"), "{transcript}");
+    chat.quit();
+    let job = program.run(&["jobs", "show", "1", "--json"]).json();
+    assert_eq!(
+        (job["state"].as_str(), job["attempts"].as_u64()),
+        (Some("succeeded"), Some(2)),
+        "{job}"
+    );
 }

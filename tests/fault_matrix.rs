@@ -12,6 +12,8 @@
 #[path = "worker_faults/faulty.rs"]
 #[allow(dead_code, reason = "the other test uses the rest")]
 mod faulty;
+#[path = "worker_faults/gaps.rs"]
+mod gaps;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -22,6 +24,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use shammah::actors::base::{Base, CurrentBase};
 use shammah::actors::db::Db;
 use shammah::actors::model_thread::ModelLoader;
+use shammah::actors::queue_right::QueueRight;
 use shammah::actors::training::notices::Subscribers;
 use shammah::actors::training::retry::RetryPolicy;
 use shammah::actors::training::runner::{Launcher, Runner};
@@ -56,7 +59,12 @@ fn main() -> ExitCode {
         _ => {
             let mut arguments = Arguments::from_args();
             arguments.test_threads.get_or_insert(4);
-            libtest_mimic::run(&arguments, trials()).exit_code()
+            let mut trials: Vec<Trial> = cases().into_iter().map(trial).collect();
+            trials.push(
+                Trial::test("tokens_keep_flowing_while_each_fault_strikes", keep_flowing)
+                    .with_ignored_flag(true),
+            );
+            libtest_mimic::run(&arguments, trials).exit_code()
         }
     }
 }
@@ -123,14 +131,25 @@ fn measured() -> Measurements {
     }
 }
 
-fn trials() -> Vec<Trial> {
+/// A fault, and how its job must end.
+struct Case {
+    fault: &'static str,
+    state: JobState,
+    attempts: usize,
+    /// How its reason begins.
+    message: String,
+}
+
+fn cases() -> Vec<Case> {
     let died = |what: &str| format!("the training process {what}");
     let internal = |what: &str| died(&format!("stopped on an internal error: {what}"));
     let unclear = |what: &str| died(&format!("could not be understood and was stopped: {what}"));
     let left = |code| died(&format!("left with code {code} and without a result"));
     let memory = died("ran out of memory (lora.training.memory_limit_mb is what it plans with)");
     let full = "No space left on device".to_owned();
-    let failed = |fault, attempts, message| trial(fault, JobState::Failed, attempts, message);
+    let failed =
+        |fault, attempts, message| Case { fault, state: JobState::Failed, attempts, message };
+    let message = String::new();
     vec![
         failed(
             "panic",
@@ -152,11 +171,36 @@ fn trials() -> Vec<Trial> {
         // What the job itself says is final.
         failed("fail", 1, "no rows".to_owned()),
         failed("disk-full", 1, full),
-        trial("noise", JobState::Succeeded, 1, String::new()),
+        Case { fault: "noise", state: JobState::Succeeded, attempts: 1, message },
     ]
 }
 
-fn trial(fault: &'static str, state: JobState, attempts: usize, message: String) -> Trial {
+/// Answers go on beside every fault: the pauses between tokens stay within twice what they are alone.
+fn keep_flowing() -> Result<(), Failed> {
+    actix::System::new().block_on(async {
+        let chat = gaps::Chat::start();
+        chat.alone().await;
+        let (mut alone, mut beside) = (gaps::Gaps::default(), Vec::new());
+        for Case { fault, .. } in cases() {
+            alone.add(chat.alone().await);
+            let folder = tempfile::tempdir().unwrap();
+            let home = Home::open_or_create(folder.path().join("home")).unwrap();
+            let (job, gaps) = chat.during(run(&home, fault)).await;
+            beside.push((format!("{fault} → {}", job.state), gaps));
+        }
+        let bound = 2.0 * alone.share(0.99);
+        println!("bound: {bound:.2} ms, twice the p99 alone");
+        println!("{}", alone.line("alone", bound));
+        beside.iter().for_each(|(fault, gaps)| println!("{}", gaps.line(fault, bound)));
+        let late = beside.iter().filter(|(_, gaps)| gaps.share(0.99) > bound);
+        let late: Vec<_> = late.map(|(fault, _)| fault).collect();
+        assert!(late.is_empty(), "tokens came late beside {late:?}");
+        Ok(())
+    })
+}
+
+fn trial(case: Case) -> Trial {
+    let Case { fault, state, attempts, message } = case;
     let name = format!("{}_ends_as_{state}", fault.replace([' ', '-'], "_"));
     Trial::test(name, move || {
         let folder = tempfile::tempdir().unwrap();
@@ -212,7 +256,10 @@ async fn run(home: &Home, fault: &'static str) -> JobRow {
         notices: Subscribers::default(),
         retry: RetryPolicy { max_attempts: ATTEMPTS, base: retry, longest: retry },
     };
-    let rules = QueueRules { config: Arc::new(Config::defaults().unwrap()), holds_queue: true };
+    let lock = home.try_lock_queue().unwrap();
+    assert!(lock.is_some());
+    let right = QueueRight::new(home, lock, Port::unconnected(ActorName::Console));
+    let rules = QueueRules { config: Arc::new(Config::defaults().unwrap()), right };
     let actor = TrainingActor::new(runner, rules, None).start();
     actor.send(EnqueueTraining::of("general")).await.unwrap().unwrap();
     let start = Instant::now();

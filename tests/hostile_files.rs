@@ -17,8 +17,14 @@ use gguf_kit::{ARRAY, Gguf};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use reference::{decoder, fixture};
-use shammah::lora::{CONFIG_FILE, LoraAdapter, WEIGHTS_FILE};
+use shammah::cli::feedback_file;
+use shammah::config::{Config, LoadArgs};
+use shammah::domain::Mark;
+use shammah::eval::Measurements;
+use shammah::lora::{CONFIG_FILE, JobInput, LoraAdapter, WEIGHTS_FILE};
 use shammah::models::{ModelSource, load};
+use shammah::worker::codec;
+use shammah::worker::protocol::{Event, Request};
 
 thread_local! {
     static HELD: Cell<isize> = const { Cell::new(0) };
@@ -168,6 +174,86 @@ fn adapters(cases: u64) {
     }
 }
 
+/// Marks to import: what is read keeps what the store relies on, and an error is one line.
+fn marks(cases: u64) {
+    let config = Config::defaults().unwrap();
+    let reading =
+        feedback_file::Reading { weights: &config.feedback, domain: None, mark: Mark::Good };
+    let bytes = br#"{"messages":[{"role":"user","content":"q"}],"response":"a","mark":"fix","fix":"b","weight":3e0,"note":"n"}
+{"id":1,"messages":[{"role":"system","content":"\u00e9"},{"role":"user","content":"q"}],"response":"a","mark":"good","domain":"rust"}"#;
+    assert_eq!(feedback_file::read(&bytes[..], "f", reading).unwrap().rows.len(), 2);
+    mutate("marks", bytes, bytes.len(), cases, |bytes| {
+        match feedback_file::read(bytes, "f", reading) {
+            Ok(marks) => {
+                assert!(marks.rows.iter().all(|m| m.weight > 0.0 && m.weight.is_finite()));
+            }
+            Err(error) => assert!(!error.to_string().contains('\n'), "{error}"),
+        }
+    });
+}
+
+/// A configuration file, and its lines as assignments.
+fn configurations(cases: u64) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("config.toml");
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/workstation.toml");
+    let text = fs_err::read_to_string(example).unwrap();
+    let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+    let whole = lines.join("\n");
+    let read = |bytes: &[u8]| {
+        fs_err::write(&file, bytes).unwrap();
+        let args = LoadArgs { config_file: Some(file.clone()), ..LoadArgs::default() };
+        let read = Config::load(&args).map(|_| ()).map_err(|error| error.to_string());
+        let overrides = String::from_utf8_lossy(bytes).lines().take(4).map(str::to_owned).collect();
+        let args = LoadArgs { overrides, ..LoadArgs::default() };
+        let _ = Config::load(&args).map_err(|error| error.to_string());
+        read
+    };
+    read(whole.as_bytes()).unwrap();
+    mutate("configuration", whole.as_bytes(), whole.len(), cases, |bytes| drop(read(bytes)));
+}
+
+/// What comes through the pipe of a worker.
+fn frames(cases: u64) {
+    let events: [Event<Measurements>; 3] = [
+        Event::Heartbeat { silent_ms: 300 },
+        Event::Progress {
+            epoch: 1,
+            epochs: 2,
+            step: 3,
+            total_steps: 4,
+            loss: 0.5,
+            elapsed_ms: 6,
+            eta_ms: Some(7),
+        },
+        Event::Panicked { message: "m".to_owned(), location: "a:1:2".to_owned() },
+    ];
+    let bytes: Vec<u8> = events.iter().flat_map(|event| codec::encode(event).unwrap()).collect();
+    mutate("frames", &bytes, bytes.len(), cases, |bytes| {
+        let mut input = bytes;
+        while let Ok(event) = codec::read_frame::<Event<Measurements>>(&mut input) {
+            assert!(codec::encode(&event).is_ok());
+        }
+        let _ = codec::read_frame::<Request<JobInput>>(&mut &bytes[..]);
+        let _ = codec::read_hello(&mut &bytes[..]);
+    });
+}
+
+#[test]
+fn marks_with_changed_bytes_are_taken_or_refused() {
+    marks(5_000);
+}
+
+#[test]
+fn configurations_with_changed_bytes_are_taken_or_refused() {
+    configurations(300);
+}
+
+#[test]
+fn frames_with_changed_bytes_are_taken_or_refused() {
+    frames(20_000);
+}
+
 #[test]
 fn gguf_files_with_changed_bytes_are_taken_or_refused() {
     gguf(3_000);
@@ -231,6 +317,9 @@ fn vocabularies_larger_than_any_are_refused() {
 #[test]
 #[ignore = "minutes: as many mutations as time allows"]
 fn many_mutations() {
+    marks(500_000);
+    configurations(20_000);
+    frames(2_000_000);
     gguf(200_000);
     safetensors(20_000);
     adapters(20_000);

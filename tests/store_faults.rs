@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
@@ -136,6 +137,126 @@ fn a_damaged_page_is_told_with_what_to_do_and_nothing_is_overwritten() {
     );
     assert!(run.stderr.contains("is damaged"), "{run:?}");
     assert_eq!(fs_err::read(&path).unwrap()[from..], bytes[from..], "it is left for a repair");
+}
+
+#[test]
+fn a_page_that_is_damaged_under_a_running_chat_is_told_and_the_chat_goes_on() {
+    let program = Program::new();
+    // More than SQLite keeps in memory, so that it must read; marks without a target, which cost no time.
+    let row = |n: usize| {
+        serde_json::json!({"messages": [{"role": "user", "content": format!("q{n}")}],
+            "response": "x".repeat(20_000), "mark": "medium"})
+        .to_string()
+    };
+    let file = program.write("marks.jsonl", &(0..300).map(row).collect::<Vec<_>>().join("\n"));
+    program.run(&["feedback", "import", &file]).done();
+    let errors = program.path("errors");
+    let args = ["--set", SETTINGS[0], "--set", SETTINGS[1]];
+    let to = std::process::Stdio::from(fs_err::File::create(&errors).unwrap().into_file());
+    let mut chat = Session::of(&mut program.command(&args), to);
+    stores(&mut chat);
+    let path = program.home().join("shammah.db");
+    let pages = fs_err::metadata(&path).unwrap().len() / 4096;
+    let mut database = fs_err::OpenOptions::new().write(true).open(&path).unwrap();
+    for page in 40..pages {
+        database.seek(SeekFrom::Start(page * 4096)).unwrap();
+        database.write_all(&[0xAA; 4096]).unwrap();
+    }
+    drop(database);
+    cannot_store(&mut chat);
+    chats(&mut chat);
+    leave(chat);
+    let said = fs_err::read_to_string(&errors).unwrap();
+    assert!(said.contains("is damaged") && said.contains("restore it from a copy"), "{said}");
+}
+
+/// Trains on ten marks while the disk of its checkpoints is full, and once more when there is room.
+fn trains_when_there_is_room(
+    program: &Program,
+    mut chat: Session,
+    wanted: &str,
+    make_room: impl FnOnce(),
+) {
+    for n in 0..10 {
+        chat.send("Who are you?");
+        chat.send(&format!("/fix n{n}a m{n}b k{n}c."));
+        chat.expect(&["Training buffer:"]);
+    }
+    chat.send("/train");
+    let (line, _) = chat.expect(&["failed", "is live:", "rejected"]);
+    assert!(line.contains(wanted) && line.contains("make room"), "{line}");
+    chats(&mut chat);
+    let job = program.run(&["jobs", "show", "1", "--json"]).json();
+    assert_eq!((&job["state"], &job["attempts"]), (&"failed".into(), &1.into()), "{job}");
+    assert!(job["error"].as_str().unwrap().contains(wanted), "{job}");
+    make_room();
+    chat.send("/train");
+    chat.expect(&["Job 2 queued: 10 examples"]);
+    chat.expect(&["is live:"]);
+    chat.quit();
+    let left: Vec<_> = fs_err::read_dir(program.home().join("checkpoints")).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+const SMALL_JOBS: [&str; 7] = [
+    "generation.temperature=0",
+    "lora.training.auto_train=false",
+    "lora.training.min_steps=4",
+    "lora.training.epochs=1",
+    "lora.training.checkpoint_every_steps=2",
+    "lora.gate.max_kl=100",
+    "worker.idle=false",
+];
+
+#[test]
+fn a_full_disk_under_the_checkpoints_fails_the_job_with_its_reason_and_the_queue_goes_on() {
+    let program = Program::new();
+    program.run(&["jobs", "list"]).done();
+    let place = program.home().join("checkpoints");
+    let small = ["-t", "tmpfs", "-o", "size=256k,mode=700", "tmpfs"];
+    let mounted = Command::new("mount").args(small).arg(&place).output();
+    if !mounted.is_ok_and(|output| output.status.success()) {
+        return eprintln!("SKIPPED: nothing can be mounted here");
+    }
+    let mount = Mounted(place.clone());
+    let chat = Session::start(&program, &SMALL_JOBS);
+    let make_room = || {
+        let larger = Command::new("mount").args(["-o", "remount,size=64m"]).arg(&place).status();
+        assert!(larger.unwrap().success());
+    };
+    trains_when_there_is_room(&program, chat, "No space left on device", make_room);
+    drop(mount);
+}
+
+/// A file system that goes with the test.
+struct Mounted(std::path::PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_limit_on_the_size_of_files_fails_the_job_with_its_reason_and_the_chat_goes_on() {
+    let program = Program::new();
+    program.run(&["jobs", "list"]).done();
+    let args: Vec<&str> = SMALL_JOBS.iter().flat_map(|setting| ["--set", setting]).collect();
+    let inner = program.command(&args);
+    let mut shell = Command::new("sh");
+    // 512 KiB: the database is below it, a checkpoint above.
+    shell.arg("-c").arg("trap '' XFSZ; ulimit -f 1024; exec \"$0\" \"$@\"");
+    shell.arg(inner.get_program()).args(inner.get_args());
+    shell.env("SHAMMAH_HOME", program.home()).env("HOME", program.path(""));
+    let mut chat = Session::of(&mut shell, std::process::Stdio::inherit());
+    chat.send("Who are you?");
+    chat.send("/fix It is a wombat.");
+    chat.expect(&["Training buffer:"]);
+    chat.send("/train");
+    let (line, _) = chat.expect(&["failed", "is live:", "rejected"]);
+    assert!(line.contains("File too large") && line.contains("make room"), "{line}");
+    stores(&mut chat);
+    chat.quit();
 }
 
 #[test]

@@ -13,6 +13,7 @@ use actix::{
 
 use super::base::CurrentBase;
 use super::db::Db;
+use super::queue_right::QueueRight;
 use super::routes::RouteTable;
 use super::supervisor::{Guard, actor_span};
 use super::views;
@@ -42,12 +43,12 @@ pub struct FeedbackRules {
     /// The domains that are looked at from the start.
     pub domains: BTreeSet<String>,
     /// Whether this process runs the queue.
-    pub holds_queue: bool,
+    pub right: QueueRight,
 }
 
 impl FeedbackRules {
     /// Returns the rules of a configuration.
-    pub fn of(config: &Config, holds_queue: bool) -> Self {
+    pub fn of(config: &Config, right: QueueRight) -> Self {
         let training = &config.lora.training;
         let mut domains: BTreeSet<String> = config.domains.keys().cloned().collect();
         domains.insert(DEFAULT_DOMAIN.to_owned());
@@ -55,7 +56,7 @@ impl FeedbackRules {
             section: config.feedback.clone(),
             threshold: training.auto_train.then_some(training.auto_train_threshold),
             domains,
-            holds_queue,
+            right,
         }
     }
 
@@ -158,9 +159,11 @@ impl FeedbackActor {
         }
     }
 
-    /// Looks whether marks of other processes reached the threshold of a domain.
+    /// Looks whether marks of other processes reached the threshold of a domain, in the process that runs the queue.
     fn look(&mut self, ctx: &mut Context<Self>) {
-        let Some(threshold) = self.rules.threshold else { return };
+        let Some(threshold) = self.rules.threshold.filter(|_| self.rules.right.is_held()) else {
+            return;
+        };
         let (db, domains) = (self.db.clone(), self.domains.clone());
         let base = self.current.get().hash().to_owned();
         let due = async move {
@@ -196,10 +199,8 @@ impl Actor for FeedbackActor {
             self.read_routes(ctx);
             ctx.run_interval(THRESHOLD_POLL, Self::read_routes);
         }
-        if self.rules.holds_queue {
-            self.look(ctx);
-            ctx.run_interval(THRESHOLD_POLL, Self::look);
-        }
+        self.look(ctx);
+        ctx.run_interval(THRESHOLD_POLL, Self::look);
     }
 }
 
@@ -288,9 +289,7 @@ impl Handler<SetAutoTrain> for FeedbackActor {
 
     fn handle(&mut self, message: SetAutoTrain, ctx: &mut Self::Context) -> Self::Result {
         self.rules.threshold = message.threshold;
-        if self.rules.holds_queue {
-            self.look(ctx);
-        }
+        self.look(ctx);
         Ok(())
     }
 }
@@ -299,7 +298,7 @@ impl Handler<Reconfigure> for FeedbackActor {
     type Result = ();
 
     fn handle(&mut self, message: Reconfigure, _: &mut Self::Context) {
-        self.rules = FeedbackRules::of(&message.0, self.rules.holds_queue);
+        self.rules = FeedbackRules::of(&message.0, self.rules.right.clone());
         self.domains.extend(self.rules.domains.iter().cloned());
     }
 }

@@ -16,12 +16,14 @@ struct Stage {
 
 fn stage(threshold: Option<usize>, holds_queue: bool) -> Stage {
     let (dir, store) = temp_store();
+    let lock = store.home().try_lock_queue().unwrap().filter(|_| holds_queue);
+    let right = QueueRight::new(store.home(), lock, Port::unconnected(ActorName::Console));
     let db = Db::new(store);
     let rules = FeedbackRules {
         section: Config::defaults().unwrap().feedback,
         threshold,
         domains: BTreeSet::from(["general".to_owned()]),
-        holds_queue,
+        right,
     };
     let (training, reached) = probe(|_: &ThresholdReached| ());
     let actor = FeedbackActor::new(db.clone(), rules, tiny(), training, None).start();

@@ -10,6 +10,7 @@ pub mod db;
 pub mod feedback;
 pub mod inference;
 pub mod model_thread;
+pub mod queue_right;
 pub mod registry;
 pub mod routes;
 pub mod supervisor;

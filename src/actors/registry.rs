@@ -3,6 +3,7 @@
 //! Whatever changes what is live runs alone, from the check over the row to the swap ([`AtomicResponse`]): the database
 //! and the model never disagree for longer than one message.
 
+mod damage;
 pub mod follow;
 mod mixture;
 
@@ -20,6 +21,7 @@ use tracing::Instrument;
 use self::follow::{Answering, LIVE_POLL};
 use super::base::{Base, CurrentBase};
 use super::db::{Db, DbError};
+use super::queue_right::QueueRight;
 use super::supervisor::{Guard, actor_span};
 use super::views;
 use crate::config::Term;
@@ -59,7 +61,7 @@ pub struct RegistryParts {
     /// What domains answer with besides their live adapters, where that is configured.
     pub mixtures: BTreeMap<String, Vec<Term>>,
     /// Whether this process runs the queue and so may tidy the directory.
-    pub holds_queue: bool,
+    pub right: QueueRight,
 }
 
 /// Owns the adapters.
@@ -279,7 +281,7 @@ impl RegistryParts {
 
     async fn restore(&self) -> Result<Vec<String>, ActorError> {
         let mut lines = Vec::new();
-        if self.holds_queue {
+        if self.right.is_held() {
             lines.extend(describe(&self.db.call(|store| store.reconcile()).await?));
         }
         if self.inference.is_none() {
@@ -289,32 +291,6 @@ impl RegistryParts {
         let rows = self.live_rows(base.hash()).await?;
         lines.extend(self.bring_live(&base, rows).await);
         Ok(lines)
-    }
-
-    /// Hands the live adapters of a base to the model; says which cannot be loaded.
-    async fn bring_live(&self, base: &Base, rows: BTreeMap<String, AdapterId>) -> Vec<String> {
-        let mut lines = Vec::new();
-        for (domain, id) in rows {
-            match self.read_for(base, self.home.adapter(&id)).await {
-                Ok(set) => {
-                    self.swap_for(base, &domain, Some((id, set))).await;
-                }
-                Err(error) => {
-                    lines.push(format!(
-                        "adapter \"{id}\" cannot be loaded, domain \"{domain}\" answers with the base model: {error}"
-                    ));
-                    self.answering.refuse(&domain, id);
-                }
-            }
-        }
-        for domain in self.mixtures.keys() {
-            // A mixture answers where no adapter is live, too.
-            if self.answering.of(domain).is_none() {
-                self.swap_for(base, domain, None).await;
-            }
-            lines.extend(self.mixed(base, domain, None).await.1);
-        }
-        lines
     }
 
     /// Changes to the base that was put forward.
@@ -331,7 +307,7 @@ impl RegistryParts {
 }
 
 /// Says what tidying found, one line each.
-fn describe(found: &Reconciled) -> Vec<String> {
+pub(super) fn describe(found: &Reconciled) -> Vec<String> {
     let removed = found
         .removed
         .iter()

@@ -43,7 +43,11 @@ fn stage() -> Stage {
         inference: Some(inference),
         changed: Some(changed),
         answering: Answering::default(),
-        holds_queue: true,
+        right: QueueRight::new(
+            &home,
+            home.try_lock_queue().unwrap(),
+            Port::unconnected(ActorName::Console),
+        ),
     };
     let actor = AdapterRegistryActor::new(parts, None).start();
     Stage { _dir: dir, home, db, actor, swaps, changes, damaged, current }
@@ -230,14 +234,16 @@ async fn at_start_the_live_adapter_is_swapped_in_and_strangers_are_removed() {
 }
 
 #[actix::test]
-async fn at_start_a_damaged_adapter_is_reported_and_the_base_answers() {
+async fn at_start_a_damaged_adapter_is_set_aside_and_the_base_answers() {
     let stage = stage();
     stage.publish("first").await.unwrap();
     stage.swaps.take();
     *stage.damaged.lock().unwrap() = true;
     let lines = stage.actor.send(RestoreLive).await.unwrap().unwrap();
     assert!(lines.len() == 1 && lines[0].contains("first"), "{lines:?}");
-    assert_eq!(stage.swaps.len(), 0);
+    assert!(lines[0].contains("was set aside") && lines[0].contains("the base model"), "{lines:?}");
+    assert_eq!((stage.swaps.len(), stage.live().await), (0, None));
+    assert!(stage.home.quarantine().join("first").exists());
 }
 
 #[actix::test]

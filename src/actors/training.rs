@@ -3,6 +3,7 @@
 //! It enqueues, claims the next job and lets a [`Runner`] run it; it knows which one runs, who waits, and when to stop. The
 //! queue itself is in the database, so nothing is lost with the actor.
 
+mod beside;
 pub mod ends;
 pub mod follow;
 pub mod notices;
@@ -15,18 +16,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::fut::ActorFutureExt;
-use actix::{Actor, AsyncContext, Context, Handler, ResponseActFuture, ResponseFuture, WrapFuture};
+use actix::{
+    Actor, AsyncContext, Context, Handler, ResponseActFuture, ResponseFuture, SpawnHandle,
+    WrapFuture,
+};
 use chrono::{DateTime, Utc};
 use futures::FutureExt;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 use tracing::Instrument;
 
-use self::follow::{FOLLOW_POLL, Followed, Look};
+use self::follow::{FOLLOW_POLL, Followed};
 use self::retry::RetryPolicy;
 use self::runner::{Runner, Wish};
 use super::db::DbError;
 use super::model_thread::panic_text;
+use super::queue_right::QueueRight;
 use super::supervisor::{Guard, actor_span};
 use super::views;
 use crate::config::Config;
@@ -50,7 +55,7 @@ pub struct QueueRules {
     /// The configuration.
     pub config: Arc<Config>,
     /// Whether this process runs the queue.
-    pub holds_queue: bool,
+    pub right: QueueRight,
 }
 
 /// Owns the queue and the worker.
@@ -69,6 +74,9 @@ pub struct TrainingActor {
     waiters: Vec<Waiter>,
     /// The jobs of the process that runs the queue, where this one does not.
     followed: Followed,
+    following: Option<SpawnHandle>,
+    /// Since when nobody runs the queue.
+    free_since: Option<Instant>,
     parked: Vec<oneshot::Sender<()>>,
     closing: bool,
     _guard: Option<Guard>,
@@ -115,6 +123,8 @@ impl TrainingActor {
             flagged: BTreeMap::new(),
             waiters: Vec::new(),
             followed: Followed::default(),
+            following: None,
+            free_since: None,
             parked: Vec::new(),
             closing: false,
             _guard: guard,
@@ -126,7 +136,7 @@ impl TrainingActor {
         // A job that is being enqueued is announced before it starts; the end of that claims.
         let busy = self.claiming || self.enqueuing > 0 || self.closing;
         let idle = self.current.is_none() && !busy;
-        if !self.rules.holds_queue || !idle {
+        if !self.rules.right.is_held() || !idle {
             return;
         }
         self.claiming = true;
@@ -230,33 +240,6 @@ impl TrainingActor {
         }));
     }
 
-    /// Tells what the process that runs the queue does; alone, so that the news keep their order.
-    fn follow(&mut self, ctx: &mut Context<Self>) {
-        let (db, home) = (self.runner.db.clone(), self.runner.home.clone());
-        let max_attempts = self.runner.retry.max_attempts;
-        let look = async move {
-            let rows = db.call(|store| store.jobs()).await?;
-            Ok::<_, DbError>(Look { rows, held: home.queue_is_held(), max_attempts })
-        };
-        let told = look.into_actor(self).then(|look, this, _| {
-            let news = match look {
-                Ok(look) => this.followed.news(&this.runner.home, &look),
-                Err(error) => {
-                    tracing::warn!(%error, "the queue could not be read");
-                    Vec::new()
-                }
-            };
-            let notices = this.runner.notices.clone();
-            async move {
-                for notice in news {
-                    notices.tell(notice).await;
-                }
-            }
-            .into_actor(this)
-        });
-        ctx.wait(told.map(|(), this, ctx| this.look_for_waiters(ctx)));
-    }
-
     /// Answers those who wait for the queue to be empty, if it is.
     fn look_for_waiters(&mut self, ctx: &mut Context<Self>) {
         if self.waiters.is_empty() {
@@ -273,7 +256,7 @@ impl TrainingActor {
     fn answer_waiters(&mut self, open: &[i64]) {
         self.waiters.iter_mut().for_each(|waiter| waiter.seen.extend(open));
         // What another process's jobs came to is told before anybody hears that they are over.
-        let told = self.rules.holds_queue || self.followed.is_settled();
+        let told = self.rules.right.is_held() || self.followed.is_settled();
         let idle = open.is_empty() && self.enqueuing == 0 && self.flagged.is_empty() && told;
         if idle && self.current.is_none() {
             for Waiter { seen, reply } in self.waiters.drain(..) {
@@ -331,15 +314,11 @@ impl Actor for TrainingActor {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX_CAPACITY);
-        if !self.rules.holds_queue {
-            ctx.run_interval(FOLLOW_POLL, |this, ctx| this.follow(ctx));
-            return;
+        if self.rules.right.is_held() {
+            self.run_queue(ctx);
+        } else {
+            self.following = Some(ctx.run_interval(FOLLOW_POLL, Self::follow));
         }
-        self.claim(ctx);
-        ctx.run_interval(QUEUE_POLL, |this, ctx| {
-            this.claim(ctx);
-            this.look_for_waiters(ctx);
-        });
     }
 }
 

@@ -14,8 +14,9 @@ use crate::actors::test_kit::{Log, eventually, probe, question, temp_home, tiny}
 use crate::domain::Mark;
 use crate::eval::{ItemLoss, Measurements};
 use crate::lora::Resources;
+use crate::messages::Port;
 use crate::messages::registry::{PublishAdapter, Published};
-use crate::store::{Home, JobMetrics, NewAdapter, NewFeedback};
+use crate::store::{Home, JobMetrics, NewAdapter, NewFeedback, QueueLock};
 use crate::worker::{WorkerEvent, WorkerExit};
 
 /// A worker that does what the test says.
@@ -74,10 +75,14 @@ struct Stage {
     workers: Arc<Mutex<Vec<Puppet>>>,
     notices: Log<JobNotice>,
     current: CurrentBase,
+    /// The lock of the process that runs the queue, where that is another.
+    other: Option<QueueLock>,
 }
 
 #[path = "training_bases_tests.rs"]
 mod bases;
+#[path = "training_beside_tests.rs"]
+mod beside;
 
 fn stage() -> Stage {
     stage_of(true, |_| ())
@@ -119,9 +124,13 @@ fn stage_of(holds_queue: bool, adjust: impl FnOnce(&mut Config)) -> Stage {
             longest: Duration::from_secs(3600),
         },
     };
-    let rules = QueueRules { config: Arc::new(config), holds_queue };
+    let lock = home.try_lock_queue().unwrap();
+    // Where this one does not run the queue, another does.
+    let (ours, other) = if holds_queue { (lock, None) } else { (None, lock) };
+    let right = QueueRight::new(&home, ours, Port::unconnected(ActorName::Console));
+    let rules = QueueRules { config: Arc::new(config), right };
     let actor = TrainingActor::new(runner, rules, None).start();
-    Stage { _dir: dir, home, db, actor, workers, notices, current }
+    Stage { _dir: dir, home, db, actor, workers, notices, current, other }
 }
 
 /// What the registry does, without a model: its tests show the rest.
@@ -456,19 +465,6 @@ async fn nothing_to_train_and_a_full_queue_are_refused() {
     assert!(matches!(full, Err(ActorError::Busy { limit: 1, .. })), "{full:?}");
     stage.threshold().await;
     assert_eq!(stage.actor.send(ListJobs { limit: 9 }).await.unwrap().unwrap().len(), 1);
-}
-
-#[actix::test]
-async fn a_second_instance_enqueues_and_waits_but_runs_nothing() {
-    let stage = stage_of(false, |_| ());
-    stage.marks(&["bees"]).await;
-    let job = stage.enqueue().await.unwrap();
-    let mut waited = Box::pin(stage.actor.send(WaitForJobs));
-    let early = tokio::time::timeout(QUEUE_POLL * 2, &mut waited).await;
-    assert!(early.is_err(), "the job is still open");
-    assert_eq!(stage.started(), 0);
-    Store::open(&stage.home).unwrap().request_cancel(job.id).unwrap();
-    assert_eq!(waited.await.unwrap(), Ok(1));
 }
 
 #[actix::test]

@@ -15,6 +15,7 @@ use super::{AppError, Setup};
 use crate::actors::console::{
     Banner, ConsoleActor, ConsoleOptions, ConsolePorts, Frontend, History, Settings,
 };
+use crate::actors::queue_right::QueueRight;
 use crate::actors::supervisor::{Starter, Supervisor};
 use crate::config::SecondInstance;
 use crate::domain::DEFAULT_DOMAIN;
@@ -26,13 +27,12 @@ use crate::messages::{ActorName, Port};
 /// Runs the console until it is left, and returns the exit code: at a terminal 0, in a script 1 when a line failed and 3
 /// when the gate rejected a job; 130 after a signal; 1 when an actor died again and again.
 ///
-/// Where another process runs the queue, it chats, marks and enqueues without running it, or refuses, as
-/// `queue.second_instance` says.
+/// Where another process runs the queue, it chats, marks and enqueues without running it until that process is gone, or
+/// refuses, as `queue.second_instance` says.
 ///
 /// # Errors
 /// [`AppError::QueueHeld`]; a data directory that refuses; a terminal that cannot be taken over.
 pub fn run_console(mut setup: Setup) -> Result<u8, AppError> {
-    // Held to the end of this function: the queue is ours as long as the actors live.
     let lock = setup.home.try_lock_queue()?;
     if lock.is_none() {
         if setup.config.queue.second_instance == SecondInstance::Refuse {
@@ -40,7 +40,10 @@ pub fn run_console(mut setup: Setup) -> Result<u8, AppError> {
         }
         setup.notes.push(second_instance_note(&setup));
     }
-    System::new().block_on(run(setup, lock.is_some()))
+    let inputs = Inputs::unconnected();
+    // Held to the end of this function: the queue is ours as long as the actors live.
+    let right = QueueRight::new(&setup.home, lock, inputs.notices.clone());
+    System::new().block_on(run(setup, inputs, &right))
 }
 
 fn second_instance_note(setup: &Setup) -> String {
@@ -51,10 +54,9 @@ fn second_instance_note(setup: &Setup) -> String {
     )
 }
 
-async fn run(setup: Setup, holds_queue: bool) -> Result<u8, AppError> {
-    let inputs = Inputs::unconnected();
+async fn run(setup: Setup, inputs: Inputs, right: &QueueRight) -> Result<u8, AppError> {
     let close = Port::unconnected(ActorName::Console);
-    let team = Team::new(&setup, &inputs, holds_queue, Work::Chat)?;
+    let team = Team::new(&setup, &inputs, right, Work::Chat)?;
     let Team { ports, db, live, mut ended, supervisor, .. } = team;
     let parts = Rc::new(RefCell::new(None));
     let console = console(Rc::clone(&parts), &inputs, &close);
@@ -83,7 +85,7 @@ async fn run(setup: Setup, holds_queue: bool) -> Result<u8, AppError> {
         console,
         db: &db,
         hurry: &mut ended,
-        holds_queue,
+        holds_queue: right.is_held(),
     };
     ending.run(&first).await;
     Ok(first.code)

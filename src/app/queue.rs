@@ -9,11 +9,12 @@ use super::signals::{self, CtrlC};
 use super::team::{Inputs, Ports, Team, Work};
 use super::{AppError, Setup};
 use crate::actors::db::Db;
+use crate::actors::queue_right::QueueRight;
 use crate::messages::console::JobNotice;
 use crate::messages::registry::RestoreLive;
 use crate::messages::supervisor::{Shutdown, ShutdownReason, StartChild};
 use crate::messages::{ActorName, MAILBOX_CAPACITY};
-use crate::store::{JobRow, QueueLock, Store, StoreError};
+use crate::store::{JobRow, Store, StoreError};
 
 /// How often the end of the jobs is looked for.
 const END_POLL: Duration = Duration::from_millis(300);
@@ -31,14 +32,16 @@ pub struct QueueEnd {
 /// Takes what becomes of jobs.
 pub type OnNotice = Box<dyn FnMut(&JobNotice)>;
 
-/// Runs the queue until these jobs have ended, and tells `on_notice` everything that becomes of jobs. Where another process runs it, only the
-/// progress of the jobs waited for is told (without epochs and times, which only that process knows).
+/// Runs the queue until these jobs have ended, and tells `on_notice` everything that becomes of jobs. While another process runs it, only
+/// the progress of the jobs waited for is told (without epochs and times, which only that process knows).
 ///
 /// # Errors
 /// A data directory that refuses.
 pub fn run_queue(setup: &Setup, ids: &[i64], on_notice: OnNotice) -> Result<QueueEnd, AppError> {
     let lock = setup.home.try_lock_queue()?;
-    let cut_short = System::new().block_on(run(setup, ids, on_notice, lock.as_ref()))?;
+    let inputs = Inputs::unconnected();
+    let right = QueueRight::new(&setup.home, lock, inputs.notices.clone());
+    let cut_short = System::new().block_on(run(setup, ids, on_notice, inputs, &right))?;
     // The database of the actors is closed; what they wrote is there.
     let store = Store::open(&setup.home)?;
     let jobs = rows(&store, ids)?;
@@ -49,12 +52,12 @@ async fn run(
     setup: &Setup,
     ids: &[i64],
     on_notice: OnNotice,
-    lock: Option<&QueueLock>,
+    inputs: Inputs,
+    right: &QueueRight,
 ) -> Result<Option<u8>, AppError> {
-    let inputs = Inputs::unconnected();
     let listener = Listener { on_notice }.start();
     inputs.jobs.connect(listener.clone().recipient());
-    let team = Team::new(setup, &inputs, lock.is_some(), Work::Jobs)?;
+    let team = Team::new(setup, &inputs, right, Work::Jobs)?;
     let Team { ports, db, mut ended, supervisor, .. } = team;
     let supervisor = supervisor.start();
     signals::watch(CtrlC::Signal, supervisor.clone().recipient())
@@ -68,7 +71,7 @@ async fn run(
         asked = ended.recv() => asked.unwrap_or(DONE),
         over = all_ended(&db, ids) => over.map(|()| DONE)?,
     };
-    end(&ports, &inputs, &db, &mut ended, lock.is_some(), &first).await;
+    end(&ports, &inputs, &db, &mut ended, right.is_held(), &first).await;
     Ok((first.reason != ShutdownReason::Done).then_some(first.code))
 }
 

@@ -13,6 +13,7 @@ use super::shutdown::Ending;
 use super::signals;
 use super::team::{CurrentConfig, Inputs, Ports, Team, Work};
 use super::{AppError, Setup};
+use crate::actors::queue_right::QueueRight;
 use crate::config::Config;
 use crate::messages::console::{JobNotice, Notice};
 use crate::messages::registry::RestoreLive;
@@ -43,20 +44,27 @@ pub type ReadConfig = Box<dyn Fn() -> Result<Config, String>>;
 /// # Errors
 /// [`AppError::QueueHeld`]; a data directory that refuses.
 pub fn run_service(setup: &Setup, read: ReadConfig, said: OnSaid) -> Result<u8, AppError> {
-    // Held to the end of this function: the queue is ours as long as the actors live.
-    let Some(_lock) = setup.home.try_lock_queue()? else {
+    let Some(lock) = setup.home.try_lock_queue()? else {
         return Err(AppError::held(&setup.home));
     };
-    System::new().block_on(run(setup, read, said))
+    let inputs = Inputs::unconnected();
+    // Held to the end of this function: the queue is ours as long as the actors live.
+    let right = QueueRight::new(&setup.home, Some(lock), inputs.notices.clone());
+    System::new().block_on(run(setup, read, said, inputs, &right))
 }
 
-async fn run(setup: &Setup, read: ReadConfig, said: OnSaid) -> Result<u8, AppError> {
-    let inputs = Inputs::unconnected();
+async fn run(
+    setup: &Setup,
+    read: ReadConfig,
+    said: OnSaid,
+    inputs: Inputs,
+    right: &QueueRight,
+) -> Result<u8, AppError> {
     let listener = Listener { said }.start();
     inputs.jobs.connect(listener.clone().recipient());
     inputs.notices.connect(listener.recipient());
     let Team { ports, db, config, mut ended, supervisor, .. } =
-        Team::new(setup, &inputs, true, Work::Service)?;
+        Team::new(setup, &inputs, right, Work::Service)?;
     let supervisor = supervisor.start();
     let hangups = signals::watch_service(&supervisor.clone().recipient())
         .map_err(AppError::system("watch for signals"))?;

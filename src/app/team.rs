@@ -14,6 +14,7 @@ use crate::actors::db::Db;
 use crate::actors::feedback::{FeedbackActor, FeedbackRules};
 use crate::actors::inference::{InferenceActor, InferenceParts};
 use crate::actors::model_thread::LiveTable;
+use crate::actors::queue_right::QueueRight;
 use crate::actors::registry::follow::Answering;
 use crate::actors::registry::{AdapterRegistryActor, RegistryParts};
 use crate::actors::routes::RouteTable;
@@ -195,7 +196,7 @@ impl Team {
     pub fn new(
         setup: &Setup,
         inputs: &Inputs,
-        holds_queue: bool,
+        right: &QueueRight,
         work: Work,
     ) -> Result<Self, TeamError> {
         let store = Store::open(&setup.home)?.with_secrets(setup.config.feedback.secrets);
@@ -218,15 +219,15 @@ impl Team {
         }
         if work != Work::Jobs {
             let routes = (chat && generation.routing).then(|| routes.clone());
-            let start = feedback(setup, &config, &db, &ports, holds_queue, routes);
+            let start = feedback(setup, &config, &db, &ports, right, routes);
             supervisor = supervisor.with_child(ActorName::Feedback, start);
         }
         let changed = inputs.live.clone();
-        let start = registry(setup, &db, &ports, chat.then_some(changed), holds_queue);
+        let start = registry(setup, &db, &ports, chat.then_some(changed), right);
         supervisor = supervisor.with_child(ActorName::Registry, start);
         let runner = runner(setup, &config, &db, &ports)?;
         runner.notices.add(inputs.jobs.clone());
-        let start = training(runner, &config, &ports, holds_queue);
+        let start = training(runner, &config, &ports, right);
         supervisor = supervisor.with_child(ActorName::Training, start);
         Ok(Self { ports, db, live, config, ended, supervisor })
     }
@@ -265,14 +266,14 @@ fn feedback(
     config: &CurrentConfig,
     db: &Db,
     ports: &Ports,
-    holds_queue: bool,
+    right: &QueueRight,
     routes: Option<RouteTable>,
 ) -> Starter {
     let (db, ports, current) = (db.clone(), ports.clone(), setup.current.clone());
-    let config = config.clone();
+    let (config, right) = (config.clone(), right.clone());
     Box::new(move |guard| {
         let threshold = ports.threshold.clone();
-        let rules = FeedbackRules::of(&config.get(), holds_queue);
+        let rules = FeedbackRules::of(&config.get(), right.clone());
         let (db, current) = (db.clone(), current.clone());
         let actor = FeedbackActor::new(db, rules, current, threshold, Some(guard))
             .with_routes(routes.clone());
@@ -286,7 +287,7 @@ fn registry(
     db: &Db,
     ports: &Ports,
     changed: Option<Port<LiveChanged>>,
-    holds_queue: bool,
+    right: &QueueRight,
 ) -> Starter {
     let ports = ports.clone();
     let parts = RegistryParts {
@@ -297,7 +298,7 @@ fn registry(
         changed,
         answering: Answering::default(),
         mixtures: mixtures(&setup.config),
-        holds_queue,
+        right: right.clone(),
     };
     Box::new(move |guard| {
         let actor = AdapterRegistryActor::new(parts.clone(), Some(guard));
@@ -313,10 +314,10 @@ fn mixtures(config: &Config) -> BTreeMap<String, Vec<Term>> {
     all.filter(|(_, terms)| terms.as_slice() != alone).collect()
 }
 
-fn training(runner: Runner, config: &CurrentConfig, ports: &Ports, holds_queue: bool) -> Starter {
-    let (ports, config) = (ports.clone(), config.clone());
+fn training(runner: Runner, config: &CurrentConfig, ports: &Ports, right: &QueueRight) -> Starter {
+    let (ports, config, right) = (ports.clone(), config.clone(), right.clone());
     Box::new(move |guard| {
-        let rules = QueueRules { config: config.get(), holds_queue };
+        let rules = QueueRules { config: config.get(), right: right.clone() };
         let retry = RetryPolicy::of(&rules.config.queue);
         let actor = TrainingActor::new(Runner { retry, ..runner.clone() }, rules, Some(guard));
         ports.connect_training(&actor.start());

@@ -256,8 +256,15 @@ pub enum FeedbackCommand {
     },
     /// Answer marks that wait for a correction again, with their notes in mind
     Revise(ReviseArgs),
-    /// Look for secrets in all marks; exit code 1 when there are some
-    Scan(JsonArg),
+    /// Look for secrets in all marks, in what jobs said, and in the console's history; exit code 1 when there are some
+    Scan {
+        /// Replace them where they stand
+        #[arg(long)]
+        redact: bool,
+        /// How to print.
+        #[command(flatten)]
+        json: JsonArg,
+    },
     /// Count the marks of each domain
     Stats(JsonArg),
 }

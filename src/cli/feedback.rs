@@ -18,7 +18,7 @@ use super::feedback_file::{self, ReadMarks, Reading, weight_of};
 use super::feedback_forms::Form;
 use super::output::{self, Table};
 use super::whole_file::{self, Existing};
-use super::{revise, secrets};
+use super::{redact, revise, secrets};
 use crate::domain::{DEFAULT_DOMAIN, Mark, Message};
 use crate::store::{BufferStatus, FeedbackFilter, FeedbackRow, NewFeedback, Store};
 use crate::text::{printable_line, shortened};
@@ -58,7 +58,8 @@ pub fn run(command: &FeedbackCommand, global: &GlobalArgs) -> Result<Exit> {
             secrets::forget(&session, *id, *retrain, json.json)?;
         }
         FeedbackCommand::Revise(args) => return revise::run(args, &session, global),
-        FeedbackCommand::Scan(json) => return secrets::scan(&session.store, json.json),
+        FeedbackCommand::Scan { redact: true, json } => redact::run(&session, json.json)?,
+        FeedbackCommand::Scan { redact: false, json } => return secrets::scan(&session, json.json),
         FeedbackCommand::Stats(json) => stats(&session.store, json.json)?,
     }
     Ok(Exit::Done)

@@ -8,17 +8,14 @@ use serde_json::json;
 
 use super::context::Session;
 use super::exit::Exit;
-use super::{model, output};
+use super::{model, output, redact};
 use crate::plan::{self, JobWish, PlanError};
-use crate::secrets::source;
+use crate::secrets::{self, source};
 use crate::store::{
-    FeedbackFilter, FeedbackRow, Forgotten, JobRow, SecretFound, StartFrom, Store, StoreError,
-    listed,
+    FeedbackFilter, FeedbackRow, Forgotten, JobRow, SecretElsewhere, SecretFound, StartFrom, Store,
+    StoreError, listed,
 };
 use crate::text::printable_line;
-
-/// Largest history that is looked through: that of the console is far smaller.
-const MAX_HISTORY_BYTES: u64 = 16 << 20;
 
 /// A secret and where it is, or was.
 #[derive(Debug, Serialize)]
@@ -67,11 +64,12 @@ fn lines(rows: &[FeedbackRow]) -> Vec<String> {
         .collect()
 }
 
-/// Looks through all marks, those that left the buffer too.
+/// Looks through all marks, those that left the buffer too, through what jobs left, and through the console's history.
 ///
 /// # Errors
 /// A store that cannot be read.
-pub fn scan(store: &Store, as_json: bool) -> Result<Exit> {
+pub fn scan(session: &Session, as_json: bool) -> Result<Exit> {
+    let store = &session.store;
     let all = FeedbackFilter { domain: None, unconsumed: false, archived: true };
     let mut marks = 0;
     let mut bad = Vec::new();
@@ -92,15 +90,41 @@ pub fn scan(store: &Store, as_json: bool) -> Result<Exit> {
         }
         bad.push(row.id);
     }
-    if !as_json {
-        output::line(&match bad.len() {
-            0 => format!("no secrets in {marks} marks"),
-            n => format!(
-                "{n} of {marks} marks hold secrets: drop one for good with `shammah feedback forget ID`"
-            ),
-        })?;
+    let elsewhere = elsewhere(session)?;
+    for SecretElsewhere { place, rule } in &elsewhere {
+        if as_json {
+            output::json(&json!({"place": place, "rule": rule, "source": source(rule)}))?;
+        } else {
+            output::line(&format!("{place}: {rule}"))?;
+        }
     }
-    Ok(if bad.is_empty() { Exit::Done } else { Exit::Failed })
+    let clean = bad.is_empty() && elsewhere.is_empty();
+    if !as_json {
+        output::line(&summary(marks, bad.len(), elsewhere.len()))?;
+    }
+    Ok(if clean { Exit::Done } else { Exit::Failed })
+}
+
+fn summary(marks: usize, bad: usize, elsewhere: usize) -> String {
+    const REMEDY: &str = "`shammah feedback scan --redact` replaces them, `shammah feedback forget ID` drops a mark for good";
+    match (bad, elsewhere) {
+        (0, 0) => format!("no secrets in {marks} marks"),
+        (bad, 0) => format!("{bad} of {marks} marks hold secrets: {REMEDY}"),
+        (bad, more) => {
+            format!("{bad} of {marks} marks hold secrets, and {more} are in other texts: {REMEDY}")
+        }
+    }
+}
+
+/// Looks at what is no mark: reasons, notes and examples of jobs, and lines that were typed.
+fn elsewhere(session: &Session) -> Result<Vec<SecretElsewhere>> {
+    let mut found = session.store.secrets_elsewhere()?;
+    for (at, line) in redact::history(session).lines().enumerate() {
+        let place = format!("line {} of the console's history", at + 1);
+        let rules = secrets::scan(line).into_iter().map(|hit| hit.rule);
+        found.extend(rules.map(|rule| SecretElsewhere { place: place.clone(), rule }));
+    }
+    Ok(found)
 }
 
 /// Drops a mark for good, says what still knows it, and trains anew without it if that is wanted.
@@ -186,12 +210,7 @@ fn train_without(session: &Session, domain: &str, done: &Forgotten) -> Result<Op
 
 /// Whether something that was typed for a mark is in the console's history.
 fn history_has(session: &Session, row: &FeedbackRow) -> bool {
-    let path = session.home.history();
-    if !fs_err::metadata(&path).is_ok_and(|meta| meta.len() <= MAX_HISTORY_BYTES) {
-        return false;
-    }
-    let history = fs_err::read(&path).unwrap_or_default();
-    let history = String::from_utf8_lossy(&history);
+    let history = redact::history(session);
     let typed = [Some(row.question()), row.note.as_deref(), row.fix.as_deref()];
     let typed = typed.into_iter().flatten().map(printable_line);
     typed.filter(|text| !text.trim().is_empty()).any(|text| history.contains(text.trim()))

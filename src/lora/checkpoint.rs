@@ -8,6 +8,7 @@ use candle_core::{Device, Tensor};
 use super::trainable::TrainableLora;
 use super::watch::LossWatch;
 use super::{AdamW, AdamWConfig, JobError, Moments};
+use crate::crash;
 
 /// The one file of a checkpoint, replaced as a whole.
 const FILE: &str = "checkpoint.safetensors";
@@ -49,9 +50,13 @@ pub fn save(
     let temporary = dir.join("checkpoint.tmp");
     let mut file = fs_err::File::create(&temporary)?;
     std::io::Write::write_all(&mut file, &bytes)?;
+    crash::point("after a checkpoint was written");
     file.sync_all()?;
+    crash::point("after a checkpoint was synced");
     fs_err::rename(&temporary, dir.join(FILE))?;
+    crash::point("after a checkpoint was moved");
     fs_err::File::open(dir)?.sync_all()?;
+    crash::point("after a checkpoint's directory was synced");
     Ok(())
 }
 
@@ -108,3 +113,7 @@ pub fn restore(
     let vars = vars.into_iter().map(|(_, var)| var).collect();
     Ok(Some((AdamW::resume(vars, config, moments, step)?, loss, watch)))
 }
+
+#[cfg(test)]
+#[path = "checkpoint_tests.rs"]
+mod tests;

@@ -307,6 +307,16 @@ pub(super) fn make_live(db: &Connection, id: &AdapterId) -> Result<(), StoreErro
     Ok(())
 }
 
+/// Gives an adapter another state.
+pub(super) fn set_state(
+    db: &Connection,
+    id: &AdapterId,
+    state: AdapterState,
+) -> Result<(), StoreError> {
+    db.execute("UPDATE adapters SET state = ?2 WHERE id = ?1", (id.as_str(), state.as_str()))?;
+    Ok(())
+}
+
 /// Whether there is an adapter with this id.
 pub(super) fn exists(db: &Connection, id: &AdapterId) -> Result<bool, StoreError> {
     let sql = "SELECT EXISTS (SELECT 1 FROM adapters WHERE id = ?1)";

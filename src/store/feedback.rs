@@ -393,7 +393,7 @@ pub(super) fn check_weight(weight: f64) -> Result<(), StoreError> {
 
 /// Lists the adapters that know a mark: those trained on it, and those that grew from them. They are followed from job to
 /// job, because an adapter in between may be deleted.
-fn seen_by(db: &Connection, id: i64) -> Result<Vec<AdapterId>, StoreError> {
+pub(super) fn seen_by(db: &Connection, id: i64) -> Result<Vec<AdapterId>, StoreError> {
     let mut statement = db.prepare_cached(
         "WITH RECURSIVE knows(job, adapter) AS (
              SELECT j.id, j.adapter FROM job_feedback jf JOIN jobs j ON j.id = jf.job_id

@@ -137,6 +137,15 @@ impl Store {
     }
 }
 
+/// Replaces the secrets of a mark that is stored, and returns what was found.
+pub(super) fn clean_row(row: &mut FeedbackRow) -> Vec<SecretFound> {
+    let mut found = clean_messages(&mut row.messages);
+    clean("response", &mut row.response, &mut found);
+    clean_optional("note", &mut row.note, &mut found);
+    clean_optional("fix", &mut row.fix, &mut found);
+    found
+}
+
 fn message(at: usize) -> String {
     format!("message {}", at + 1)
 }

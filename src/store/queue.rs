@@ -142,6 +142,10 @@ impl Store {
     ) -> Result<JobRow, StoreError> {
         self.write(|db| {
             let job = jobs::one(db, id)?;
+            if !job.state.is_active() {
+                let (from, to) = (job.state, JobState::Queued);
+                return Err(StoreError::IllegalTransition { job: id, from, to });
+            }
             if job.attempts >= max_attempts {
                 return transition(db, id, JobState::Failed, Some(error));
             }

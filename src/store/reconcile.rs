@@ -47,14 +47,14 @@ impl Store {
                         let instead = if row.live {
                             self.step_back(db, &row, state)?
                         } else {
-                            set_state(db, &row.id, state)?;
+                            adapters::set_state(db, &row.id, state)?;
                             None
                         };
                         adapter_event(db, None, &row.id, state.as_str(), Some("files missing"))?;
                         done.quarantined.push((row.id, instead));
                     }
                     (true, AdapterState::Quarantined) => {
-                        set_state(db, &row.id, AdapterState::Ready)?;
+                        adapters::set_state(db, &row.id, AdapterState::Ready)?;
                         adapter_event(db, None, &row.id, "restored", Some("files are back"))?;
                         done.restored.push(row.id);
                     }
@@ -103,13 +103,4 @@ fn is_being_made(db: &rusqlite::Connection, id: &AdapterId) -> Result<bool, Stor
     let sql = "SELECT EXISTS (SELECT 1 FROM jobs
                WHERE name = ?1 AND state IN ('queued', 'running', 'evaluating'))";
     Ok(db.query_row(sql, [id.as_str()], |row| row.get(0))?)
-}
-
-fn set_state(
-    db: &rusqlite::Connection,
-    id: &AdapterId,
-    state: AdapterState,
-) -> Result<(), StoreError> {
-    db.execute("UPDATE adapters SET state = ?2 WHERE id = ?1", (id.as_str(), state.as_str()))?;
-    Ok(())
 }

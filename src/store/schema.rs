@@ -12,7 +12,7 @@ use crate::crash;
 /// The steps from an empty database to the newest schema; `user_version` counts those applied.
 ///
 /// A step that was released never changes; a new schema is a new step.
-const MIGRATIONS: &[&str] = &[
+pub(super) const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0001_initial.sql"),
     include_str!("migrations/0002_sweeps.sql"),
     include_str!("migrations/0003_bases.sql"),

@@ -11,7 +11,7 @@ use super::outcome::Unfinished;
 use super::protocol::JobRequest;
 use crate::domain::{CurvePoint, DeviceChoice};
 use crate::eval::Measurements;
-use crate::lora::{self, JobError, JobEvent, JobInput};
+use crate::lora::{self, JobError, JobEvent, JobInput, LoraError};
 
 /// Trains an adapter; its directory appears at the request's `out_dir` when it is whole.
 pub struct Training;
@@ -41,7 +41,7 @@ impl Job for Training {
         let mut meter = Meter::start();
         let memory = meter::bounded(request.input.memory);
         let input = JobInput { memory, ..request.input.clone() };
-        let unfinished = Unfinished::begin(&request.out_dir).map_err(failed)?;
+        let unfinished = Unfinished::begin(&request.out_dir).map_err(|e| unwritten(&e))?;
         let mut curve = match CurveFile::open(&request.checkpoint_dir) {
             Ok(file) => Some(file),
             Err(error) => {
@@ -67,13 +67,14 @@ impl Job for Training {
         );
         let measurements = trained.map_err(|error| match error {
             JobError::Cancelled => JobFailure::Cancelled,
+            JobError::Io(error) | JobError::Lora(LoraError::Io(error)) => unwritten(&error),
             error => failed(error),
         })?;
         if let Some(resources) = meter.finish() {
             lora::record_resources(unfinished.directory(), &resources).map_err(failed)?;
             report(Report::Resources(resources));
         }
-        unfinished.finish().map_err(failed)?;
+        unfinished.finish().map_err(|e| unwritten(&e))?;
         Ok(measurements)
     }
 }
@@ -91,6 +92,17 @@ fn note(curve: &mut Option<CurveFile>, event: &JobEvent) -> io::Result<()> {
         }
         (Some(file), JobEvent::Checkpointing) => file.sync(),
         _ => Ok(()),
+    }
+}
+
+/// Says what helps where a disk, a quota or a limit is full.
+fn unwritten(error: &io::Error) -> JobFailure {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    match error.kind() {
+        StorageFull | QuotaExceeded | FileTooLarge => {
+            failed(format!("{error}; make room there, then train again"))
+        }
+        _ => failed(error),
     }
 }
 

@@ -2,7 +2,7 @@
 #![allow(dead_code)]
 
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -25,11 +25,15 @@ impl Session {
     pub fn start(program: &Program, settings: &[&str]) -> Self {
         let mut args = vec!["--set", "generation.temperature=0"];
         args.extend(settings.iter().flat_map(|setting| ["--set", setting]));
-        let mut child = program
-            .command(&args)
+        Self::of(&mut program.command(&args), Stdio::inherit())
+    }
+
+    /// Starts `command`, with its stderr where it is told.
+    pub fn of(command: &mut Command, errors: Stdio) -> Self {
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
+            .stderr(errors)
             .spawn()
             .expect("the program starts");
         let output = BufReader::new(child.stdout.take().expect("piped"));
@@ -67,6 +71,34 @@ impl Session {
                 }
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
                     panic!("waited for {wanted:?} in\n{}", self.transcript.join("\n"))
+                }
+            }
+        }
+    }
+
+    /// Sends a line to a program that may be dead; returns whether it could.
+    pub fn try_send(&mut self, line: &str) -> bool {
+        let input = self.input.as_mut().expect("input is open");
+        writeln!(input, "{line}").and_then(|()| input.flush()).is_ok()
+    }
+
+    /// Reads until a line holds one of `wanted`, and returns it with those before; all that is left if the program ends first.
+    pub fn try_expect(&mut self, wanted: &[&str]) -> Result<Vec<String>, Vec<String>> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut lines: Vec<String> = Vec::new();
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(line) => {
+                    let found = wanted.iter().any(|w| line.contains(w));
+                    lines.push(line);
+                    if found {
+                        return Ok(lines);
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => return Err(lines),
+                Err(RecvTimeoutError::Timeout) => {
+                    panic!("waited for {wanted:?} in\n{}", lines.join("\n"))
                 }
             }
         }

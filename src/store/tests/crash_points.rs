@@ -52,6 +52,10 @@ fn child() {
             f.store.import_adapter(&new).unwrap();
             say("imported");
         }
+        "quarantine" => {
+            f.store.quarantine_adapter(&id("child"), "torn").unwrap();
+            say("set aside");
+        }
         "tidy" => {
             f.store.reconcile().unwrap();
             say("tidied");
@@ -254,4 +258,26 @@ fn a_migration_is_done_or_not_begun() {
     assert_eq!(points.len(), 1 + 2 * (SCHEMA_VERSION as usize - 1), "{points:?}");
     let points = at_each_point(CHILD, "open", |_| (), |root, _| drop(recover(root)));
     assert_eq!(points.len(), 1 + 2 * SCHEMA_VERSION as usize, "a new database: {points:?}");
+}
+
+#[test]
+fn a_damaged_adapter_is_live_and_in_its_place_or_kept_aside_while_its_parent_answers() {
+    let set_up = |root: &Path| {
+        let f = open(root);
+        f.train("parent");
+        f.train("child");
+    };
+    let points = at_each_point(CHILD, "quarantine", set_up, |root, said| {
+        let f = open(root);
+        f.store.reconcile().unwrap();
+        let state = f.store.adapter(&id("child")).unwrap().state;
+        let (place, kept) = (f.home.adapter(&id("child")), f.home.quarantine().join("child"));
+        assert!(place.is_dir() != kept.is_dir(), "nowhere, or twice: {said:?}");
+        let aside = state == AdapterState::Quarantined;
+        assert_eq!(aside, kept.is_dir(), "{said:?}");
+        assert!(aside || !said.contains(&"set aside".to_owned()));
+        assert_eq!(f.live(), Some(id(if aside { "parent" } else { "child" })), "{said:?}");
+        assert!(f.store.reconcile().unwrap().is_empty());
+    });
+    assert!(points.len() >= 5, "{points:?}");
 }

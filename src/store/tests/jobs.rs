@@ -132,6 +132,19 @@ fn after_a_rejected_job_the_next_waits_for_new_marks() {
 }
 
 #[test]
+fn only_a_job_that_runs_can_die() {
+    let f = fixture();
+    f.add(1);
+    let id = f.store.enqueue_job(&job()).unwrap().id;
+    f.store.claim_next().unwrap();
+    f.store.requeue_or_fail(id, 3, Duration::ZERO, "signal 9").unwrap();
+    // A death that is reported twice must not fail a job that waits.
+    let again = f.store.requeue_or_fail(id, 1, Duration::ZERO, "signal 9");
+    assert!(matches!(again, Err(StoreError::IllegalTransition { .. })), "{again:?}");
+    assert_eq!(f.store.job(id).unwrap().state, JobState::Queued);
+}
+
+#[test]
 fn a_failed_job_is_not_tried_for_ever() {
     let f = fixture();
     f.add(3);

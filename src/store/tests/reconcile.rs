@@ -91,6 +91,25 @@ fn a_row_without_files_is_quarantined_and_its_parent_takes_over() {
 }
 
 #[test]
+fn a_damaged_adapter_is_set_aside_and_comes_back_with_its_files() {
+    let f = fixture();
+    ["a", "b", "c"].into_iter().for_each(|name| drop(f.train(name)));
+    let SetAside { to, instead } = f.store.quarantine_adapter(&id("c"), "torn").unwrap();
+    assert_eq!((instead, f.live()), (Some(id("b")), Some(id("b"))));
+    assert!(to.join("training.json").is_file() && !f.home.adapter(&id("c")).exists());
+    // One that is not live leaves what answers alone.
+    assert_eq!(f.store.quarantine_adapter(&id("a"), "torn").unwrap().instead, None);
+    assert_eq!(f.live(), Some(id("b")));
+    assert!(restart(&f).1.is_empty(), "known already");
+    let error = f.store.set_live(&id("c"), BASE_HASH).unwrap_err().to_string();
+    assert!(error.contains("quarantined"), "{error}");
+    assert_eq!(f.store.rollback(BASE_HASH, DEFAULT_DOMAIN).unwrap(), None, "not to a damaged one");
+    std::fs::rename(&to, f.home.adapter(&id("c"))).unwrap();
+    assert_eq!(restart(&f).1.restored, [id("c")]);
+    assert!(f.store.quarantine_adapter(&id("nobody"), "torn").is_err());
+}
+
+#[test]
 fn strangers_among_the_adapters_are_set_aside_and_the_known_stay() {
     let f = fixture();
     f.train("a");
