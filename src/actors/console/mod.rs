@@ -15,6 +15,7 @@ use futures::future::AbortHandle;
 use tokio::sync::oneshot;
 
 mod act;
+mod command_help;
 pub mod commands;
 pub mod compare;
 mod conversation;
