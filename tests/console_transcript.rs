@@ -231,7 +231,7 @@ fn a_revision_is_offered_and_accepted_in_a_script() {
         tail,
         "Answering again with the note in mind, 4 times (going on stops it):\n\
          Again: say Ada\n\
-         [the best of 4: the note makes it 0.50 nats per token likelier]\n\
+         [the best of 4: the note makes it 0.90 nats per token likelier]\n\
          /accept takes this as the answer to learn, /fix TEXT gives another, /skip leaves the mark waiting.\n\
          Accepted: the critical mark learns this answer (weight 10, #1)\n\
          Training buffer: 1 example (10.0 weighted) · 1 of 10 for a training\n\
@@ -274,7 +274,7 @@ fn a_revision_that_is_left_can_be_taken_later_by_its_id() {
 fn unattended_a_revision_is_taken_only_if_the_note_helps_and_the_user_is_told() {
     let said = session("/set revisions auto\na\n/critical say Ada\nb\n/medium hardly\n/pending\n");
     assert!(said.out.contains("likelier]\nAccepted: the critical mark learns"), "{}", said.out);
-    let told = "No revision: the note hardly changes what it says (0.01 nats per token, 0.1 are asked for).\n\
+    let told = "No revision: the note hardly changes what it says (0.01 nats per token, 0.5 are asked for).\n\
                 Mark 2 waits for a correction";
     assert!(said.out.contains(told), "{}", said.out);
     assert!(said.out.contains("\n#2 medium · a question\n") && !said.out.contains("\n#1 "));

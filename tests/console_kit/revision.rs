@@ -13,7 +13,7 @@ fn made_of(note: &str, answers: usize) -> (Revised, String) {
         "hopeless" => Vec::new(),
         "hardly" => vec![candidate(0, &first, 0.01)],
         "second" => vec![candidate(2, "The third try,\nin two lines.", 0.8)],
-        _ => vec![candidate(0, &first, 0.5)],
+        _ => vec![candidate(0, &first, 0.9)],
     };
     (Revised { candidates, criticised: Some(0.0), answers, cancelled: false }, first)
 }
