@@ -27,6 +27,8 @@ fn the_answer_streams_to_stdout_and_json_says_the_same_and_how() {
             "text",
             "model",
             "adapters",
+            "domain",
+            "similarity",
             "prompt_tokens",
             "new_tokens",
             "prefill_ms",
