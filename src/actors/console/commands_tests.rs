@@ -30,6 +30,10 @@ fn commands_take_their_arguments() {
     assert_eq!(ok("/medium  too long "), mark(Mark::Medium, Some("too long")));
     assert_eq!(ok("/CRITICAL wrong name"), mark(Mark::Critical, Some("wrong name")));
     assert_eq!(ok("/fix It is Ada."), Input::Command(Command::Fix("It is Ada.".into())));
+    let forget = |id, retrain| Input::Command(Command::Forget { id, retrain });
+    assert_eq!(ok("/forget #7"), forget(7, false));
+    assert_eq!(ok("/forget 7  retrain"), forget(7, true));
+    assert!(refused("/forget retrain").contains("no number of a mark"));
     assert_eq!(ok("/jobs"), Input::Command(Command::Jobs(JobsCommand::List)));
     assert_eq!(ok("/jobs cancel #7"), Input::Command(Command::Jobs(JobsCommand::Cancel(7))));
     assert_eq!(ok("/jobs wait"), Input::Command(Command::Jobs(JobsCommand::Wait)));
