@@ -39,6 +39,10 @@ fn commands_take_their_arguments() {
     assert!(refused("/accept it").contains("no number of a mark"));
     assert_eq!(ok("/skip"), Input::Command(Command::Skip));
     assert_eq!(ok("/pending"), Input::Command(Command::Pending));
+    let forget = |id, retrain| Input::Command(Command::Forget { id, retrain });
+    assert_eq!(ok("/forget #7"), forget(7, false));
+    assert_eq!(ok("/forget 7  retrain"), forget(7, true));
+    assert!(refused("/forget retrain").contains("no number of a mark"));
     assert_eq!(ok("/jobs"), Input::Command(Command::Jobs(JobsCommand::List)));
     assert_eq!(ok("/jobs cancel #7"), Input::Command(Command::Jobs(JobsCommand::Cancel(7))));
     assert_eq!(ok("/jobs wait"), Input::Command(Command::Jobs(JobsCommand::Wait)));
