@@ -94,7 +94,6 @@ pub(crate) mod kit {
                 Some(name) => points.push(name.to_owned()),
                 None => {
                     assert!(at > 1, "{case} comes by no point");
-                    println!("{case}: killed at {} points", points.len());
                     return points;
                 }
             }

@@ -259,7 +259,11 @@ fn invariant_2_every_queue_has_a_named_limit() {
             };
             // One answer, one value: these hold no queue. A function of ours has its own line.
             let one = line.contains("oneshot::") || line.contains("watch::");
-            if one || line.contains("fn ") || line.contains("answer_channel()") {
+            if one
+                || line.contains("fn ")
+                || line.contains("answer_channel()")
+                || line.contains("revision_channel()")
+            {
                 continue;
             }
             let limit = limit(line[at..].split_once('(').map_or("", |(_, rest)| rest));

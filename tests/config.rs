@@ -298,7 +298,7 @@ fn a_job_may_change_its_own_hyper_parameters() {
         ),
         (
             r#"{"training": {"epochs": 5}}"#,
-            "the job's request: unknown key \"lora.training.training\": did you mean \"lora.training.weighting\"?",
+            "the job's request: unknown key \"lora.training.training\": did you mean \"lora.training.revisions\"?",
         ),
     ] {
         assert_eq!(lora.with_changes(&changes(text)).unwrap_err().to_string(), message);

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::model_thread::ModelLoader;
-use crate::lora::AdapterSet;
+use crate::lora::{AdapterSet, LoraError};
 use crate::messages::inference::ModelLine;
 use crate::plan::TrainedBase;
 
@@ -15,7 +15,7 @@ use crate::plan::TrainedBase;
 pub type LoaderFactory = Arc<dyn Fn() -> ModelLoader + Send + Sync>;
 
 /// Reads an adapter from its directory and checks it against the model, smoke forward included.
-pub type AdapterLoader = Arc<dyn Fn(&Path) -> Result<AdapterSet, String> + Send + Sync>;
+pub type AdapterLoader = Arc<dyn Fn(&Path) -> Result<AdapterSet, LoraError> + Send + Sync>;
 
 /// Loads the model that a user names; `None` is the one in use, whose hash it gets. One line for the user on failure.
 pub type ModelOpener = Arc<dyn Fn(&str, &str) -> Result<Option<Base>, String> + Send + Sync>;

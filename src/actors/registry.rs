@@ -25,8 +25,8 @@ use super::queue_right::QueueRight;
 use super::supervisor::{Guard, actor_span};
 use super::views;
 use crate::config::Term;
-use crate::domain::{AdapterId, DEFAULT_DOMAIN};
-use crate::lora::AdapterSet;
+use crate::domain::AdapterId;
+use crate::lora::{AdapterSet, LoraError};
 use crate::messages::console::LiveChanged;
 use crate::messages::inference::{LiveSet, SetLive};
 use crate::messages::registry::{
@@ -104,11 +104,16 @@ impl RegistryParts {
     }
 
     async fn read_for(&self, base: &Base, directory: PathBuf) -> Result<AdapterSet, ActorError> {
+        let read = self.try_read(base, directory).await;
+        read.map_err(|error| ActorError::Adapter(error.to_string()))
+    }
+
+    async fn try_read(&self, base: &Base, directory: PathBuf) -> Result<AdapterSet, LoraError> {
         let load = Arc::clone(&base.load_adapter);
         match tokio::task::spawn_blocking(move || load(&directory)).await {
-            Ok(result) => result.map_err(ActorError::Adapter),
+            Ok(result) => result,
             Err(error) => {
-                Err(ActorError::Adapter(format!("the adapter could not be read: {error}")))
+                Err(std::io::Error::other(format!("the adapter could not be read: {error}")).into())
             }
         }
     }
@@ -229,10 +234,14 @@ impl RegistryParts {
         Ok(self.line(row))
     }
 
-    async fn unload(&self, id: Option<AdapterId>) -> Result<Vec<AdapterId>, ActorError> {
+    async fn unload(
+        &self,
+        id: Option<AdapterId>,
+        domain: &str,
+    ) -> Result<Vec<AdapterId>, ActorError> {
         let id = match id {
             Some(id) => id,
-            None => match self.live(DEFAULT_DOMAIN).await? {
+            None => match self.live(domain).await? {
                 Some(row) => row.id,
                 None => {
                     return Err(ActorError::Refused("the base model is live already".to_owned()));
@@ -345,7 +354,7 @@ macro_rules! alone {
 
 alone!(PublishAdapter => Published, |parts, it| parts.publish(it));
 alone!(LoadAdapter => AdapterLine, |parts, it| parts.load(&it.id));
-alone!(UnloadAdapter => Vec<AdapterId>, |parts, it| parts.unload(it.id));
+alone!(UnloadAdapter => Vec<AdapterId>, |parts, it| parts.unload(it.id, &it.domain));
 alone!(RollbackAdapter => RolledBack, |parts, it| parts.rollback(&it.domain));
 alone!(DeleteAdapter => u64, |parts, it| parts.delete(it.id));
 alone!(RestoreLive => Vec<String>, |parts, _it| parts.restore());

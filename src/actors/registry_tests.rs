@@ -7,8 +7,9 @@ use super::*;
 use crate::actors::base::AdapterLoader;
 use crate::actors::model_thread::ModelLoader;
 use crate::actors::test_kit::{Log, base, idle, probe, question, temp_home};
-use crate::domain::Mark;
+use crate::domain::{DEFAULT_DOMAIN, Mark};
 use crate::eval::Promotion;
+use crate::lora::LoraError;
 use crate::store::{JobMetrics, NewFeedback, NewJob};
 
 struct Stage {
@@ -22,6 +23,14 @@ struct Stage {
     current: CurrentBase,
 }
 
+fn is_damaged_at(path: &std::path::Path) -> LoraError {
+    LoraError::Invalid {
+        path: path.to_owned(),
+        problem: "is damaged".to_owned(),
+        remedy: "train again".to_owned(),
+    }
+}
+
 fn stage() -> Stage {
     let (dir, home) = temp_home();
     let db = Db::new(Store::open(&home).unwrap());
@@ -31,7 +40,7 @@ fn stage() -> Stage {
     let is_damaged = Arc::clone(&damaged);
     let nothing = || Box::new(|| Err("no file".to_owned())) as ModelLoader;
     let load: AdapterLoader = Arc::new(move |path| match *is_damaged.lock().unwrap() {
-        true => Err(format!("{} is damaged", path.display())),
+        true => Err(is_damaged_at(path)),
         false => Ok(AdapterSet::empty()),
     });
     let current = CurrentBase::new(base("tiny", "b", nothing, load));
@@ -191,9 +200,18 @@ async fn a_rollback_to_a_damaged_parent_leaves_the_adapter_live() {
 async fn load_unload_and_delete_follow_the_row() {
     let stage = stage();
     stage.publish("first").await.unwrap();
-    let gone = stage.actor.send(UnloadAdapter { id: None }).await.unwrap().unwrap();
+    let gone = stage
+        .actor
+        .send(UnloadAdapter { id: None, domain: DEFAULT_DOMAIN.to_owned() })
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!((gone, stage.last_swap()), (vec![id("first")], None));
-    let again = stage.actor.send(UnloadAdapter { id: Some(id("first")) }).await.unwrap();
+    let again = stage
+        .actor
+        .send(UnloadAdapter { id: Some(id("first")), domain: DEFAULT_DOMAIN.to_owned() })
+        .await
+        .unwrap();
     assert!(matches!(again, Err(ActorError::Refused(_))));
     let line = stage.actor.send(LoadAdapter { id: id("first") }).await.unwrap().unwrap();
     assert!(line.live && line.fits);
@@ -337,7 +355,12 @@ async fn another_base_brings_its_own_adapters_and_leaves_those_of_the_old_one_al
     assert_eq!(fits, [("theirs", true), ("ours", false)]);
     let refused = stage.actor.send(LoadAdapter { id: id("ours") }).await.unwrap();
     assert!(refused.unwrap_err().to_string().contains("tiny"));
-    let back = stage.actor.send(UnloadAdapter { id: None }).await.unwrap().unwrap();
+    let back = stage
+        .actor
+        .send(UnloadAdapter { id: None, domain: DEFAULT_DOMAIN.to_owned() })
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(back, [id("theirs")]);
     assert_eq!(stage.live().await, Some(id("ours")), "still live on its own base");
 }
@@ -348,7 +371,7 @@ async fn a_damaged_adapter_of_another_base_is_told_and_that_base_answers_alone()
     stage.publish_on("theirs", "c").await.unwrap();
     stage.swaps.take();
     let nothing = || Box::new(|| Err("no file".to_owned())) as ModelLoader;
-    let damaged: AdapterLoader = Arc::new(|path| Err(format!("{} is damaged", path.display())));
+    let damaged: AdapterLoader = Arc::new(|path| Err(is_damaged_at(path)));
     stage.current.propose(base("other", "c", nothing, damaged));
     let lines = stage.actor.send(AdoptBase).await.unwrap().unwrap();
     assert!(lines[0].contains("\"theirs\"") && lines[0].contains("is damaged"), "{lines:?}");

@@ -39,7 +39,7 @@ impl From<Opened> for Base {
     fn from(opened: Opened) -> Self {
         let model = opened.model.clone();
         let load_adapter: AdapterLoader = Arc::new(move |dir: &Path| {
-            let adapter = lora::load_verified(dir, &model).map_err(|error| error.to_string())?;
+            let adapter = lora::load_verified(dir, &model)?;
             Ok(AdapterSet::single(Arc::new(adapter)))
         });
         Self {

@@ -37,7 +37,7 @@ impl Changes {
             let is = |prefixes: &[&str]| prefixes.iter().any(|prefix| key.starts_with(prefix));
             let list = match () {
                 () if is(&AT_START) => &mut changes.at_start,
-                () if is(&UNUSED) => &mut changes.unused,
+                () if is(&UNUSED) || is_mixture(&key) => &mut changes.unused,
                 () => &mut changes.taken,
             };
             list.push(key);
@@ -64,6 +64,11 @@ impl Changes {
     }
 }
 
+/// What a domain answers with: a service answers nothing.
+fn is_mixture(key: &str) -> bool {
+    key.starts_with("domains.") && key.ends_with(".adapters")
+}
+
 /// Returns what a running service goes by after a reload: the new values, but what it cannot take up as it was.
 pub fn applied(old: &Config, new: Config) -> Config {
     Config { model: old.model.clone(), log: old.log.clone(), ..new }
@@ -78,6 +83,8 @@ fn flatten(prefix: &str, value: &Value, into: &mut Vec<(String, Value)>) {
                 flatten(&key, value, into);
             }
         }
+        // What is not set.
+        Value::Null => {}
         other => into.push((prefix.to_owned(), other.clone())),
     }
 }

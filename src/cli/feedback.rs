@@ -128,7 +128,9 @@ fn import(
     as_json: bool,
 ) -> Result<()> {
     let read = read_chats(session, file, domain, mark)?;
-    let done = session.store.import_feedback(&read.rows)?;
+    // Without a model there is nothing to compare with.
+    let in_use = super::model::base_hash(session).ok();
+    let done = session.store.import_feedback(&read.rows, in_use.as_deref())?;
     let replaced = secrets::replaced_in(&session.store, &done.ids)?;
     let stored = done.ids.len();
     if as_json {

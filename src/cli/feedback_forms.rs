@@ -64,6 +64,7 @@ fn chat(form: Form, object: &Map<String, Value>, turns: &Value) -> Result<Chat, 
     if answer.content.trim().is_empty() {
         return Err("the last answer is empty".to_owned());
     }
+    check_order(&messages)?;
     if messages.last().is_none_or(|last| last.role != Role::User) {
         return Err("the last answer must follow a question of the user".to_owned());
     }
@@ -74,6 +75,20 @@ fn chat(form: Form, object: &Map<String, Value>, turns: &Value) -> Result<Chat, 
         response: answer.content,
         weight: weight(object.get("weight").or(of_turn))?,
     })
+}
+
+/// Refuses what many chat templates refuse: a system message that is not the first, or turns that do not alternate.
+fn check_order(messages: &[Message]) -> Result<(), String> {
+    let has_system = messages.first().is_some_and(|first| first.role == Role::System);
+    let turns = &messages[usize::from(has_system)..];
+    if turns.iter().any(|turn| turn.role == Role::System) {
+        return Err("a chat has at most one system message, which comes first".to_owned());
+    }
+    let expected = [Role::User, Role::Assistant].into_iter().cycle();
+    if turns.iter().zip(expected).any(|(turn, expected)| turn.role != expected) {
+        return Err("user and assistant must take turns, the user first".to_owned());
+    }
+    Ok(())
 }
 
 fn weight(given: Option<&Value>) -> Result<Option<f64>, String> {
@@ -215,6 +230,26 @@ mod tests {
             (
                 r#"{"messages":[{"role":"user","content":[{"type":"image_url"}]},{"role":"assistant","content":"a"}]}"#,
                 "no text",
+            ),
+            (
+                r#"{"system":"s","conversations":[{"from":"system","value":"t"},{"from":"human","value":"q"},{"from":"gpt","value":"a"}]}"#,
+                "at most one system message",
+            ),
+            (
+                r#"{"conversations":[{"from":"human","value":"q"},{"from":"system","value":"s"},{"from":"gpt","value":"a"}]}"#,
+                "which comes first",
+            ),
+            (
+                r#"{"conversations":[{"from":"human","value":"q"},{"from":"human","value":"r"},{"from":"gpt","value":"a"}]}"#,
+                "must take turns",
+            ),
+            (
+                r#"{"conversations":[{"from":"gpt","value":"hello"},{"from":"human","value":"q"},{"from":"gpt","value":"a"}]}"#,
+                "the user first",
+            ),
+            (
+                r#"{"conversations":[{"from":"human","value":"q"},{"from":"gpt","value":"a"},{"from":"gpt","value":"b"}]}"#,
+                "must follow a question",
             ),
         ] {
             let problem = of(text).unwrap().unwrap_err();

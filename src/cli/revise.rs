@@ -1,7 +1,7 @@
 //! `shammah feedback revise`: answers marks that wait for a correction again, with their notes in mind.
 //!
-//! For runs without a person: the model is loaded here, as for `ask`, and nothing is stored unless a bound was given that
-//! the note's help must exceed.
+//! For runs without a person: the model is loaded here, as for `ask`. A revision is stored where the note's help exceeds a
+//! bound: the one that was given, or the configured one where `lora.training.revisions` is `"auto"`. Otherwise nothing is.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use serde::Serialize;
 
 use super::args::{GlobalArgs, JsonArg};
 use super::context::Session;
-use super::exit::{Exit, UsageError};
+use super::exit::{self, Exit, UsageError};
 use super::{interrupt, model, output};
 use crate::config::{Revisions, TrainingSection};
-use crate::engine::{Candidate, Engine, RevisionRequest};
+use crate::engine::{Candidate, Engine, Revised, RevisionRequest};
 use crate::lora::AdapterSet;
 use crate::plan;
 use crate::store::FeedbackRow;
@@ -57,10 +57,20 @@ struct Line<'a> {
     accepted: bool,
 }
 
-/// Runs the command.
+/// What came of one mark.
+#[derive(Debug)]
+struct Outcome {
+    revised: Revised,
+    /// What the note's help had to exceed.
+    bound: f64,
+    /// Whether the best revision is stored as the answer to learn.
+    accepted: bool,
+}
+
+/// Runs the command. A mark that cannot be revised is told on stderr and does not keep the others from it.
 ///
 /// # Errors
-/// A mark that does not wait or has no note, a model that cannot be loaded, a store that cannot be read or written.
+/// A mark that does not wait or has no note, a model that cannot be loaded, a store that cannot be read.
 pub fn run(args: &ReviseArgs, session: &Session, global: &GlobalArgs) -> Result<Exit> {
     let rows = chosen(args, session.store.waiting_marks()?)?;
     if rows.is_empty() {
@@ -73,16 +83,23 @@ pub fn run(args: &ReviseArgs, session: &Session, global: &GlobalArgs) -> Result<
     let loaded = model::load(session)?;
     let base = loaded.base_hash.clone();
     let mut engine = Engine::new(loaded, plan::engine_limits(&session.loaded.config.model));
+    let mut end = Exit::Done;
     for row in rows {
         if !row.is_of(Some(&base)) {
             output::complain(&format!("mark {} is about another model's answer: left out", row.id));
             continue;
         }
-        if !revise(args, session, &mut engine, &row, &cancel)? {
-            return Ok(Exit::Interrupted);
+        match revise(args, session, &mut engine, &row, &cancel) {
+            Ok(Some(outcome)) => tell(args, &row, &outcome)?,
+            Ok(None) => return Ok(Exit::Interrupted),
+            Err(error) => {
+                let why = exit::message(&error);
+                output::complain(&format!("mark {} was not revised: {why}", row.id));
+                end = Exit::Failed;
+            }
         }
     }
-    Ok(Exit::Done)
+    Ok(end)
 }
 
 /// Takes the marks that were named, or all that have a note; the oldest first.
@@ -103,14 +120,14 @@ fn chosen(args: &ReviseArgs, waiting: Vec<FeedbackRow>) -> Result<Vec<FeedbackRo
     Ok(rows)
 }
 
-/// Answers one mark again; `false` when it was interrupted.
+/// Answers one mark again, and stores what helps enough; `None` when it was interrupted.
 fn revise(
     args: &ReviseArgs,
     session: &Session,
     engine: &mut Engine,
     row: &FeedbackRow,
     cancel: &AtomicBool,
-) -> Result<bool> {
+) -> Result<Option<Outcome>> {
     let config = &session.loaded.config;
     let training = &config.lora.training;
     let request = RevisionRequest {
@@ -130,27 +147,33 @@ fn revise(
     let go_on = &mut |_: crate::engine::RevisionEvent<'_>| ControlFlow::Continue(());
     let revised = engine.revise(&request, &adapters, cancel, go_on)?;
     if revised.cancelled {
-        return Ok(false);
+        return Ok(None);
     }
     let taken_above = taken_above(args, training);
-    let best = revised.best(taken_above.unwrap_or(training.revision_threshold));
-    let accepted = taken_above.is_some() && best.is_some();
-    if let (true, Some(best)) = (accepted, best) {
+    let bound = taken_above.unwrap_or(training.revision_threshold);
+    let taken = revised.best(bound).filter(|_| taken_above.is_some());
+    if let Some(best) = taken {
         session.store.set_target(row.id, &best.text, true)?;
     }
-    if args.json.json {
-        output::json(&Line {
-            id: row.id,
-            revision: best.map(|best| best.text.as_str()),
-            score: best.or(revised.candidates.first()).map(|candidate| candidate.score),
-            criticised_score: revised.criticised,
-            answers: revised.answers,
-            accepted,
-        })?;
-    } else {
-        output::line(&text(row, best, revised.candidates.first(), accepted))?;
+    let accepted = taken.is_some();
+    Ok(Some(Outcome { revised, bound, accepted }))
+}
+
+/// Tells what came of one mark.
+fn tell(args: &ReviseArgs, row: &FeedbackRow, outcome: &Outcome) -> std::io::Result<()> {
+    let Outcome { revised, bound, accepted } = outcome;
+    let (best, first) = (revised.best(*bound), revised.candidates.first());
+    if !args.json.json {
+        return output::line(&text(row, best, first, *accepted));
     }
-    Ok(true)
+    output::json(&Line {
+        id: row.id,
+        revision: best.map(|best| best.text.as_str()),
+        score: best.or(first).map(|candidate| candidate.score),
+        criticised_score: revised.criticised,
+        answers: revised.answers,
+        accepted: *accepted,
+    })
 }
 
 /// The bound above which a revision is taken: the given one, or the configured one where revisions are taken by themselves.

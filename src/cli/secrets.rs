@@ -127,7 +127,8 @@ fn elsewhere(session: &Session) -> Result<Vec<SecretElsewhere>> {
     Ok(found)
 }
 
-/// Drops a mark for good, says what still knows it, and trains anew without it if that is wanted.
+/// Drops a mark for good, says what still knows it, and trains anew without it if that is wanted and the model in use
+/// learned it.
 ///
 /// # Errors
 /// No such mark, or a store that cannot be written.
@@ -135,13 +136,16 @@ pub fn forget(session: &Session, id: i64, retrain: bool, as_json: bool) -> Resul
     let row = session.store.feedback(id)?;
     let done = session.store.remove_feedback(id)?;
     let in_history = history_has(session, &row);
-    let again = retrain.then(|| train_without(session, &row.domain, &done)).transpose()?.flatten();
+    let Retrained { job: again, models } = match retrain {
+        true => train_without(session, &row.domain, &done)?,
+        false => Retrained::default(),
+    };
     if as_json {
         let Forgotten { seen_by, in_running_job, cancelled_jobs, still_in_log, .. } = done;
         return Ok(output::json(&json!({"forgotten": id, "seen_by": seen_by,
             "in_running_job": in_running_job, "cancelled_jobs": cancelled_jobs,
             "still_in_log": still_in_log, "in_history": in_history,
-            "retrained_in": again.map(|job| job.id)}))?);
+            "retrained_in": again.map(|job| job.id), "models_to_load": models}))?);
     }
     output::line(&format!("mark {id} is forgotten: its text is gone from the database"))?;
     if done.still_in_log {
@@ -174,6 +178,12 @@ pub fn forget(session: &Session, id: i64, retrain: bool, as_json: bool) -> Resul
         None if retrain && done.seen_by.is_empty() => {
             output::line("no adapter has seen it: there is nothing to train anew")?;
         }
+        None if !models.is_empty() => output::line(&format!(
+            "no job was made: what has seen it is of another model; load {} (--model), and train anew with \
+             `shammah train --from fresh --domain {}`",
+            models.join(" or "),
+            row.domain
+        ))?,
         None if retrain => output::line(&format!(
             "domain {} has nothing else to learn: no job was made",
             row.domain
@@ -190,10 +200,29 @@ pub fn forget(session: &Session, id: i64, retrain: bool, as_json: bool) -> Resul
     Ok(())
 }
 
-/// Enqueues a job that learns a domain from zero, if an adapter has seen what was forgotten and something is left.
-fn train_without(session: &Session, domain: &str, done: &Forgotten) -> Result<Option<JobRow>> {
-    if done.seen_by.is_empty() {
-        return Ok(None);
+/// What came of the wish to train anew.
+#[derive(Debug, Default)]
+struct Retrained {
+    job: Option<JobRow>,
+    /// The models of which one must be loaded for it, because no adapter of the one in use has seen the mark.
+    models: Vec<String>,
+}
+
+/// Enqueues a job that learns a domain from zero, if an adapter of the model in use has seen what was forgotten and
+/// something is left.
+fn train_without(session: &Session, domain: &str, done: &Forgotten) -> Result<Retrained> {
+    let mut seen_by = session.store.adapters()?;
+    seen_by.retain(|adapter| done.seen_by.contains(&adapter.id));
+    if seen_by.is_empty() {
+        return Ok(Retrained::default());
+    }
+    let in_use = model::base_hash(session)?;
+    if seen_by.iter().all(|adapter| adapter.base_hash != in_use) {
+        // A new adapter of this model would replace none of them.
+        let mut models: Vec<String> = seen_by.into_iter().map(|adapter| adapter.base).collect();
+        models.sort_unstable();
+        models.dedup();
+        return Ok(Retrained { job: None, models });
     }
     let wish = JobWish {
         domain: domain.to_owned(),
@@ -202,8 +231,8 @@ fn train_without(session: &Session, domain: &str, done: &Forgotten) -> Result<Op
         ..JobWish::default()
     };
     match plan::enqueue(&session.store, &session.loaded.config, wish) {
-        Ok(job) => Ok(Some(job)),
-        Err(PlanError::Store(StoreError::NothingToTrain { .. })) => Ok(None),
+        Ok(job) => Ok(Retrained { job: Some(job), ..Retrained::default() }),
+        Err(PlanError::Store(StoreError::NothingToTrain { .. })) => Ok(Retrained::default()),
         Err(error) => Err(error.into()),
     }
 }

@@ -41,7 +41,7 @@ pub fn compare(
     let limit = model.context_length.min(MAX_TOKENS);
     let set = encode(items, &model.tokenizer, limit)?;
     let told: Vec<TrainExample> =
-        items.iter().map(|e| with_note(e, notes.get(&e.id).map(String::as_str))).collect();
+        items.iter().filter_map(|e| with_note(e, notes.get(&e.id).map(String::as_str))).collect();
     let told = encode(&told, &model.tokenizer, limit)?.sequences;
     let general = encode(&GeneralSet::for_model(source).gate(items)?, &model.tokenizer, limit)?;
     let losses =

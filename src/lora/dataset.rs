@@ -44,10 +44,10 @@ pub struct Dataset {
 ///
 /// A conversation that is too long loses its oldest messages, but not its instructions (a first message
 /// of the system) and not the last message; an answer that is too long even so, or empty, or without a
-/// positive weight, is skipped. All are noted.
+/// positive weight, is skipped, and so is what the chat template refuses. All are noted.
 ///
 /// # Errors
-/// What the chat template refuses.
+/// A model that fails in another way.
 pub fn encode(
     examples: &[TrainExample],
     tokenizer: &Tokenizer,
@@ -65,8 +65,8 @@ pub fn encode(
             dataset.notes.push(format!("example {id} has the weight {weight} and was skipped"));
             continue;
         }
-        match fit(example, tokenizer, context_length)? {
-            Some((cut, ids, answer_start)) => {
+        match fit(example, tokenizer, context_length) {
+            Ok(Some((cut, ids, answer_start))) => {
                 if cut > 0 {
                     dataset.notes.push(format!(
                         "example {id} is longer than {context_length} tokens: its oldest {cut} messages were cut"
@@ -74,9 +74,14 @@ pub fn encode(
                 }
                 dataset.sequences.push(Sequence { id, ids, answer_start, weight: example.weight });
             }
-            None => dataset.notes.push(format!(
+            Ok(None) => dataset.notes.push(format!(
                 "example {id} was skipped: its answer does not fit in {context_length} tokens"
             )),
+            // One conversation that a template refuses says nothing of the others.
+            Err(ModelError::Tokenizer(reason)) => {
+                dataset.notes.push(format!("example {id} was skipped: {reason}"));
+            }
+            Err(error) => return Err(error),
         }
     }
     Ok(dataset)
@@ -163,5 +168,36 @@ pub fn epoch_order(weights: &[f64], weighting: Weighting, seed: u64, epoch: usiz
             order.shuffle(&mut rng);
             order
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// Refuses a conversation that begins with "no".
+    const TEMPLATE: &str = "{% if messages[0].content == 'no' %}{{ raise_exception('never') }}{% endif %}\
+                            {% for m in messages %}{{ m.content }}{% endfor %}";
+
+    #[test]
+    fn what_the_template_refuses_is_noted_and_the_rest_is_taken() {
+        let json = include_bytes!("../../assets/tiny/tokenizer.json");
+        let config = serde_json::json!({"chat_template": TEMPLATE}).to_string();
+        let tokenizer =
+            Tokenizer::new(json, Some(config.as_bytes()), &[], Path::new("tokenizer.json"))
+                .unwrap();
+        let example = |id: i64, question: &str| TrainExample {
+            id,
+            messages: vec![Message::user(question)],
+            target: "yes".to_owned(),
+            weight: 1.0,
+        };
+        let dataset = encode(&[example(1, "no"), example(2, "hello")], &tokenizer, 64).unwrap();
+        let taken: Vec<i64> = dataset.sequences.iter().map(|sequence| sequence.id).collect();
+        assert_eq!((taken, dataset.notes.len()), (vec![2], 1));
+        let note = &dataset.notes[0];
+        assert!(note.starts_with("example 1 was skipped: ") && note.contains("never"), "{note}");
     }
 }

@@ -26,6 +26,17 @@ pub enum LoraError {
     Tensor(#[from] candle_core::Error),
 }
 
+impl LoraError {
+    /// Whether its files are damaged or missing: to read them again would not help.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Invalid { .. } => true,
+            Self::Io(error) => error.kind() == std::io::ErrorKind::NotFound,
+            Self::Tensor(_) => false,
+        }
+    }
+}
+
 /// Why a training job failed.
 #[derive(Debug, thiserror::Error)]
 pub enum JobError {

@@ -357,7 +357,9 @@ fn note_shape(parent: &LoraAdapter, params: &TrainingParams, events: &mut dyn Fn
 /// died of too little goes on with another plan.
 pub(super) fn fingerprint(input: &JobInput, device: DeviceChoice) -> Result<String, JobError> {
     // What "auto" opened counts, not that it was asked for.
-    let input = JobInput { memory: MemoryBudget::default(), device, ..input.clone() };
+    // Notes are measured with alone, and the user may change them meanwhile.
+    let notes = BTreeMap::new();
+    let input = JobInput { memory: MemoryBudget::default(), device, notes, ..input.clone() };
     let json = serde_json::to_vec(&input)
         .map_err(|e| JobError::Input(format!("the job cannot be serialised: {e}")))?;
     Ok(hex(&Sha256::digest(json)))

@@ -59,7 +59,7 @@ pub(super) struct Sets {
     pub heldout: Vec<Sequence>,
     pub anchors: Vec<Sequence>,
     pub general: Vec<Sequence>,
-    /// The held-out items, or where there are none the new ones, with what was said about them in the prompt.
+    /// The held-out items, or where there are none the new ones, those with a note, with it in the prompt.
     pub prompted: Vec<Sequence>,
 }
 
@@ -124,7 +124,7 @@ impl Sets {
         });
         let measured = if heldout.is_empty() { &input.train } else { &input.heldout };
         let told = |e: &TrainExample| with_note(e, input.notes.get(&e.id).map(String::as_str));
-        let told: Vec<TrainExample> = measured.iter().map(told).collect();
+        let told: Vec<TrainExample> = measured.iter().filter_map(told).collect();
         // Its notes would repeat what was said of the same examples before.
         let prompted = encode(&told, &model.tokenizer, limit)?.sequences;
         Ok(Self { new, train, rejected, heldout, anchors, general, prompted })

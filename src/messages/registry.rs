@@ -87,14 +87,16 @@ pub struct LoadAdapter {
     pub id: AdapterId,
 }
 
-/// `/adapters unload [ID]`: back to the base in its domain (of the default domain without an id).
+/// `/adapters unload [ID]`: back to the base in its domain (in `domain` without an id).
 ///
 /// **Reply:** the adapters that were live. **Errors:** `Refused` when it is not live; `Store`.
 #[derive(ActixMessage, Debug, Clone)]
 #[rtype(result = "Result<Vec<AdapterId>, ActorError>")]
 pub struct UnloadAdapter {
-    /// The adapter; the live one of the default domain when missing.
+    /// The adapter; the live one of the domain when missing.
     pub id: Option<AdapterId>,
+    /// The domain.
+    pub domain: String,
 }
 
 /// `/adapters load A:0.5 B:0.5`, `/adapters compare`: reads adapters of the base in use, to answer together; nothing goes live.

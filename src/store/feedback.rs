@@ -232,18 +232,23 @@ impl Store {
     pub fn update_feedback(&self, id: i64, edit: &FeedbackEdit) -> Result<FeedbackRow, StoreError> {
         edit.weight.map_or(Ok(()), check_weight)?;
         let edit = self.guarded_edit(edit)?;
+        // A new criticism is about what was said last: a revision that was taken is no target any more.
+        let criticised =
+            edit.note.is_some() && matches!(edit.mark, Some(Mark::Medium | Mark::Critical));
         self.write(|db| {
             check_untouched(&one(db, id)?)?;
             db.prepare_cached(
                 "UPDATE feedback SET mark = coalesce(:mark, mark), weight = coalesce(:weight, weight),
-                     note = iif(:replace_note, :note, note), fix = coalesce(:fix, fix),
-                     revised = iif(:fix IS NULL, revised, 0) WHERE id = :id",
+                     note = iif(:replace_note, :note, note),
+                     fix = CASE WHEN :fix IS NOT NULL THEN :fix WHEN :criticised AND revised = 1 THEN NULL ELSE fix END,
+                     revised = iif(:fix IS NULL AND NOT :criticised, revised, 0) WHERE id = :id",
             )?
             .execute(named_params! {
                 ":id": id,
                 ":mark": edit.mark.map(Mark::as_str),
                 ":weight": edit.weight,
                 ":replace_note": edit.note.is_some(),
+                ":criticised": criticised,
                 ":note": edit.note.as_ref().and_then(Option::as_ref),
                 ":fix": edit.fix,
             })?;

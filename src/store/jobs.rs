@@ -371,8 +371,8 @@ fn free_name(db: &Connection) -> Result<AdapterId, StoreError> {
     }
 }
 
-/// Takes a mark that is being forgotten out of queued jobs, cancels those that have no other, and
-/// returns the cancelled ones.
+/// Takes a mark that is being forgotten out of queued jobs, cancels those that have nothing else to
+/// learn, and returns the cancelled ones.
 pub(super) fn drop_from_queued(db: &Connection, feedback: i64) -> Result<Vec<i64>, StoreError> {
     let queued = "SELECT job_id FROM job_feedback JOIN jobs ON jobs.id = job_id
                   WHERE feedback_id = ?1 AND state = 'queued'";
@@ -388,13 +388,20 @@ pub(super) fn drop_from_queued(db: &Connection, feedback: i64) -> Result<Vec<i64
         let count_new = "UPDATE jobs SET examples =
             (SELECT count(*) FROM job_feedback WHERE job_id = ?1 AND role = 'new') WHERE id = ?1";
         db.execute(count_new, [id])?;
-        if one(db, id)?.examples == 0 {
-            let why = "its last new example was forgotten";
+        if !has_to_learn(db, id)? {
+            let why = "its last example was forgotten";
             super::queue::transition(db, id, JobState::Cancelled, Some(why))?;
             cancelled.push(id);
         }
     }
     Ok(cancelled)
+}
+
+/// Whether a job has an example to learn: a new one, or an old one where it starts fresh.
+fn has_to_learn(db: &Connection, job: i64) -> Result<bool, StoreError> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM job_feedback jf JOIN jobs j ON j.id = jf.job_id
+               WHERE j.id = ?1 AND (jf.role = 'new' OR (jf.role = 'replay' AND j.start = 'fresh')))";
+    Ok(db.prepare_cached(sql)?.query_row([job], |row| row.get(0))?)
 }
 
 /// Reads one job inside a transaction.

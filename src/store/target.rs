@@ -37,17 +37,28 @@ impl FeedbackRow {
 
     /// Returns the answer that must not be learned, where a better one is known: the pair of them says which is preferred.
     pub fn rejected(&self) -> Option<&str> {
-        let target = self.target()?;
-        let answer = self.response.trim();
-        (self.mark != Mark::Good && !answer.is_empty() && answer != target.trim()).then_some(answer)
+        rejected_of(self.mark, &self.response, self.fix.as_deref())
+    }
+
+    /// Whether it has a better answer that is not the model's own.
+    fn has_fix_of_user(&self) -> bool {
+        !self.revised && self.fix.as_deref().is_some_and(|fix| !fix.trim().is_empty())
     }
 }
 
+/// The criticised answer beside a better one; a criticised answer is no target, so only a fix is one here.
+fn rejected_of<'a>(mark: Mark, response: &'a str, fix: Option<&str>) -> Option<&'a str> {
+    let target = fix.map(str::trim).filter(|fix| !fix.is_empty())?;
+    let answer = response.trim();
+    (mark != Mark::Good && !answer.is_empty() && answer != target).then_some(answer)
+}
+
 impl Store {
-    /// Gives a mark that no job has its better answer: that of the user, or a `revised` one of the model.
+    /// Gives a mark that no job has its better answer: that of the user, or a `revised` one of the model, which replaces
+    /// none of the user.
     ///
     /// # Errors
-    /// An empty answer; otherwise as [`Store::update_feedback`].
+    /// An empty answer, a revision where the user's own answer is; otherwise as [`Store::update_feedback`].
     pub fn set_target(
         &self,
         id: i64,
@@ -60,7 +71,14 @@ impl Store {
         let edit = FeedbackEdit { fix: Some(text.to_owned()), ..FeedbackEdit::default() };
         let edit = self.guarded_edit(&edit)?;
         self.write(|db| {
-            check_untouched(&one(db, id)?)?;
+            let row = one(db, id)?;
+            check_untouched(&row)?;
+            // It may have come while the model was still answering.
+            if revised && row.has_fix_of_user() {
+                return Err(StoreError::InvalidFeedback(format!(
+                    "mark {id} has the user's own better answer, which a revision does not replace"
+                )));
+            }
             db.prepare_cached("UPDATE feedback SET fix = :fix, revised = :revised WHERE id = :id")?
                 .execute(named_params! {":id": id, ":fix": edit.fix, ":revised": revised})?;
             one(db, id)
@@ -112,24 +130,26 @@ impl Store {
     /// are looked at for secrets as examples are.
     ///
     /// # Errors
-    /// When there is no such job, or the database cannot be read.
+    /// When the database cannot be read.
     pub fn rejected_answers(&self, job: i64) -> Result<Vec<(i64, String)>, StoreError> {
-        let ids: Vec<i64> = self.read(|db| {
-            let sql = "SELECT feedback_id FROM job_feedback WHERE job_id = ?1 AND role <> 'heldout' ORDER BY 1";
+        self.read(|db| {
+            let sql = "SELECT f.id, f.mark, f.response, f.fix
+                       FROM job_feedback jf JOIN feedback f ON f.id = jf.feedback_id
+                       WHERE jf.job_id = ?1 AND jf.role <> 'heldout' AND f.forgotten = 0 ORDER BY f.id";
             let mut statement = db.prepare_cached(sql)?;
-            let rows = statement.query_map([job], |row| row.get(0))?;
-            Ok(rows.collect::<Result<_, _>>()?)
-        })?;
-        let mut rejected = Vec::new();
-        for id in ids {
-            let row = match self.feedback(id) {
-                Err(StoreError::UnknownFeedback(_)) => continue,
-                row => row?,
-            };
-            if let Some(answer) = row.rejected() {
-                rejected.push((id, self.cleaned(answer)));
+            let mut cursor = statement.query([job])?;
+            let mut rejected = Vec::new();
+            while let Some(row) = cursor.next()? {
+                let (id, mark): (i64, String) = (row.get("id")?, row.get("mark")?);
+                let mark: Mark =
+                    mark.parse().map_err(|e| StoreError::bad_row("feedback", id, e))?;
+                let (response, fix): (String, Option<String>) =
+                    (row.get("response")?, row.get("fix")?);
+                if let Some(answer) = rejected_of(mark, &response, fix.as_deref()) {
+                    rejected.push((id, self.cleaned(answer)));
+                }
             }
-        }
-        Ok(rejected)
+            Ok(rejected)
+        })
     }
 }

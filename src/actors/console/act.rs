@@ -13,7 +13,7 @@ use super::settings::Changed;
 use super::{ConsoleActor, Output, Ticket, lists, render};
 use crate::domain::{Mark, Route};
 use crate::messages::feedback::{ForgetMark, SetAutoTrain};
-use crate::messages::inference::{Answer, Generate, Piece, answer_channel};
+use crate::messages::inference::{Answer, Generate, LiveSet, Piece, answer_channel};
 use crate::messages::registry::{
     DeleteAdapter, ListAdapters, LoadAdapter, RollbackAdapter, UnloadAdapter,
 };
@@ -31,6 +31,8 @@ impl ConsoleActor {
         let (out, pieces) = answer_channel();
         let sampling = self.options.settings.sampling(rand::random);
         let max_tokens = sampling.max_tokens;
+        // What is pinned while it streams does not change who answers.
+        let pinned = self.pins.domain.clone();
         let question = Generate {
             messages: self.conversation.ask(text, self.options.settings.history_turns()),
             sampling,
@@ -45,7 +47,7 @@ impl ConsoleActor {
         let outputs = self.frontend.outputs.clone();
         let streaming = stream(port, question, pieces, outputs);
         ctx.spawn(streaming.into_actor(self).map(move |result, this, ctx| {
-            this.answer_ended(result, max_tokens);
+            this.answer_ended(result, max_tokens, pinned);
             if this.intake.text_is_next() {
                 // Its question was typed above: nothing else would part the answers.
                 this.say("");
@@ -55,14 +57,19 @@ impl ConsoleActor {
         }));
     }
 
-    fn answer_ended(&mut self, result: Result<Answer, ActorError>, max_tokens: usize) {
+    fn answer_ended(
+        &mut self,
+        result: Result<Answer, ActorError>,
+        max_tokens: usize,
+        pinned: Option<String>,
+    ) {
         self.intake.answering = false;
         self.cancel = None;
         self.show(Output::EndAnswer);
         match result {
             Ok(mut answer) => {
-                if let Some(pinned) = &self.pins.domain {
-                    answer.route = Route::to(pinned);
+                if let Some(pinned) = pinned {
+                    answer.route = Route::to(&pinned);
                 }
                 self.conversation.answered(&answer);
                 let usage = self.options.show_usage;
@@ -151,6 +158,8 @@ impl ConsoleActor {
         match self.conversation.mark(mark, note) {
             Ok(message) => {
                 self.offers.close();
+                // What was made for another note is no answer to this one.
+                message.replaces.into_iter().for_each(|id| self.offers.forget(id));
                 let (port, turn) = (self.ports.add_mark.clone(), message.turn.clone());
                 let ask = async move { port.ask(message).await };
                 self.intake.working = true;
@@ -178,6 +187,7 @@ impl ConsoleActor {
         match self.conversation.fix(text) {
             Ok(message) => {
                 self.offers.close();
+                message.mark.into_iter().for_each(|id| self.offers.forget(id));
                 let text = message.fix.clone();
                 let port = self.ports.add_fix.clone();
                 let ask = async move { port.ask(message).await };
@@ -215,6 +225,10 @@ impl ConsoleActor {
         ticket: Option<Ticket>,
         ctx: &mut Context<Self>,
     ) {
+        if let Some(cancel) = self.cancel.as_ref().filter(|_| self.intake.revising) {
+            // It may be a revision of this very mark.
+            cancel.store(true, std::sync::atomic::Ordering::Relaxed);
+        }
         let (port, enqueue) = (self.ports.forget_mark.clone(), self.ports.enqueue.clone());
         let ask = async move {
             let done = port.ask(ForgetMark { id }).await?;
@@ -325,8 +339,8 @@ impl ConsoleActor {
                 self.say(self.with_reminder(text));
             }
             AdaptersCommand::Unload(id) => {
-                let port = self.ports.unload_adapter.clone();
-                let ask = async move { port.ask(UnloadAdapter { id }).await };
+                let (port, domain) = (self.ports.unload_adapter.clone(), self.pins.domain());
+                let ask = async move { port.ask(UnloadAdapter { id, domain }).await };
                 self.work(ticket, ctx, ask, |this, were| {
                     let were: Vec<&str> = were.iter().map(|id| id.as_str()).collect();
                     let text =
@@ -349,7 +363,12 @@ impl ConsoleActor {
             AdaptersCommand::Delete(id) => {
                 let (port, name) = (self.ports.delete_adapter.clone(), id.clone());
                 let ask = async move { port.ask(DeleteAdapter { id }).await };
-                self.work(ticket, ctx, ask, move |_, bytes| {
+                self.work(ticket, ctx, ask, move |this, bytes| {
+                    // What is gone does not answer on from memory.
+                    let answers = |set: &LiveSet| set.ids.iter().any(|(id, _)| *id == name);
+                    if this.pins.mixture.as_ref().is_some_and(answers) {
+                        this.pins.mixture = None;
+                    }
                     format!("Deleted {name} ({}).", render::size(bytes))
                 });
             }

@@ -107,7 +107,7 @@ fn an_unknown_command_gets_its_nearest_match() {
 #[test]
 fn wrong_arguments_say_how_it_is_used() {
     for (line, words) in [
-        ("/fix", "the better answer is missing: use /fix TEXT"),
+        ("/fix", "the better answer is missing: use /fix [#ID] TEXT"),
         ("/forget", "the number of the mark is missing: use /forget ID [retrain]"),
         ("/forget it", "\"it\" is no number of a mark: use /forget ID [retrain]"),
         ("/undo 3", "/undo takes no arguments: use /undo"),

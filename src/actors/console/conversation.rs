@@ -176,6 +176,12 @@ impl Conversation {
         }
     }
 
+    /// Returns what stands as the last answer: what was accepted instead, if something was.
+    pub fn shown(&self) -> Option<&str> {
+        let last = self.messages.last().filter(|message| message.role == Role::Assistant);
+        last.map(|message| message.content.as_str())
+    }
+
     /// Puts another text in the place of the last answer; what was marked stays as it was given.
     fn say_instead(&mut self, text: String) {
         if let Some(message) = self.messages.last_mut().filter(|m| m.role == Role::Assistant) {

@@ -59,6 +59,9 @@ impl ConsoleActor {
         self.options.settings.adopt(line.builtin);
         self.slid = false;
         let mut text = render::switched(line);
+        if self.pins.mixture.take().is_some() {
+            text.push_str("\nThe adapters that were loaded together were the old model's: they answer no more.");
+        }
         if self.conversation.system().is_some() && !line.takes_system {
             text.push_str(
                 "\nIts chat template takes no system message: /system off takes it away.",

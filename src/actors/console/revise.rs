@@ -30,9 +30,10 @@ impl ConsoleActor {
         let wanted = settings.revisions() != Revisions::Off && !marked.has_target;
         match marked.note {
             Some(note) if wanted && !self.leaving && !self.intake.stops_revision() => {
+                let criticised = self.conversation.shown().unwrap_or(&turn.response).to_owned();
                 let request = RevisionRequest {
                     messages: turn.messages,
-                    criticised: turn.response,
+                    criticised,
                     note,
                     candidates: settings.revision_candidates(),
                     sampling: settings.sampling(rand::random),
@@ -75,6 +76,8 @@ impl ConsoleActor {
             }
             this.revised(mark, result, ticket, ctx);
         }));
+        // What was typed while the mark was stored.
+        self.go_on(ctx);
     }
 
     /// Offers what was made, or takes it, as the policy says.

@@ -200,7 +200,7 @@ mod tests {
         };
         let text = text(&statistics);
         assert!(text.lines().all(|line| line.width() <= 80), "{text}");
-        assert!(text.contains("   50 % █████          -"), "{text}");
+        assert!(text.contains("   50 % █████           -"), "{text}");
         assert!(text.contains("   75 % ███████▌     50 %"), "{text}");
         assert!(text.contains("14.57 → 0.01"), "{text}");
         assert!(text.ends_with("(and 8 jobs before)"), "{text}");

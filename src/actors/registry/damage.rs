@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::RegistryParts;
 use crate::actors::base::Base;
 use crate::domain::AdapterId;
+use crate::lora::LoraError;
 use crate::store::SetAside;
 
 impl RegistryParts {
@@ -18,12 +19,12 @@ impl RegistryParts {
         for (domain, id) in rows {
             let mut next = Some(id);
             while let Some(id) = next.take() {
-                match self.read_for(base, self.home.adapter(&id)).await {
+                match self.try_read(base, self.home.adapter(&id)).await {
                     Ok(set) => {
                         self.swap_for(base, &domain, Some((id, set))).await;
                     }
                     Err(error) => {
-                        let (line, instead) = self.damaged(&domain, id, &error.to_string()).await;
+                        let (line, instead) = self.unreadable(&domain, id, &error).await;
                         lines.push(line);
                         next = instead;
                     }
@@ -40,15 +41,16 @@ impl RegistryParts {
         lines
     }
 
-    /// Sets an adapter aside that cannot be loaded, if this process may; returns what to say, and what is live instead.
-    async fn damaged(
+    /// Sets a damaged adapter aside, if this process may; returns what to say, and what is live instead. What may be read
+    /// another time (too many open files, no memory) stays where it is.
+    async fn unreadable(
         &self,
         domain: &str,
         id: AdapterId,
-        error: &str,
+        error: &LoraError,
     ) -> (String, Option<AdapterId>) {
-        if self.right.is_held() {
-            let (name, why) = (id.clone(), error.to_owned());
+        if error.is_damage() && self.right.is_held() {
+            let (name, why) = (id.clone(), error.to_string());
             match self.db.call(move |store| store.quarantine_adapter(&name, &why)).await {
                 Ok(SetAside { to, instead }) => {
                     let answers = instead

@@ -76,3 +76,28 @@ fn what_is_held_out_is_decided_for_each_model_by_itself() {
     };
     assert_eq!((of(OURS), of(THEIRS)), (held(OURS), 0), "a list says the same");
 }
+
+#[test]
+fn an_import_finds_only_what_its_model_learns_already() {
+    let f = fixture();
+    let import = |mark: NewFeedback| {
+        let done = f.store.import_feedback(&[mark], None).unwrap();
+        (done.ids.len(), done.merged, done.raised)
+    };
+    f.store.add_feedback(&mark_of(Some(OURS), 1)).unwrap();
+    assert_eq!(import(mark_of(Some(OURS), 1)), (0, 1, 0));
+    assert_eq!(import(mark_of(Some(THEIRS), 1)), (1, 0, 0), "theirs does not learn ours");
+    assert_eq!(import(mark_of(None, 1)), (1, 0, 0), "nor do others");
+    assert_eq!(import(mark_of(None, 1)), (0, 1, 0));
+    assert_eq!(import(mark_of(Some("d"), 1)), (0, 1, 0), "every model learns the mark of none");
+    let heavy = NewFeedback { weight: 2.0, ..mark_of(Some(THEIRS), 1) };
+    assert_eq!(import(heavy), (0, 1, 1));
+    let new = mark_of(Some(OURS), 7);
+    f.store.import_feedback(&[new], None).unwrap();
+    let exported = [mark_of(None, 7)];
+    assert_eq!(f.store.import_feedback(&exported, Some(OURS)).unwrap().merged, 1);
+    assert_eq!(f.store.import_feedback(&exported, Some(THEIRS)).unwrap().ids.len(), 1);
+    let rows = f.store.list_feedback(&FeedbackFilter::default()).unwrap();
+    let weights: Vec<f64> = rows.iter().map(|row| row.weight).collect();
+    assert_eq!(weights, [1.0, 2.0, 1.0], "its own is the one that got heavier");
+}

@@ -118,7 +118,8 @@ fn forgetting_tells_who_has_seen_a_mark_and_erases_its_text() {
     let job = f.store.enqueue_job(&job()).unwrap();
     let forgotten = f.store.remove_feedback(learned).unwrap();
     assert_eq!(forgotten.seen_by, [known]);
-    assert_eq!(f.store.remove_feedback(queued[0]).unwrap(), Forgotten::default());
+    let alone = Forgotten { domain: forgotten.domain.clone(), ..Forgotten::default() };
+    assert_eq!(f.store.remove_feedback(queued[0]).unwrap(), alone);
     assert_eq!(f.store.job(job.id).unwrap().examples, 1);
     let last = f.store.remove_feedback(queued[1]).unwrap();
     assert_eq!(last.cancelled_jobs, [job.id], "a job without an example is no job");
@@ -129,6 +130,40 @@ fn forgetting_tells_who_has_seen_a_mark_and_erases_its_text() {
         .query_row("SELECT count(*) FROM feedback WHERE fix LIKE '%number%'", [], |r| r.get(0))
         .unwrap();
     assert_eq!(text, 0);
+}
+
+#[test]
+fn a_fresh_job_goes_on_with_the_old_examples_that_are_left() {
+    let f = fixture();
+    for name in ["first", "second", "third"] {
+        f.train(name);
+    }
+    let rows = f.store.list_feedback(&FeedbackFilter::default()).unwrap();
+    let learned: Vec<i64> = rows.iter().map(|row| row.id).collect();
+    f.store.remove_feedback(learned[0]).unwrap();
+    let fresh = f.store.enqueue_job(&NewJob { from: StartFrom::Fresh, ..job() }).unwrap();
+    assert_eq!(f.ids(fresh.id, ExampleRole::Replay), learned[1..]);
+    assert!(f.store.remove_feedback(learned[1]).unwrap().cancelled_jobs.is_empty());
+    assert_eq!(f.store.job(fresh.id).unwrap().state, JobState::Queued);
+    assert_eq!(f.ids(fresh.id, ExampleRole::Replay), learned[2..]);
+    assert_eq!(f.store.remove_feedback(learned[2]).unwrap().cancelled_jobs, [fresh.id]);
+}
+
+#[test]
+fn an_import_stores_what_it_repeats_and_not_what_was_there_before() {
+    let f = fixture();
+    let import = |marks: &[NewFeedback]| {
+        let done = f.store.import_feedback(marks, None).unwrap();
+        (done.ids.len(), done.merged, done.raised)
+    };
+    let good = || mark(Mark::Good, 1);
+    let heavy = || NewFeedback { weight: 2.0, ..good() };
+    assert_eq!(import(&[good(), good(), heavy()]), (3, 0, 0), "three marks are three");
+    assert_eq!(import(&[good(), good(), heavy()]), (0, 3, 0), "the same file changes nothing");
+    assert_eq!(import(&[NewFeedback { weight: 5.0, ..good() }]), (0, 1, 1));
+    let rows = f.store.list_feedback(&FeedbackFilter::default()).unwrap();
+    let weights: Vec<f64> = rows.iter().map(|row| row.weight).collect();
+    assert_eq!(weights, [1.0, 1.0, 5.0]);
 }
 
 #[test]
@@ -171,6 +206,10 @@ fn a_revision_is_told_from_a_fix_and_makes_a_pair_with_the_criticised_answer() {
     assert_eq!(waits, [waiting]);
     let edit = FeedbackEdit { fix: Some("the user's".to_owned()), ..FeedbackEdit::default() };
     assert!(!f.store.update_feedback(revised, &edit).unwrap().revised, "it took its place");
+    let refused = f.store.set_target(revised, "late", true).unwrap_err().to_string();
+    assert!(refused.contains("the user's own better answer"), "{refused}");
+    assert_eq!(f.store.feedback(revised).unwrap().target(), Some("the user's"));
+    f.store.restore_feedback(revised, &row.state()).unwrap();
     f.store.set_target(revised, "answer number1", true).unwrap();
     assert_eq!(f.store.feedback(revised).unwrap().rejected(), None, "the same is no pair");
     f.store.set_target(revised, "the model's", true).unwrap();
