@@ -341,7 +341,7 @@ fn statistics_count_answers_marks_and_trainings_by_adapter_and_week() {
     let (program, model) = (Program::new(), builtin());
     assert!(program.run(&["stats"]).done().stdout.starts_with("Nothing was asked"));
     put_adapter(&program, "one", "general", 1e-3, &model);
-    let ask = ["ask", "hello", "--max-tokens", "2"];
+    let ask = ["-q", "ask", "hello", "--max-tokens", "2"];
     program.run(&ask).done();
     program.run(&[&ask[..], &["--no-adapter"]].concat()).done();
     let database = rusqlite::Connection::open(program.home().join("shammah.db")).unwrap();

@@ -99,7 +99,8 @@ fn a_question_fetches_its_model_once_and_then_asks_nobody() {
     let first = stage.run(&Stage::ask(REPO));
     assert_eq!(first.code, 0, "{first:?}");
     assert!(first.stderr.contains("model.safetensors: 100 %"), "{}", first.stderr);
-    assert_eq!(first.stdout, stage.run(&Stage::ask("builtin")).done().stdout, "the same weights");
+    let builtin = [&Stage::ask("builtin")[..], &["-q"]].concat();
+    assert_eq!(first.stdout, stage.run(&builtin).done().stdout, "the same weights");
     stage.server.requests();
     let mut args = Stage::ask(REPO).to_vec();
     args.push("--json");

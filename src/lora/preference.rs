@@ -50,7 +50,7 @@ pub fn pair_loss(margin: f64, beta: f64) -> (f64, f64) {
 /// out is noted.
 ///
 /// # Errors
-/// What the chat template refuses.
+/// A tensor operation that fails; what the chat template refuses is noted.
 pub fn encode(
     rejected: &[(i64, String)],
     examples: &[&TrainExample],

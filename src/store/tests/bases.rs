@@ -92,12 +92,12 @@ fn an_import_finds_only_what_its_model_learns_already() {
     assert_eq!(import(mark_of(Some("d"), 1)), (0, 1, 0), "every model learns the mark of none");
     let heavy = NewFeedback { weight: 2.0, ..mark_of(Some(THEIRS), 1) };
     assert_eq!(import(heavy), (0, 1, 1));
+    let rows = f.store.list_feedback(&FeedbackFilter::default()).unwrap();
+    let weights: Vec<f64> = rows.iter().map(|row| row.weight).collect();
+    assert_eq!(weights, [1.0, 2.0, 1.0], "its own is the one that got heavier");
     let new = mark_of(Some(OURS), 7);
     f.store.import_feedback(&[new], None).unwrap();
     let exported = [mark_of(None, 7)];
     assert_eq!(f.store.import_feedback(&exported, Some(OURS)).unwrap().merged, 1);
     assert_eq!(f.store.import_feedback(&exported, Some(THEIRS)).unwrap().ids.len(), 1);
-    let rows = f.store.list_feedback(&FeedbackFilter::default()).unwrap();
-    let weights: Vec<f64> = rows.iter().map(|row| row.weight).collect();
-    assert_eq!(weights, [1.0, 2.0, 1.0], "its own is the one that got heavier");
 }
