@@ -109,9 +109,10 @@ fn a_question_fetches_its_model_once_and_then_asks_nobody() {
     assert!(stage.server.requests().is_empty(), "a cached model needs no request");
 
     stage.server.stop();
-    assert_eq!(stage.run(&Stage::ask(REPO)).done().stdout, first.stdout);
+    let quiet = [&Stage::ask(REPO)[..], &["-q"]].concat();
+    assert_eq!(stage.run(&quiet).done().stdout, first.stdout);
     let offline = [("HF_HUB_OFFLINE", "1")];
-    assert_eq!(stage.run_with(&Stage::ask(REPO), &offline).done().stdout, first.stdout);
+    assert_eq!(stage.run_with(&quiet, &offline).done().stdout, first.stdout);
     let pinned = format!("{REPO}@{COMMIT}");
     let verbose = stage.run(&[&Stage::ask(&pinned)[..], &["-v"]].concat());
     assert_eq!(verbose.stdout, first.stdout);

@@ -301,8 +301,7 @@ fn an_example_of_twice_the_weight_pulls_twice_as_hard() {
             let batch = Batch { epoch: 1, items: vec![0, 1], anchors: vec![] };
             let memory = MemoryPlan::default();
             let found = trainer::gradients(&decoder, &lora, &data, &batch, 0.0, memory).unwrap();
-            let tensors: Vec<f32> =
-                found.tensors.iter().flatten().flat_map(|tensor| values(tensor)).collect();
+            let tensors: Vec<f32> = found.tensors.iter().flatten().flat_map(values).collect();
             tensors
         };
         let (with, without) = (gradient(vec![1.0, factor, 1.0]), gradient(vec![1.0, 0.0, 1.0]));

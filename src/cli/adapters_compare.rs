@@ -219,7 +219,8 @@ fn facts(a: &Compared, b: &Compared) -> String {
     let right = |tally: &Tally| {
         or_dash(tally.weighted_share().map(|share| format!("{:.0} %", share * 100.0)))
     };
-    let lines: [(&str, Box<dyn Fn(&Compared) -> String>); 9] = [
+    type Cell<'a> = Box<dyn Fn(&Compared) -> String + 'a>;
+    let lines: [(&str, Cell<'_>); 9] = [
         ("domain", Box::new(|side| row(side, &|row| row.domain.clone()))),
         ("parent", Box::new(|side| row(side, &|row| or_dash(row.parent.as_ref())))),
         ("rank", Box::new(|side| row(side, &|row| row.rank.to_string()))),

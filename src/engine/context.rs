@@ -72,8 +72,8 @@ pub fn fit(
 /// Returns `messages` without as many of the oldest turns, the system message kept; `None` if the last question would go too.
 pub fn without_turns(messages: &[Message], turns: usize) -> Option<Vec<Message>> {
     let system = messages.iter().take_while(|message| message.role == Role::System).count();
-    let questions = (system..messages.len()).filter(|&at| messages[at].role == Role::User);
-    let from = if turns == 0 { system } else { questions.skip(turns).next()? };
+    let mut questions = (system..messages.len()).filter(|&at| messages[at].role == Role::User);
+    let from = if turns == 0 { system } else { questions.nth(turns)? };
     Some([&messages[..system], &messages[from..]].concat())
 }
 

@@ -69,7 +69,7 @@ type Rows = Vec<Vec<(String, Value)>>;
 fn contents(db: &Connection) -> BTreeMap<String, Rows> {
     let read = |table: &String| {
         let mut statement = db.prepare(&format!("SELECT * FROM {table} ORDER BY 1, 2")).unwrap();
-        let names: Vec<String> = statement.column_names().into_iter().map(str::to_owned).collect();
+        let names: Vec<String> = statement.column_names().map(str::to_owned).collect();
         let row = |row: &rusqlite::Row<'_>| {
             names.iter().enumerate().map(|(i, name)| Ok((name.clone(), row.get(i)?))).collect()
         };
