@@ -168,6 +168,8 @@ fn after_kill_9_of_the_holder_its_job_is_listed_as_interrupted_and_can_be_cancel
     wait_for_state(&program, 1, "running");
     let listed = program.run(&["jobs", "list"]).done().stdout;
     assert!(listed.contains("running") && !listed.contains("interrupted"), "{listed}");
+    let checkpoints = program.home().join("checkpoints/job-1");
+    wait_for("its first file", || checkpoints.exists().then_some(()));
     service.end(Signal::KILL);
     let listed = program.run(&["jobs", "list"]).done().stdout;
     assert!(!listed.contains("running"), "{listed}");

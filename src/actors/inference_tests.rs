@@ -421,6 +421,8 @@ async fn a_revision_streams_its_first_candidate_and_ends_with_the_best() {
     ];
     assert_eq!(all(pieces).await, expected);
     assert!(stage.answer("hi").await.is_ok());
+    // A row comes behind its answer.
+    stage.usage.until("the answer's row", |_| true).await;
     assert_eq!(stage.usage.len(), 1, "a revision is no answer to count");
 }
 

@@ -124,7 +124,7 @@ const SMALL: usize = 400_000_000;
 /// Returns the defaults for a model of so many parameters.
 pub fn size_defaults(parameters: usize) -> SizeDefaults {
     if parameters < TINY {
-        SizeDefaults { learning_rate: 3e-3, min_steps: 60, steps_per_example: 6, anchor: 2.0 }
+        SizeDefaults { learning_rate: 1e-3, min_steps: 60, steps_per_example: 6, anchor: 2.0 }
     } else if parameters < SMALL {
         SizeDefaults { learning_rate: 5e-4, min_steps: 60, steps_per_example: 0, anchor: 0.5 }
     } else {
