@@ -61,6 +61,18 @@ fn a_run_stopped_at_any_step_and_resumed_gives_the_same_adapter_bit_for_bit() {
 }
 
 #[test]
+fn a_note_that_changes_meanwhile_costs_no_step() {
+    let shop = Workshop::new();
+    let input = shop.input();
+    assert!(shop.run(&input, "noted", Some(2)).0.is_err());
+    let notes = [(5, "Say a tree.".to_owned())].into();
+    let (resumed, events) = shop.run(&JobInput { notes, ..input }, "noted", None);
+    assert_eq!(resumed.unwrap().prompted.len(), 1, "the new note is measured with");
+    let steps = events.iter().filter(|e| matches!(e, JobEvent::Step(_))).count();
+    assert_eq!(steps, STEPS - 2);
+}
+
+#[test]
 fn a_dora_run_stopped_and_resumed_gives_the_same_adapter_bit_for_bit() {
     let shop = Workshop::new();
     let params = TrainingParams { dora: true, rslora: true, ..params() };

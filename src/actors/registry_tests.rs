@@ -377,3 +377,25 @@ async fn a_damaged_adapter_of_another_base_is_told_and_that_base_answers_alone()
     assert!(lines[0].contains("\"theirs\"") && lines[0].contains("is damaged"), "{lines:?}");
     assert_eq!((stage.swaps.len(), stage.current.get().line.name.as_str()), (0, "other"));
 }
+
+#[actix::test]
+async fn an_adapter_that_may_be_read_another_time_stays_where_it_is() {
+    let stage = stage();
+    stage.publish_on("theirs", "c").await.unwrap();
+    let nothing = || Box::new(|| Err("no file".to_owned())) as ModelLoader;
+    let busy: AdapterLoader =
+        Arc::new(|_| Err(LoraError::Io(std::io::Error::other("too many open files"))));
+    stage.current.propose(base("other", "c", nothing, busy));
+    let lines = stage.actor.send(AdoptBase).await.unwrap().unwrap();
+    assert!(lines[0].contains("cannot be loaded") && lines[0].contains("too many"), "{lines:?}");
+    assert!(stage.home.adapter(&id("theirs")).exists() && !stage.home.quarantine().exists());
+}
+
+#[actix::test]
+async fn to_unload_in_a_domain_leaves_the_others_alone() {
+    let stage = stage();
+    stage.publish("first").await.unwrap();
+    let other = UnloadAdapter { id: None, domain: "rust".to_owned() };
+    assert!(matches!(stage.actor.send(other).await.unwrap(), Err(ActorError::Refused(_))));
+    assert_eq!(stage.live().await, Some(id("first")));
+}
