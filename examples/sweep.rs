@@ -85,6 +85,7 @@ fn params(learning_rate: f64, steps: usize, anchor: f64, seed: u64) -> TrainingP
         max_share: 0.3,
         checkpoint_every_steps: 1000,
         paraphrase: false,
+        neighbour_prompts: 0,
     }
 }
 

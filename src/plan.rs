@@ -165,8 +165,28 @@ pub fn retry(
 /// # Errors
 /// When another version of the program stored it.
 pub fn lora_section(job: &JobRow) -> Result<LoraSection, PlanError> {
-    serde_json::from_value(job.params.clone())
-        .map_err(|source| PlanError::Parameters { job: job.id, source })
+    section_of(&job.params).map_err(|source| PlanError::Parameters { job: job.id, source })
+}
+
+fn section_of(params: &serde_json::Value) -> serde_json::Result<LoraSection> {
+    // A job of an earlier version does not name what came after it.
+    let defaults = Config::defaults().map_err(serde::ser::Error::custom)?;
+    let mut all = serde_json::to_value(defaults.lora)?;
+    lay_over(&mut all, params);
+    serde_json::from_value(all)
+}
+
+/// Puts the values of `over` in place of those of `under`, table by table.
+fn lay_over(under: &mut serde_json::Value, over: &serde_json::Value) {
+    use serde_json::Value;
+    match (under, over) {
+        (Value::Object(under), Value::Object(over)) => {
+            for (key, value) in over {
+                lay_over(under.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (under, over) => *under = over.clone(),
+    }
 }
 
 /// Returns how long one attempt at a job may take.
@@ -208,6 +228,7 @@ pub fn training_params(lora: &LoraSection, parameters: usize, examples: usize) -
         max_share: f64::from(training.max_share_percent) / PERCENT,
         checkpoint_every_steps: training.checkpoint_every_steps,
         paraphrase: training.paraphrase,
+        neighbour_prompts: training.neighbour_prompts.resolve(|| by_size.neighbour_prompts),
     }
 }
 
@@ -379,6 +400,7 @@ pub fn job_input(
 pub fn gate_config(lora: &LoraSection) -> GateConfig {
     GateConfig {
         max_kl: lora.gate.max_kl,
+        max_taken_over: lora.gate.max_taken_over,
         confidence: lora.gate.confidence,
         bootstrap_samples: lora.gate.bootstrap_samples,
     }
@@ -442,6 +464,19 @@ mod tests {
         assert_eq!(training_params(&fixed, 4_000_000, 1).learning_rate, 1e-3);
         let steps = |examples| training_params(&fixed, 4_000_000, examples).min_steps;
         assert_eq!((steps(10), steps(20), steps(1000)), (60, 120, 300));
+    }
+
+    #[test]
+    fn a_job_of_an_earlier_version_gets_todays_value_of_what_it_does_not_name() {
+        let config = Config::defaults().unwrap();
+        let mut params = serde_json::to_value(&config.lora).unwrap();
+        params["gate"].as_object_mut().unwrap().remove("max_taken_over").unwrap();
+        params["training"]["epochs"] = 7.into();
+        let mut read = config.lora;
+        read.training.epochs = 7;
+        assert_eq!(section_of(&params).unwrap(), read);
+        params["gate"]["no_such_key"] = 1.into();
+        assert!(section_of(&params).unwrap_err().to_string().contains("no_such_key"));
     }
 
     #[test]

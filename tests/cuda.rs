@@ -82,6 +82,7 @@ fn params(dora: bool) -> TrainingParams {
         max_share: 0.3,
         checkpoint_every_steps: 8,
         paraphrase: false,
+        neighbour_prompts: 0,
     }
 }
 

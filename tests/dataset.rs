@@ -42,6 +42,7 @@ fn params(weighting: Weighting) -> TrainingParams {
         max_share: 0.3,
         checkpoint_every_steps: 10,
         paraphrase: false,
+        neighbour_prompts: 0,
     }
 }
 

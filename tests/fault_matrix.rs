@@ -19,7 +19,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use actix::{Actor, Context, Handler};
+use actix::{Actor, Context, Handler, ResponseFuture};
 use libtest_mimic::{Arguments, Failed, Trial};
 use shammah::actors::base::{Base, CurrentBase};
 use shammah::actors::db::Db;
@@ -123,6 +123,7 @@ fn measured() -> Measurements {
         heldout: vec![],
         general: vec![],
         prompted: Vec::new(),
+        neighbours: Vec::new(),
         kl: 0.01,
         final_loss: 0.5,
         steps: 30,
@@ -175,6 +176,11 @@ fn cases() -> Vec<Case> {
     ]
 }
 
+/// As workers are by default. Beside other builds such a worker hardly gets a processor, so the trials do without.
+const IDLE: bool = true;
+/// Pauses between tokens that are seen beside each fault, at least; it strikes as often as that takes.
+const FEWEST_GAPS: usize = 1000;
+
 /// Answers go on beside every fault: the pauses between tokens stay within twice what they are alone.
 fn keep_flowing() -> Result<(), Failed> {
     actix::System::new().block_on(async {
@@ -183,10 +189,17 @@ fn keep_flowing() -> Result<(), Failed> {
         let (mut alone, mut beside) = (gaps::Gaps::default(), Vec::new());
         for Case { fault, .. } in cases() {
             alone.add(chat.alone().await);
-            let folder = tempfile::tempdir().unwrap();
-            let home = Home::open_or_create(folder.path().join("home")).unwrap();
-            let (job, gaps) = chat.during(run(&home, fault)).await;
-            beside.push((format!("{fault} → {}", job.state), gaps));
+            let (mut gaps, mut times, mut state) = (gaps::Gaps::default(), 0, None);
+            // Most faults are over within a tenth of a second: of so few pauses the p99 would be the longest.
+            while gaps.count() < FEWEST_GAPS {
+                let folder = tempfile::tempdir().unwrap();
+                let home = Home::open_or_create(folder.path().join("home")).unwrap();
+                let (job, more) = chat.during(run(&home, fault, IDLE)).await;
+                gaps.add(more);
+                times += 1;
+                state = Some(job.state);
+            }
+            beside.push((format!("{fault} → {} × {times}", state.unwrap()), gaps));
         }
         let bound = 2.0 * alone.share(0.99);
         println!("bound: {bound:.2} ms, twice the p99 alone");
@@ -205,7 +218,7 @@ fn trial(case: Case) -> Trial {
     Trial::test(name, move || {
         let folder = tempfile::tempdir().unwrap();
         let home = Home::open_or_create(folder.path().join("home")).unwrap();
-        let job = actix::System::new().block_on(run(&home, fault));
+        let job = actix::System::new().block_on(run(&home, fault, !IDLE));
         assert_eq!((job.state, job.attempts), (state, attempts), "{:?}", job.error);
         let error = job.error.unwrap_or_default();
         assert!(error.starts_with(&message), "{error}\nshould begin with\n{message}");
@@ -229,7 +242,7 @@ fn check_what_is_left(home: &Home, state: JobState) {
     assert_eq!(count(state.as_str()), 1, "{kinds:?}");
 }
 
-async fn run(home: &Home, fault: &'static str) -> JobRow {
+fn with_a_mark(home: &Home) -> Store {
     let store = Store::open(home).unwrap();
     store
         .add_feedback(&NewFeedback {
@@ -244,14 +257,22 @@ async fn run(home: &Home, fault: &'static str) -> JobRow {
             base: None,
         })
         .unwrap();
+    store
+}
+
+/// One mark, and the job that learns from it, to its end.
+async fn run(home: &Home, fault: &'static str, idle: bool) -> JobRow {
+    let at = home.clone();
+    // Off the arbiter, as in the program: what is measured beside it is the queue's doing.
+    let store = tokio::task::spawn_blocking(move || with_a_mark(&at)).await.unwrap();
     let db = Db::new(store);
-    let publisher = Publisher(home.clone()).start();
+    let publisher = Publisher { home: home.clone(), db: db.clone() }.start();
     let retry = Duration::from_millis(10);
     let runner = Runner {
         home: home.clone(),
         db: db.clone(),
         current: CurrentBase::new(base()),
-        launch: launcher(fault),
+        launch: launcher(fault, idle),
         registry: Port::new(ActorName::Registry, publisher.recipient()),
         notices: Subscribers::default(),
         retry: RetryPolicy { max_attempts: ATTEMPTS, base: retry, longest: retry },
@@ -274,11 +295,11 @@ async fn run(home: &Home, fault: &'static str) -> JobRow {
     }
 }
 
-fn launcher(fault: &'static str) -> Launcher {
+fn launcher(fault: &'static str, idle: bool) -> Launcher {
     Arc::new(move |request, _, events| {
         let limits = Limits {
             nice: 5,
-            idle: false,
+            idle,
             threads: 1,
             memory_bytes: if fault == "memory" { 1 << 30 } else { 0 },
             oom_score_adj: 0,
@@ -318,14 +339,17 @@ fn base() -> Base {
 }
 
 /// Publishes as the registry does, without a model.
-struct Publisher(Home);
+struct Publisher {
+    home: Home,
+    db: Db,
+}
 
 impl Actor for Publisher {
     type Context = Context<Self>;
 }
 
 impl Handler<PublishAdapter> for Publisher {
-    type Result = Result<Published, ActorError>;
+    type Result = ResponseFuture<Result<Published, ActorError>>;
 
     fn handle(&mut self, message: PublishAdapter, _: &mut Self::Context) -> Self::Result {
         let new = NewAdapter {
@@ -338,10 +362,14 @@ impl Handler<PublishAdapter> for Publisher {
             examples: message.examples,
             dir: message.dir,
         };
-        let store = Store::open(&self.0).unwrap();
-        store
-            .finish_succeeded(message.job, &new, &JobMetrics::default(), &message.promotion)
-            .map_err(|error| ActorError::Adapter(error.to_string()))?;
-        Ok(Published { path: self.0.adapter(&message.id), live: true })
+        let (db, path) = (self.db.clone(), self.home.adapter(&message.id));
+        let (job, promotion) = (message.job, message.promotion);
+        Box::pin(async move {
+            let finish = move |store: &Store| {
+                store.finish_succeeded(job, &new, &JobMetrics::default(), &promotion)
+            };
+            db.call(finish).await.map_err(|error| ActorError::Adapter(error.to_string()))?;
+            Ok(Published { path, live: true })
+        })
     }
 }

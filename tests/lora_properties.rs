@@ -51,6 +51,7 @@ fn params() -> TrainingParams {
         max_share: 0.3,
         checkpoint_every_steps: 100,
         paraphrase: false,
+        neighbour_prompts: 0,
     }
 }
 

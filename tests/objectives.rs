@@ -19,6 +19,7 @@ const FAMILY: &str = "qwen2";
 fn params() -> TrainingParams {
     TrainingParams {
         paraphrase: false,
+        neighbour_prompts: 0,
         rank: 4,
         alpha: 8.0,
         rslora: false,

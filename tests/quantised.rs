@@ -66,6 +66,7 @@ fn params() -> TrainingParams {
         max_share: 1.0,
         checkpoint_every_steps: 100,
         paraphrase: false,
+        neighbour_prompts: 0,
     }
 }
 

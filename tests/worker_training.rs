@@ -60,6 +60,7 @@ fn input() -> JobInput {
             max_share: 1.0,
             checkpoint_every_steps: 5,
             paraphrase: false,
+            neighbour_prompts: 0,
         },
         train: (1..=4).map(example).collect(),
         replay: Vec::new(),

@@ -18,6 +18,12 @@ pub struct Cell {
     pub asked: usize,
     /// Style alone: those whose content is right besides.
     pub content: Option<usize>,
+    /// Facts and rounds alone: of the questions about what nobody taught, those that got the words of a fact.
+    #[serde(default)]
+    pub strangers: Option<usize>,
+    /// Of the gate's questions like the taught ones about something else, those that a taught answer takes over, of how many.
+    #[serde(default)]
+    pub taken_over: Option<(usize, usize)>,
     /// Rounds alone: after each round, how many of the questions of each earlier round are right.
     pub rounds: Vec<Vec<usize>>,
     /// Loss on the regression set, base and after, nats per token.
@@ -52,7 +58,7 @@ impl Cell {
     /// One line for whoever watches.
     pub fn line(&self) -> String {
         format!(
-            "{} {} {}: {}/{} (before {}) content {:?} rounds {:?} forgetting {:+.2} % KL {:.4} score {} → {} {:.2} min, gate {:?}",
+            "{} {} {}: {}/{} (before {}) content {:?} strangers {:?} taken over {:?} rounds {:?} forgetting {:+.2} % KL {:.4} score {} → {} {:.2} min, gate {:?}",
             self.experiment,
             self.setting,
             self.seed,
@@ -60,6 +66,8 @@ impl Cell {
             self.asked,
             self.right_before,
             self.content,
+            self.strangers,
+            self.taken_over,
             self.rounds,
             self.forgetting(),
             self.kl,

@@ -11,6 +11,8 @@ pub struct Data {
     pub facts: Vec<Fact>,
     #[serde(rename = "style")]
     pub styles: Vec<Style>,
+    /// Questions about what nobody taught, in the forms of those about what was.
+    pub strangers: Vec<String>,
 }
 
 #[derive(Deserialize)]

@@ -61,6 +61,7 @@ fn note(cell: &mut Cell, learned: &Learned) {
     if let Some(general) = &learned.report.general {
         (cell.general_before, cell.general_after) = (general.before, general.after);
     }
+    cell.taken_over = learned.report.taken_over;
     (cell.kl, cell.steps, cell.final_loss) = (measured.kl, measured.steps, measured.final_loss);
     cell.minutes += learned.minutes;
     cell.gate.push(learned.report.reasons.clone());
@@ -80,6 +81,16 @@ fn count_right(
         }
     }
     Ok(right)
+}
+
+/// Of the questions about what nobody taught, those that get the words of a fact.
+fn count_strangers(lab: &mut Lab, data: &Data, adapters: &AdapterSet) -> Result<usize> {
+    let mut reached = 0;
+    for question in &data.strangers {
+        let answer = lab.ask(question, adapters)?;
+        reached += usize::from(data.facts.iter().any(|fact| has_all(&answer, &fact.must)));
+    }
+    Ok(reached)
 }
 
 fn facts(lab: &mut Lab, data: &Data, setting: &str, seed: u64) -> Result<Cell> {
@@ -103,6 +114,7 @@ fn facts(lab: &mut Lab, data: &Data, setting: &str, seed: u64) -> Result<Cell> {
             note(&mut cell, &learned);
             let adapters = lab.load(learned.path())?;
             cell.right = count_right(lab, &data.facts, &adapters, &nothing)?;
+            cell.strangers = Some(count_strangers(lab, data, &adapters)?);
             cell.score = lab.score(&adapters)?;
         }
     }
@@ -166,6 +178,7 @@ fn rounds(lab: &mut Lab, data: &Data, setting: &str, seed: u64) -> Result<Cell> 
     }
     if let Some(latest) = &latest {
         let adapters = lab.load(latest.path())?;
+        cell.strangers = Some(count_strangers(lab, data, &adapters)?);
         cell.score = lab.score(&adapters)?;
     }
     cell.asked = data.facts.iter().map(|f| f.asked.len()).sum();

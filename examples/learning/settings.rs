@@ -45,6 +45,7 @@ fn change(params: &mut TrainingParams, key: &str, value: &str) -> Result<()> {
         "rank" => params.rank = value.parse()?,
         "alpha" => params.alpha = value.parse()?,
         "dropout" => params.dropout = value.parse()?,
+        "neighbours" => params.neighbour_prompts = value.parse()?,
         "paraphrase" => params.paraphrase = value.parse()?,
         "batch" => params.batch_size = value.parse()?,
         "weighting" => params.weighting = Weighting::Sampling,

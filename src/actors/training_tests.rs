@@ -57,6 +57,7 @@ impl Puppet {
             heldout: vec![],
             general: vec![],
             prompted: Vec::new(),
+            neighbours: Vec::new(),
             kl: 0.01,
             final_loss: after,
             steps: 30,

@@ -19,6 +19,9 @@ pub fn rows(report: &GateReport) -> Vec<(&'static str, String)> {
         rows.push(("  general", format!("loss {:.3} → {:.3}", general.before, general.after)));
     }
     rows.push(("  KL to base", format!("{:.4} (at most {})", report.kl, report.max_kl)));
+    if let Some((taken, asked)) = report.taken_over {
+        rows.push(("  taken over", format!("{taken} of {asked} questions about something else")));
+    }
     if let Some(prompted) = &report.prompted {
         rows.extend(prompt_rows("  in the prompt", prompted));
     }

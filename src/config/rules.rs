@@ -54,6 +54,7 @@ pub(super) enum Breach {
 const LEARNING_RATE: Rule = Rule::Fraction(1e-7, 1.0);
 const HISTORY_TURNS: Rule = Rule::Whole(0, 10_000);
 const MIN_STEPS: Rule = Rule::Whole(0, 100_000);
+const NEIGHBOUR_PROMPTS: Rule = Rule::Whole(0, 1000);
 const ANCHOR: Rule = Rule::Fraction(0.0, 100.0);
 const SEED: Rule = Rule::Whole(0, MAX_SEED);
 const WEIGHT: Rule = Rule::Fraction(0.01, 1000.0);
@@ -120,8 +121,10 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("lora.training.max_share_percent", Rule::Whole(1, 100)),
     ("lora.training.checkpoint_every_steps", Rule::Whole(1, 100_000)),
     ("lora.training.paraphrase", Rule::Bool),
+    ("lora.training.neighbour_prompts", Rule::WordOr("auto", &NEIGHBOUR_PROMPTS)),
     ("lora.training.memory_limit_mb", MEBIBYTES),
     ("lora.gate.max_kl", Rule::Fraction(0.0001, 100.0)),
+    ("lora.gate.max_taken_over", SHARE),
     ("lora.gate.confidence", Rule::Fraction(0.5, 0.999)),
     ("lora.gate.bootstrap_samples", Rule::Whole(100, 100_000)),
     ("queue.max_queued", Rule::Whole(1, 10_000)),

@@ -234,6 +234,8 @@ pub struct TrainingSection {
     pub checkpoint_every_steps: usize,
     /// Whether each epoch asks the questions in another form.
     pub paraphrase: bool,
+    /// Questions like the taught ones about something else among the anchor's prompts, at most.
+    pub neighbour_prompts: Auto<usize>,
     /// Mebibytes that a job plans with; 0 means what the machine has available.
     pub memory_limit_mb: u64,
 }
@@ -244,6 +246,8 @@ pub struct TrainingSection {
 pub struct GateSection {
     /// Ceiling of the mean KL divergence to the base, nats per answer token.
     pub max_kl: f64,
+    /// Share of questions like the taught ones about something else that may get a taught answer.
+    pub max_taken_over: f64,
     /// Confidence of the bootstrap interval.
     pub confidence: f64,
     /// Draws of that bootstrap.

@@ -18,6 +18,8 @@ const BOOTSTRAP_SEED: u64 = 0x5EED;
 pub struct GateConfig {
     /// Ceiling of KL(base ‖ adapter) on general prompts, nats per token.
     pub max_kl: f64,
+    /// Share of questions like the taught ones about something else that may get a taught answer.
+    pub max_taken_over: f64,
     /// Confidence of the bootstrap interval.
     pub confidence: f64,
     /// Draws of the bootstrap.
@@ -58,6 +60,9 @@ pub struct GateReport {
     pub kl: f64,
     /// Its ceiling.
     pub max_kl: f64,
+    /// Questions like the taught ones about something else: how many get a taught answer, of how many.
+    #[serde(default)]
+    pub taken_over: Option<(usize, usize)>,
     /// Whether the adapter passed.
     pub promoted: bool,
     /// Why not, in words for the user; empty if it passed.
@@ -143,6 +148,14 @@ pub fn gate(m: &Measurements, config: &GateConfig) -> (GateReport, Verdict) {
             m.kl, config.max_kl
         ));
     }
+    let taken_over = taken_over(m);
+    if let Some((taken, asked)) = taken_over
+        && taken as f64 > config.max_taken_over * asked as f64
+    {
+        reasons.push(format!(
+            "{taken} of {asked} questions like the taught ones about something else get a taught answer now: mark some such questions with their right answers, raise lora.training.anchor, or lower lora.training.learning_rate"
+        ));
+    }
     let report = GateReport {
         trained,
         heldout,
@@ -150,6 +163,7 @@ pub fn gate(m: &Measurements, config: &GateConfig) -> (GateReport, Verdict) {
         prompted,
         kl: m.kl,
         max_kl: config.max_kl,
+        taken_over,
         promoted: reasons.is_empty(),
         reasons: reasons.clone(),
     };
@@ -160,10 +174,16 @@ pub fn gate(m: &Measurements, config: &GateConfig) -> (GateReport, Verdict) {
     (report, verdict)
 }
 
+fn taken_over(m: &Measurements) -> Option<(usize, usize)> {
+    let taken = m.neighbours.iter().filter(|n| n.is_taken_over()).count();
+    (!m.neighbours.is_empty()).then_some((taken, m.neighbours.len()))
+}
+
 fn all_finite(m: &Measurements) -> bool {
     // What a prompt gives decides nothing.
     let items = m.trained.iter().chain(&m.heldout).chain(&m.general);
-    items.flat_map(|i| [i.before, i.after]).chain([m.kl]).all(f64::is_finite)
+    let neighbours = m.neighbours.iter().flat_map(|n| [n.own, n.taught]);
+    items.flat_map(|i| [i.before, i.after]).chain(neighbours).chain([m.kl]).all(f64::is_finite)
 }
 
 impl Comparison {
@@ -230,6 +250,9 @@ impl std::fmt::Display for GateReport {
             None => write!(f, "nothing held out yet; ")?,
         }
         write!(f, "KL to the base {:.3} (at most {:.3})", self.kl, self.max_kl)?;
+        if let Some((taken, asked)) = self.taken_over {
+            write!(f, "; {taken} of {asked} questions about something else get a taught answer")?;
+        }
         match self.against_prompt() {
             Some(line) => write!(f, "; {line}"),
             None => Ok(()),

@@ -1,6 +1,8 @@
 use super::*;
+use crate::eval::NeighbourLoss;
 
-const CONFIG: GateConfig = GateConfig { max_kl: 0.1, confidence: 0.95, bootstrap_samples: 500 };
+const CONFIG: GateConfig =
+    GateConfig { max_kl: 0.1, max_taken_over: 0.25, confidence: 0.95, bootstrap_samples: 500 };
 
 fn items(pairs: &[(f64, f64)]) -> Vec<ItemLoss> {
     let item =
@@ -15,6 +17,7 @@ fn good() -> Measurements {
         heldout: items(&[(2.0, 1.0), (2.1, 1.4), (1.8, 1.8)]),
         general: items(&[(0.2, 0.21), (0.3, 0.29)]),
         prompted: Vec::new(),
+        neighbours: Vec::new(),
         kl: 0.01,
         final_loss: 0.1,
         steps: 60,
@@ -155,4 +158,19 @@ fn invariant_4_a_report_read_from_data_promotes_nothing() {
     let read: GateReport = serde_json::from_str(&json).expect("and can be read");
     assert!(read.promoted);
     assert!(matches!(gate(&Measurements { kl: 9.0, ..good() }, &CONFIG).1, Verdict::Reject { .. }));
+}
+
+#[test]
+fn what_answers_questions_about_something_else_with_the_taught_is_rejected() {
+    let with = |taken: usize| {
+        let loss = |i| NeighbourLoss { id: 1, own: 1.0, taught: if i < taken { 0.5 } else { 1.0 } };
+        Measurements { neighbours: (0..8).map(loss).collect(), ..good() }
+    };
+    assert_eq!(reasons(&with(2)), Vec::<String>::new());
+    rejected_for(&with(3), "3 of 8 questions like the taught ones");
+    let (report, _) = gate(&with(2), &CONFIG);
+    assert_eq!(report.taken_over, Some((2, 8)));
+    assert!(report.to_string().contains("2 of 8 questions about something else"), "{report}");
+    let broken = NeighbourLoss { id: 1, own: f64::NAN, taught: 1.0 };
+    rejected_for(&Measurements { neighbours: vec![broken], ..good() }, "no number");
 }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::NeighbourLoss;
 use crate::lora::dataset::Sequence;
 use crate::lora::loss::{head_cross_entropy, head_kl};
 use crate::lora::trainer::answer_hidden;
@@ -31,6 +32,9 @@ pub struct Measurements {
     /// the new adapter without it (`after`).
     #[serde(default)]
     pub prompted: Vec<ItemLoss>,
+    /// Questions like the taught ones about something else.
+    #[serde(default)]
+    pub neighbours: Vec<NeighbourLoss>,
     /// Mean over the general prompts' answer positions of KL(base ‖ adapter), nats per token.
     pub kl: f64,
     /// Loss of the last step, nats per token, anchor included.

@@ -34,6 +34,7 @@ fn job() -> JobInput {
         notes: Default::default(),
         params: TrainingParams {
             paraphrase: false,
+            neighbour_prompts: 0,
             preference: crate::lora::Preference::OFF,
             rank: 2,
             alpha: 4.0,

@@ -65,6 +65,7 @@ fn params(dora: bool, dropout: f64) -> TrainingParams {
         max_share: 0.3,
         checkpoint_every_steps: 100,
         paraphrase: false,
+        neighbour_prompts: 0,
     }
 }
 

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::device::{self, Opened};
 use crate::domain::{DeviceChoice, TrainExample};
-use crate::eval::{ItemLoss, Measurements, measure};
+use crate::eval::{ItemLoss, Measurements, measure, neighbours};
 use crate::models::{self, Adapt, LoadedModel, ModelSource, NoAdapter, Quantize, hex};
 
 /// What is kept beside an adapter, ours, not PEFT's.
@@ -177,12 +177,14 @@ pub fn run_job(
     };
     let trained = measured(&sets.new, trained_before)?;
     let heldout = measured(&sets.heldout, heldout_before)?;
+    let neighbours = neighbours::losses(&model, &sets.neighbours, &after)?;
     let prompted = prompted(&model, &sets.prompted, trained.iter().chain(&heldout))?;
     let measurements = Measurements {
         trained,
         heldout,
         general: general.items,
         prompted,
+        neighbours,
         kl: general.kl,
         final_loss,
         steps,

@@ -81,6 +81,9 @@ pub struct TrainingParams {
     /// Each epoch asks the questions in another form ([`FORMS`]).
     #[serde(default)]
     pub paraphrase: bool,
+    /// Questions like the taught ones about something else among the anchor prompts, at most.
+    #[serde(default)]
+    pub neighbour_prompts: usize,
 }
 
 /// The forms of a question: as it was asked, without capital and punctuation, and its rare words alone.
@@ -104,6 +107,8 @@ pub struct SizeDefaults {
     pub steps_per_example: usize,
     /// Weight of the anchor.
     pub anchor: f64,
+    /// Questions like the taught ones about something else that the anchor holds.
+    pub neighbour_prompts: usize,
 }
 
 impl SizeDefaults {
@@ -124,10 +129,28 @@ const SMALL: usize = 400_000_000;
 /// Returns the defaults for a model of so many parameters.
 pub fn size_defaults(parameters: usize) -> SizeDefaults {
     if parameters < TINY {
-        SizeDefaults { learning_rate: 1e-3, min_steps: 60, steps_per_example: 6, anchor: 2.0 }
+        SizeDefaults {
+            learning_rate: 1e-3,
+            min_steps: 60,
+            steps_per_example: 6,
+            anchor: 2.0,
+            neighbour_prompts: 40,
+        }
     } else if parameters < SMALL {
-        SizeDefaults { learning_rate: 5e-4, min_steps: 60, steps_per_example: 0, anchor: 0.5 }
+        SizeDefaults {
+            learning_rate: 5e-4,
+            min_steps: 60,
+            steps_per_example: 0,
+            anchor: 0.5,
+            neighbour_prompts: 0,
+        }
     } else {
-        SizeDefaults { learning_rate: 2e-4, min_steps: 30, steps_per_example: 0, anchor: 0.1 }
+        SizeDefaults {
+            learning_rate: 2e-4,
+            min_steps: 30,
+            steps_per_example: 0,
+            anchor: 0.1,
+            neighbour_prompts: 0,
+        }
     }
 }

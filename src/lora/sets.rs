@@ -7,6 +7,7 @@ use super::params::FORMS;
 use super::paraphrase::asked_in;
 use super::{JobError, LoraAdapter, preference, trainer};
 use crate::domain::TrainExample;
+use crate::eval::neighbours::{self, Measured};
 use crate::eval::{GeneralSet, with_note};
 use crate::models::{LoadedModel, Module, Tokenizer};
 
@@ -49,6 +50,14 @@ fn in_all_forms(
     Ok(all)
 }
 
+/// Spreads `some` evenly among `others`, so that steps that take them in turn hold both.
+fn spread(others: Vec<Sequence>, some: Vec<Sequence>) -> Vec<Sequence> {
+    let (all, count) = (others.len() + some.len(), some.len());
+    let (mut others, mut some) = (others.into_iter(), some.into_iter());
+    let due = |place: usize| (place + 1) * count / all > place * count / all;
+    (0..all).filter_map(|place| if due(place) { some.next() } else { others.next() }).collect()
+}
+
 /// The job's data as token sequences.
 pub(super) struct Sets {
     pub new: Vec<Sequence>,
@@ -59,6 +68,8 @@ pub(super) struct Sets {
     pub heldout: Vec<Sequence>,
     pub anchors: Vec<Sequence>,
     pub general: Vec<Sequence>,
+    /// Questions like the taught ones about something else.
+    pub neighbours: Measured,
     /// The held-out items, or where there are none the new ones, those with a note, with it in the prompt.
     pub prompted: Vec<Sequence>,
 }
@@ -112,7 +123,14 @@ impl Sets {
             )));
         }
         let anchored = input.params.anchor > 0.0;
-        let anchors = if anchored { take(&prompts.anchors(&taught)?, none())? } else { none() };
+        let mut anchors = if anchored { take(&prompts.anchors(&taught)?, none())? } else { none() };
+        let common = prompts.common_words()?;
+        if anchored {
+            let held =
+                neighbours::held(&taught, &common, input.params.neighbour_prompts, model, limit)?;
+            anchors = spread(anchors, held);
+        }
+        let neighbours = neighbours::measured(&taught, &common, model, limit)?;
         let mut heldout = take(&input.heldout, none())?;
         tell(unpaired);
         heldout.retain(|held| {
@@ -127,7 +145,7 @@ impl Sets {
         let told: Vec<TrainExample> = measured.iter().filter_map(told).collect();
         // Its notes would repeat what was said of the same examples before.
         let prompted = encode(&told, &model.tokenizer, limit)?.sequences;
-        Ok(Self { new, train, rejected, heldout, anchors, general, prompted })
+        Ok(Self { new, train, rejected, heldout, anchors, general, neighbours, prompted })
     }
 
     /// The examples that are preferred to their criticised answers.
@@ -166,6 +184,8 @@ impl Sets {
                 .iter()
                 .chain(&self.heldout)
                 .chain(&self.prompted)
+                .chain(&self.neighbours.own)
+                .chain(&self.neighbours.taught)
                 .map(Load::of)
                 .collect(),
             general: loads(&self.general),

@@ -110,6 +110,10 @@ impl Gaps {
         self.0.extend(other.0);
     }
 
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
     /// The pause that this share of them does not exceed; 1 is the longest.
     pub fn share(&self, share: f64) -> f64 {
         let mut sorted = self.0.clone();
@@ -122,7 +126,7 @@ impl Gaps {
     pub fn line(&self, what: &str, bound: f64) -> String {
         let over = self.0.iter().filter(|gap| **gap > bound).count();
         format!(
-            "{what:<20} {:6} gaps  p50 {:7.2}  p99 {:7.2}  longest {:7.2} ms  {over} above",
+            "{what:<34} {:6} gaps  p50 {:7.2}  p99 {:7.2}  longest {:7.2} ms  {over} above",
             self.0.len(),
             self.share(0.5),
             self.share(0.99),
