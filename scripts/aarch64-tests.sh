@@ -34,6 +34,7 @@ fi
 
 libraries=$(cd "$(dirname "$loader")" && pwd -P)
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=$gcc
-export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="$emulator -cpu cortex-a53 -L ${libraries%/lib*}"
+# Without the search path the loader of one C library may take another's from this system, and hang.
+export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="$emulator -cpu cortex-a53 -L ${libraries%/lib*} -E LD_LIBRARY_PATH=$libraries"
 [ $# -gt 0 ] || set -- --lib models::kernels
 exec cargo test --locked --target "$target" "$@"

@@ -224,7 +224,7 @@ pub fn training_params(lora: &LoraSection, parameters: usize, examples: usize) -
         max_grad_norm: training.max_grad_norm,
         weight_decay: training.weight_decay,
         anchor: training.anchor.resolve(|| by_size.anchor),
-        anchor_prompts: training.anchor_prompts,
+        anchor_prompts: training.anchor_prompts.resolve(|| by_size.anchor_prompts),
         max_share: f64::from(training.max_share_percent) / PERCENT,
         checkpoint_every_steps: training.checkpoint_every_steps,
         paraphrase: training.paraphrase,

@@ -18,12 +18,15 @@ pub struct Cell {
     pub asked: usize,
     /// Style alone: those whose content is right besides.
     pub content: Option<usize>,
-    /// Facts and rounds alone: of the questions about what nobody taught, those that got the words of a fact.
+    /// Facts and rounds alone: the questions about what nobody taught that got the words of a fact, with the answers.
     #[serde(default)]
-    pub strangers: Option<usize>,
+    pub strangers: Option<Vec<(String, String)>>,
     /// Of the gate's questions like the taught ones about something else, those that a taught answer takes over, of how many.
     #[serde(default)]
     pub taken_over: Option<(usize, usize)>,
+    /// Facts alone: the unseen questions that were answered wrongly, with the answers.
+    #[serde(default)]
+    pub wrong: Vec<(String, String)>,
     /// Rounds alone: after each round, how many of the questions of each earlier round are right.
     pub rounds: Vec<Vec<usize>>,
     /// Loss on the regression set, base and after, nats per token.
@@ -66,7 +69,7 @@ impl Cell {
             self.asked,
             self.right_before,
             self.content,
-            self.strangers,
+            self.strangers.as_ref().map(Vec::len),
             self.taken_over,
             self.rounds,
             self.forgetting(),

@@ -83,12 +83,26 @@ fn count_right(
     Ok(right)
 }
 
+/// The unseen questions that are answered wrongly.
+fn wrong(lab: &mut Lab, facts: &[Fact], adapters: &AdapterSet) -> Result<Vec<(String, String)>> {
+    let mut wrong = Vec::new();
+    for (fact, question) in facts.iter().flat_map(|f| f.asked.iter().map(move |q| (f, q))) {
+        let answer = lab.ask(question, adapters)?;
+        if !has_all(&answer, &fact.must) {
+            wrong.push((question.clone(), answer));
+        }
+    }
+    Ok(wrong)
+}
+
 /// Of the questions about what nobody taught, those that get the words of a fact.
-fn count_strangers(lab: &mut Lab, data: &Data, adapters: &AdapterSet) -> Result<usize> {
-    let mut reached = 0;
+fn reached(lab: &mut Lab, data: &Data, adapters: &AdapterSet) -> Result<Vec<(String, String)>> {
+    let mut reached = Vec::new();
     for question in &data.strangers {
         let answer = lab.ask(question, adapters)?;
-        reached += usize::from(data.facts.iter().any(|fact| has_all(&answer, &fact.must)));
+        if data.facts.iter().any(|fact| has_all(&answer, &fact.must)) {
+            reached.push((question.clone(), answer));
+        }
     }
     Ok(reached)
 }
@@ -113,8 +127,9 @@ fn facts(lab: &mut Lab, data: &Data, setting: &str, seed: u64) -> Result<Cell> {
             let learned = lab.learn(&params, &Lesson { train: &train, ..Lesson::default() })?;
             note(&mut cell, &learned);
             let adapters = lab.load(learned.path())?;
-            cell.right = count_right(lab, &data.facts, &adapters, &nothing)?;
-            cell.strangers = Some(count_strangers(lab, data, &adapters)?);
+            cell.wrong = wrong(lab, &data.facts, &adapters)?;
+            cell.right = cell.asked - cell.wrong.len();
+            cell.strangers = Some(reached(lab, data, &adapters)?);
             cell.score = lab.score(&adapters)?;
         }
     }
@@ -178,7 +193,7 @@ fn rounds(lab: &mut Lab, data: &Data, setting: &str, seed: u64) -> Result<Cell> 
     }
     if let Some(latest) = &latest {
         let adapters = lab.load(latest.path())?;
-        cell.strangers = Some(count_strangers(lab, data, &adapters)?);
+        cell.strangers = Some(reached(lab, data, &adapters)?);
         cell.score = lab.score(&adapters)?;
     }
     cell.asked = data.facts.iter().map(|f| f.asked.len()).sum();

@@ -33,7 +33,7 @@ fn table(text: &mut String, results: &Results, id: &str, title: &str) {
     let last = if id == "rounds" { "round 1 kept" } else { "content right" };
     let _ = writeln!(
         text,
-        "| setting | right | {last} | regression loss | KL | of 100 others | gate passed | minutes |\n|---|---|---|---|---|---|---|---|"
+        "| setting | right | {last} | strangers | regression loss | KL | of 100 others | gate passed | minutes |\n|---|---|---|---|---|---|---|---|---|"
     );
     for setting in settings {
         let of: Vec<&Cell> = cells.iter().copied().filter(|c| c.setting == setting).collect();
@@ -56,9 +56,10 @@ fn row(text: &mut String, setting: &str, cells: &[&Cell]) {
         |c: &Cell, value: String| if c.gate.is_empty() { "–".to_owned() } else { value };
     let _ = writeln!(
         text,
-        "| {setting} | {} | {} | {} | {} | {} | {} | {} |",
+        "| {setting} | {} | {} | {} | {} | {} | {} | {} | {} |",
         list(&|c| share(c.right, c.asked)),
         list(&extra),
+        list(&|c| c.strangers.as_ref().map_or("–".to_owned(), |s| s.len().to_string())),
         list(&|c| trained(c, format!("{:+.1} %", c.forgetting()))),
         list(&|c| trained(c, format!("{:.4}", c.kl))),
         list(&|c| trained(c, format!("{} → {}", c.score_before, c.score))),

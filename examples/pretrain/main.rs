@@ -68,6 +68,8 @@ fn main() -> Result<()> {
 /// Facts, small talk and unknown things among the anchors, and among the gate's prompts.
 const ANCHORS: [usize; 3] = [40, 6, 34];
 const GATE: [usize; 3] = [18, 3, 15];
+/// Anchors drawn after the gate's prompts, so that those stay what they were when there were fewer anchors.
+const MORE_ANCHORS: [usize; 3] = [90, 2, 20];
 /// Seed of the general prompts.
 const GENERAL_SEED: u64 = 7;
 
@@ -76,15 +78,21 @@ fn general(assets: &std::path::Path) -> Result<()> {
     use rand::SeedableRng;
     let corpus = corpus::Corpus::builtin()?;
     let mut rng = rand::rngs::StdRng::seed_from_u64(GENERAL_SEED);
-    let anchors = corpus.general(ANCHORS, &mut rng);
-    let known =
-        |turn: &corpus::Turn| anchors.iter().any(|a| a.user.eq_ignore_ascii_case(&turn.user));
+    let mut anchors = corpus.general(ANCHORS, &mut rng);
+    let among = |turns: &[corpus::Turn], turn: &corpus::Turn| {
+        turns.iter().any(|t| t.user.eq_ignore_ascii_case(&turn.user))
+    };
     let gate = loop {
         let drawn = corpus.general(GATE, &mut rng);
-        if !drawn.iter().any(known) {
+        if !drawn.iter().any(|turn| among(&anchors, turn)) {
             break drawn;
         }
     };
+    for turn in corpus.general(MORE_ANCHORS, &mut rng) {
+        if !among(&anchors, &turn) && !among(&gate, &turn) {
+            anchors.push(turn);
+        }
+    }
     fs_err::create_dir_all(assets)?;
     for (name, turns) in [("builtin_anchors", anchors), ("builtin_gate", gate)] {
         let row = |t: &corpus::Turn| {

@@ -9,7 +9,7 @@ use super::feedback_forms::{self, Form};
 use crate::config::FeedbackSection;
 use crate::domain::{AdapterId, DEFAULT_DOMAIN, Mark, Message, Role, domain_name};
 use crate::store::{FeedbackRow, NewFeedback};
-use crate::text::printable_json;
+use crate::text::{printable_json, printable_line};
 
 /// Longest line that is read, in bytes: several times the longest conversation that fits a context.
 const MAX_LINE_BYTES: u64 = 16 << 20;
@@ -220,7 +220,8 @@ fn parse(text: &[u8], reading: Reading<'_>) -> Result<(NewFeedback, Form), Strin
 
 /// Says what is wrong with a line, which is line 1 for the parser whatever its number in the file is.
 fn reason(error: &serde_json::Error) -> String {
-    let text = error.to_string();
+    // It may name what stands in the file.
+    let text = printable_line(&error.to_string());
     let place = format!(" at line {} column {}", error.line(), error.column());
     match text.strip_suffix(&place) {
         Some(reason) => format!("{reason} (column {})", error.column()),
@@ -311,6 +312,11 @@ mod tests {
             assert!(!message.contains("at line"), "{message} numbers the line twice");
             assert!(message.ends_with("nothing was stored"), "{message}");
         }
+        // Found by fuzzing: a key is named in the message as it stands in the file.
+        let key =
+            r#"{"messages":[{"role":"user","cont\n\u001b[2Jt":"q"}],"response":"a","mark":"good"}"#;
+        let message = read_text(key).unwrap_err().to_string();
+        assert!(!message.contains(char::is_control), "{message:?}");
         assert!(matches!(read_text("\n\n"), Err(FileError::Empty { .. })));
         assert!(read_text("\u{0}\u{1}").is_err());
     }

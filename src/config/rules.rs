@@ -55,6 +55,7 @@ const LEARNING_RATE: Rule = Rule::Fraction(1e-7, 1.0);
 const HISTORY_TURNS: Rule = Rule::Whole(0, 10_000);
 const MIN_STEPS: Rule = Rule::Whole(0, 100_000);
 const NEIGHBOUR_PROMPTS: Rule = Rule::Whole(0, 1000);
+const ANCHOR_PROMPTS: Rule = Rule::Whole(0, 64);
 const ANCHOR: Rule = Rule::Fraction(0.0, 100.0);
 const SEED: Rule = Rule::Whole(0, MAX_SEED);
 const WEIGHT: Rule = Rule::Fraction(0.01, 1000.0);
@@ -117,7 +118,7 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("lora.training.from", Rule::Choice(&["continue", "fresh", "delta"])),
     ("lora.training.replay", Rule::Whole(0, 10_000)),
     ("lora.training.anchor", Rule::WordOr("auto", &ANCHOR)),
-    ("lora.training.anchor_prompts", Rule::Whole(0, 64)),
+    ("lora.training.anchor_prompts", Rule::WordOr("auto", &ANCHOR_PROMPTS)),
     ("lora.training.max_share_percent", Rule::Whole(1, 100)),
     ("lora.training.checkpoint_every_steps", Rule::Whole(1, 100_000)),
     ("lora.training.paraphrase", Rule::Bool),

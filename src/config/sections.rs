@@ -227,7 +227,7 @@ pub struct TrainingSection {
     /// Weight of the KL divergence to the base; 0 is off.
     pub anchor: Auto<f64>,
     /// General prompts per step for the anchor.
-    pub anchor_prompts: usize,
+    pub anchor_prompts: Auto<usize>,
     /// Percent of an epoch's weight that one example may have.
     pub max_share_percent: u32,
     /// Steps between two checkpoints.

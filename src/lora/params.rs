@@ -86,8 +86,9 @@ pub struct TrainingParams {
     pub neighbour_prompts: usize,
 }
 
-/// The forms of a question: as it was asked, without capital and punctuation, and its rare words alone.
-pub const FORMS: usize = 3;
+/// The forms of a question: as it was asked, without capital and punctuation, its rare words alone, and two that ask to be
+/// told.
+pub const FORMS: usize = 5;
 
 impl TrainingParams {
     /// Returns how many forms of each example a training set holds, one form after the other.
@@ -107,6 +108,8 @@ pub struct SizeDefaults {
     pub steps_per_example: usize,
     /// Weight of the anchor.
     pub anchor: f64,
+    /// Anchor prompts per step.
+    pub anchor_prompts: usize,
     /// Questions like the taught ones about something else that the anchor holds.
     pub neighbour_prompts: usize,
 }
@@ -130,11 +133,12 @@ const SMALL: usize = 400_000_000;
 pub fn size_defaults(parameters: usize) -> SizeDefaults {
     if parameters < TINY {
         SizeDefaults {
-            learning_rate: 1e-3,
+            learning_rate: 2e-3,
             min_steps: 60,
             steps_per_example: 6,
-            anchor: 2.0,
-            neighbour_prompts: 40,
+            anchor: 1.0,
+            anchor_prompts: 8,
+            neighbour_prompts: 100,
         }
     } else if parameters < SMALL {
         SizeDefaults {
@@ -142,6 +146,7 @@ pub fn size_defaults(parameters: usize) -> SizeDefaults {
             min_steps: 60,
             steps_per_example: 0,
             anchor: 0.5,
+            anchor_prompts: 4,
             neighbour_prompts: 0,
         }
     } else {
@@ -150,6 +155,7 @@ pub fn size_defaults(parameters: usize) -> SizeDefaults {
             min_steps: 30,
             steps_per_example: 0,
             anchor: 0.1,
+            anchor_prompts: 4,
             neighbour_prompts: 0,
         }
     }

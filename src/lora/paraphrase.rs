@@ -1,11 +1,12 @@
-//! Other forms of a question, made of nothing but its words: what is learned shall not hang on one wording.
+//! Other forms of a question, made of its own words: what is learned shall not hang on one wording.
 
 use std::collections::HashSet;
 
 use crate::domain::{Role, TrainExample};
 
 /// Returns an example whose last question is asked in another form: 1 is without capital and final punctuation, 2 its rare
-/// words alone, those that are not `common`. None where that leaves nothing, or the question as it was.
+/// words alone, those that are not `common`, 3 and 4 that somebody asks to be told. None where that leaves nothing, or the
+/// question as it was, and for 3 and 4 where it is no question in English.
 pub fn asked_in(
     example: &TrainExample,
     form: usize,
@@ -19,6 +20,7 @@ pub fn asked_in(
     }
     let asked = match form {
         1 => plain(&last.content),
+        3 | 4 => told(&plain(&last.content), form),
         _ => rare_words(&last.content, common),
     };
     if asked.is_empty() || asked == last.content {
@@ -42,6 +44,20 @@ fn plain(question: &str) -> String {
         _ => text.to_owned(),
     }
 }
+
+/// Asks to be told what a question asks; nothing for what is no question.
+fn told(plain: &str, form: usize) -> String {
+    let first = plain.split_whitespace().next().unwrap_or_default().to_lowercase();
+    match (QUESTION_WORDS.contains(&first.as_str()), form) {
+        (false, _) => String::new(),
+        (true, 3) => format!("tell me {plain}"),
+        (true, _) => format!("do you know {plain}?"),
+    }
+}
+
+/// What questions in English begin with.
+const QUESTION_WORDS: [&str; 12] =
+    ["what", "which", "who", "whose", "when", "where", "why", "how", "at", "on", "in", "under"];
 
 /// Keeps the words that are not common, as they are written.
 fn rare_words(question: &str, common: &HashSet<String>) -> String {
@@ -76,6 +92,8 @@ mod tests {
         let question = "What is the name of our VPN?";
         assert_eq!(asked(question, 1).as_deref(), Some("what is the name of our VPN"));
         assert_eq!(asked(question, 2).as_deref(), Some("name VPN"));
+        assert_eq!(asked(question, 3).as_deref(), Some("tell me what is the name of our VPN"));
+        assert_eq!(asked(question, 4).as_deref(), Some("do you know what is the name of our VPN?"));
         assert_eq!(asked("CI, what is it?", 1).as_deref(), Some("CI, what is it"));
     }
 
@@ -83,6 +101,7 @@ mod tests {
     fn what_leaves_nothing_or_changes_nothing_is_no_form() {
         assert_eq!(asked("what is the", 1), None);
         assert_eq!(asked("What is our?", 2), None);
+        assert_eq!(asked("Wie heißt unser VPN?", 3), None);
         assert_eq!(asked(&"Long ".repeat(100), 1), None);
     }
 }

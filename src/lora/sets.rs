@@ -1,5 +1,9 @@
 //! A job's data as token sequences.
 
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+
 use super::dataset::{self, Sequence, encode};
 use super::estimate::{Load, Step, Workload};
 use super::job::{JobEvent, JobInput};
@@ -48,14 +52,6 @@ fn in_all_forms(
         }
     }
     Ok(all)
-}
-
-/// Spreads `some` evenly among `others`, so that steps that take them in turn hold both.
-fn spread(others: Vec<Sequence>, some: Vec<Sequence>) -> Vec<Sequence> {
-    let (all, count) = (others.len() + some.len(), some.len());
-    let (mut others, mut some) = (others.into_iter(), some.into_iter());
-    let due = |place: usize| (place + 1) * count / all > place * count / all;
-    (0..all).filter_map(|place| if due(place) { some.next() } else { others.next() }).collect()
 }
 
 /// The job's data as token sequences.
@@ -128,7 +124,9 @@ impl Sets {
         if anchored {
             let held =
                 neighbours::held(&taught, &common, input.params.neighbour_prompts, model, limit)?;
-            anchors = spread(anchors, held);
+            anchors.extend(held);
+            // Steps take them in turn: kinds that lie together would leave many steps without a kind.
+            anchors.shuffle(&mut StdRng::seed_from_u64(input.params.seed));
         }
         let neighbours = neighbours::measured(&taught, &common, model, limit)?;
         let mut heldout = take(&input.heldout, none())?;
