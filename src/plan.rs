@@ -169,7 +169,10 @@ pub fn lora_section(job: &JobRow) -> Result<LoraSection, PlanError> {
 }
 
 fn section_of(params: &serde_json::Value) -> serde_json::Result<LoraSection> {
-    // A job of an earlier version does not name what came after it.
+    // A job of an earlier version does not name what came after it; without its tables it is no job's.
+    if ["training", "gate"].iter().any(|table| !params[table].is_object()) {
+        return serde_json::from_value(params.clone());
+    }
     let defaults = Config::defaults().map_err(serde::ser::Error::custom)?;
     let mut all = serde_json::to_value(defaults.lora)?;
     lay_over(&mut all, params);
@@ -227,7 +230,7 @@ pub fn training_params(lora: &LoraSection, parameters: usize, examples: usize) -
         anchor_prompts: training.anchor_prompts.resolve(|| by_size.anchor_prompts),
         max_share: f64::from(training.max_share_percent) / PERCENT,
         checkpoint_every_steps: training.checkpoint_every_steps,
-        paraphrase: training.paraphrase,
+        paraphrase: training.paraphrase.resolve(|| by_size.paraphrase),
         neighbour_prompts: training.neighbour_prompts.resolve(|| by_size.neighbour_prompts),
     }
 }
@@ -475,6 +478,7 @@ mod tests {
         let mut read = config.lora;
         read.training.epochs = 7;
         assert_eq!(section_of(&params).unwrap(), read);
+        assert!(section_of(&serde_json::json!({ "rank": 8 })).is_err());
         params["gate"]["no_such_key"] = 1.into();
         assert!(section_of(&params).unwrap_err().to_string().contains("no_such_key"));
     }

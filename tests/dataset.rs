@@ -8,7 +8,7 @@ use shammah::domain::{Message, TrainExample};
 use shammah::lora::Preference;
 use shammah::lora::dataset::{Sequence, encode, epoch_order, normalised_weights};
 use shammah::lora::trainer::{batches, loss_weights};
-use shammah::lora::{TrainingParams, Weighting};
+use shammah::lora::{FORMS, TrainingParams, Weighting};
 use shammah::models::{ModelSource, Tokenizer, load};
 
 fn tokenizer() -> std::sync::Arc<Tokenizer> {
@@ -185,16 +185,17 @@ fn an_epoch_shows_each_example_once_and_its_order_is_repeatable() {
 #[test]
 fn each_epoch_asks_in_the_next_form_and_weighs_all_forms_alike() {
     let weights = [1.0, 3.0, 10.0, 1.0, 1.0];
-    let train = sequences(&weights.repeat(3));
+    let train = sequences(&weights.repeat(FORMS));
     for weighting in [Weighting::Loss, Weighting::Sampling] {
         let plain = params(weighting);
         let forms = TrainingParams { paraphrase: true, ..plain.clone() };
         let of_plain = loss_weights(&train[..5], &plain);
-        assert_eq!(loss_weights(&train, &forms), of_plain.repeat(3));
-        let (one, three) = (batches(&train[..5], 0, &plain), batches(&train, 0, &forms));
-        assert_eq!(one.len(), three.len(), "it costs no step");
-        for (a, b) in one.iter().zip(&three) {
-            let shifted: Vec<usize> = a.items.iter().map(|i| i + 5 * ((a.epoch - 1) % 3)).collect();
+        assert_eq!(loss_weights(&train, &forms), of_plain.repeat(FORMS));
+        let (one, all) = (batches(&train[..5], 0, &plain), batches(&train, 0, &forms));
+        assert_eq!(one.len(), all.len(), "it costs no step");
+        for (a, b) in one.iter().zip(&all) {
+            let shifted: Vec<usize> =
+                a.items.iter().map(|i| i + 5 * ((a.epoch - 1) % FORMS)).collect();
             assert_eq!(shifted, b.items);
         }
     }

@@ -58,6 +58,7 @@ pub fn undo(session: &Session, id: Option<i64>, as_json: bool) -> Result<()> {
         Some(id) => id,
         None => {
             let rows = session.store.list_feedback(&FeedbackFilter::default())?;
+            anyhow::ensure!(!rows.is_empty(), "there are no marks yet");
             let newest = rows.into_iter().rev().find(untouched);
             newest.map(|row| row.id).ok_or_else(|| {
                 anyhow::anyhow!("every mark was learned or is in a job: `shammah feedback forget ID` drops one for good")

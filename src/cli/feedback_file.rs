@@ -155,7 +155,9 @@ pub fn read(
         if done.rows.len() == MAX_ROWS {
             return Err(wrong(format!("more than {MAX_ROWS} marks: split the file")));
         }
-        let (row, form) = parse(&text, reading).map_err(wrong)?;
+        // Some editors put a byte order mark before a text, where nobody sees it.
+        let line = text.strip_prefix("\u{feff}".as_bytes()).filter(|_| number == 1);
+        let (row, form) = parse(line.unwrap_or(&text), reading).map_err(wrong)?;
         done.rows.push(row);
         done.openai += usize::from(form == Form::Openai);
         done.sharegpt += usize::from(form == Form::Sharegpt);
@@ -312,6 +314,10 @@ mod tests {
             assert!(!message.contains("at line"), "{message} numbers the line twice");
             assert!(message.ends_with("nothing was stored"), "{message}");
         }
+        assert_eq!(
+            read_text(&format!("\u{feff}{{{QUESTION},\"mark\":\"good\"}}\n")).unwrap().len(),
+            1
+        );
         // Found by fuzzing: a key is named in the message as it stands in the file.
         let key =
             r#"{"messages":[{"role":"user","cont\n\u001b[2Jt":"q"}],"response":"a","mark":"good"}"#;

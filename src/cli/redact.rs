@@ -61,7 +61,7 @@ fn tell(done: &Redacted, lines: usize) -> Result<()> {
     }
     for adapter in &done.seen_by {
         output::line(&format!(
-            "adapter {adapter} has seen them: train anew with `shammah train --from fresh`, then `shammah adapters delete {adapter}`"
+            "adapter {adapter} has seen them: train anew with `shammah train --from fresh --domain DOMAIN`, then `shammah adapters delete {adapter}`"
         ))?;
     }
     if done.still_in_log {

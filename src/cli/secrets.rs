@@ -155,8 +155,13 @@ pub fn forget(session: &Session, id: i64, retrain: bool, as_json: bool) -> Resul
     }
     for adapter in &done.seen_by {
         let first = match again {
-            Some(_) => "when the new one is live",
-            None => "train anew with `shammah train --from fresh`, then",
+            Some(_) => "when the new one is live".to_owned(),
+            None => {
+                format!(
+                    "train anew with `shammah train --from fresh --domain {}`, then",
+                    row.domain
+                )
+            }
         };
         output::line(&format!(
             "adapter {adapter} has seen it: {first} `shammah adapters delete {adapter}`"

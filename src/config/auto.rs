@@ -53,6 +53,10 @@ pub trait Number: Sized {
     fn from_whole(value: i64) -> Option<Self>;
     /// Converts a fraction, if it fits.
     fn from_fraction(value: f64) -> Option<Self>;
+    /// Converts true or false, if it fits.
+    fn from_truth(_value: bool) -> Option<Self> {
+        None
+    }
 }
 
 impl Number for f64 {
@@ -72,6 +76,20 @@ impl Number for usize {
 
     fn from_fraction(_value: f64) -> Option<Self> {
         None
+    }
+}
+
+impl Number for bool {
+    fn from_whole(_value: i64) -> Option<Self> {
+        None
+    }
+
+    fn from_fraction(_value: f64) -> Option<Self> {
+        None
+    }
+
+    fn from_truth(value: bool) -> Option<Self> {
+        Some(value)
     }
 }
 
@@ -100,6 +118,13 @@ impl<T: Number> Visitor<'_> for WordOr<T> {
             Ok(None)
         } else {
             Err(E::invalid_value(de::Unexpected::Str(text), &self))
+        }
+    }
+
+    fn visit_bool<E: de::Error>(self, value: bool) -> Result<Self::Value, E> {
+        match T::from_truth(value) {
+            Some(truth) => Ok(Some(truth)),
+            None => Err(E::invalid_value(de::Unexpected::Bool(value), &self)),
         }
     }
 

@@ -54,7 +54,7 @@ pub(super) enum Breach {
 const LEARNING_RATE: Rule = Rule::Fraction(1e-7, 1.0);
 const HISTORY_TURNS: Rule = Rule::Whole(0, 10_000);
 const MIN_STEPS: Rule = Rule::Whole(0, 100_000);
-const NEIGHBOUR_PROMPTS: Rule = Rule::Whole(0, 1000);
+const NEIGHBOUR_PROMPTS: Rule = Rule::Whole(0, 200);
 const ANCHOR_PROMPTS: Rule = Rule::Whole(0, 64);
 const ANCHOR: Rule = Rule::Fraction(0.0, 100.0);
 const SEED: Rule = Rule::Whole(0, MAX_SEED);
@@ -121,7 +121,7 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("lora.training.anchor_prompts", Rule::WordOr("auto", &ANCHOR_PROMPTS)),
     ("lora.training.max_share_percent", Rule::Whole(1, 100)),
     ("lora.training.checkpoint_every_steps", Rule::Whole(1, 100_000)),
-    ("lora.training.paraphrase", Rule::Bool),
+    ("lora.training.paraphrase", Rule::WordOr("auto", &Rule::Bool)),
     ("lora.training.neighbour_prompts", Rule::WordOr("auto", &NEIGHBOUR_PROMPTS)),
     ("lora.training.memory_limit_mb", MEBIBYTES),
     ("lora.gate.max_kl", Rule::Fraction(0.0001, 100.0)),

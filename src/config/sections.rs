@@ -233,7 +233,7 @@ pub struct TrainingSection {
     /// Steps between two checkpoints.
     pub checkpoint_every_steps: usize,
     /// Whether each epoch asks the questions in another form.
-    pub paraphrase: bool,
+    pub paraphrase: Auto<bool>,
     /// Questions like the taught ones about something else among the anchor's prompts, at most.
     pub neighbour_prompts: Auto<usize>,
     /// Mebibytes that a job plans with; 0 means what the machine has available.

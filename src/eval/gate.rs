@@ -8,6 +8,8 @@ use super::{ItemLoss, Measurements};
 
 /// Losses closer than this, in nats per token, count as a tie.
 const TIE: f64 = 1e-3;
+/// A mean loss below this, in nats per token, leaves nothing to learn.
+const KNOWN: f64 = 0.02;
 /// What the loss of held-out examples is called.
 const HELDOUT: &str = "held-out loss";
 /// The bootstrap draws the same samples for the same numbers: a verdict can be repeated.
@@ -112,7 +114,8 @@ pub enum Verdict {
 /// Judges measurements.
 ///
 /// An adapter passes if the trained items improve, the held-out items are not worse beyond the
-/// interval, the divergence from the base stays under its ceiling, and training did not explode.
+/// interval, the divergence from the base stays under its ceiling, questions like the taught ones about something else
+/// keep their answers but for a share, and training did not explode.
 pub fn gate(m: &Measurements, config: &GateConfig) -> (GateReport, Verdict) {
     let compare = |items: &[ItemLoss]| (!items.is_empty()).then(|| Comparison::of(items, config));
     let trained = Comparison::of(&m.trained, config);
@@ -129,7 +132,13 @@ pub fn gate(m: &Measurements, config: &GateConfig) -> (GateReport, Verdict) {
             "training diverged and was stopped at step {step}: lower lora.training.learning_rate"
         ));
     }
-    if !(trained.after < trained.before - TIE && trained.better > trained.worse) {
+    let improved = trained.after < trained.before - TIE && trained.better > trained.worse;
+    if !improved && trained.before < KNOWN && !m.trained.is_empty() {
+        reasons.push(format!(
+            "it knew the new examples already: {}; mark answers that should be otherwise",
+            trained.describe("loss")
+        ));
+    } else if !improved {
         reasons.push(format!(
             "it did not learn the new examples: {}; look for marks that contradict each other (`shammah feedback list`), or raise lora.training.epochs",
             trained.describe("loss")
@@ -153,7 +162,7 @@ pub fn gate(m: &Measurements, config: &GateConfig) -> (GateReport, Verdict) {
         && taken as f64 > config.max_taken_over * asked as f64
     {
         reasons.push(format!(
-            "{taken} of {asked} questions like the taught ones about something else get a taught answer now: mark some such questions with their right answers, raise lora.training.anchor, or lower lora.training.learning_rate"
+            "{taken} of {asked} questions like the taught ones about something else begin with a taught answer now: mark some such questions with their right answers, raise lora.training.anchor, or, if they are meant to, lora.gate.max_taken_over"
         ));
     }
     let report = GateReport {
@@ -251,7 +260,10 @@ impl std::fmt::Display for GateReport {
         }
         write!(f, "KL to the base {:.3} (at most {:.3})", self.kl, self.max_kl)?;
         if let Some((taken, asked)) = self.taken_over {
-            write!(f, "; {taken} of {asked} questions about something else get a taught answer")?;
+            write!(
+                f,
+                "; {taken} of {asked} questions about something else begin with a taught answer"
+            )?;
         }
         match self.against_prompt() {
             Some(line) => write!(f, "; {line}"),

@@ -66,7 +66,7 @@ pub struct JobInput {
 /// What a job reports while it runs.
 #[derive(Debug, Clone, PartialEq)]
 pub enum JobEvent {
-    /// The job is laid out; nothing is computed yet.
+    /// The job is laid out; nothing is measured or trained yet.
     Planned {
         /// Memory expected at the peak.
         bytes: u64,
@@ -151,8 +151,9 @@ pub fn run_job(
         )));
     }
     check_heldout(input)?;
-    let sets = Sets::encode(input, &model, events)?;
     let parent = load_adapter(input.parent.as_deref(), &model)?.map(Arc::new);
+    let before_it = parent.as_deref().map(|parent| parent as &dyn Adapt);
+    let sets = Sets::encode(input, &model, before_it, events)?;
     if let Some(parent) = parent.as_ref().filter(|_| input.delta) {
         delta::check(parent.config(), input.params.dora)?;
     }

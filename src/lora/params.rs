@@ -112,6 +112,8 @@ pub struct SizeDefaults {
     pub anchor_prompts: usize,
     /// Questions like the taught ones about something else that the anchor holds.
     pub neighbour_prompts: usize,
+    /// Whether each epoch asks the questions in another form.
+    pub paraphrase: bool,
 }
 
 impl SizeDefaults {
@@ -139,6 +141,7 @@ pub fn size_defaults(parameters: usize) -> SizeDefaults {
             anchor: 1.0,
             anchor_prompts: 8,
             neighbour_prompts: 100,
+            paraphrase: true,
         }
     } else if parameters < SMALL {
         SizeDefaults {
@@ -148,6 +151,7 @@ pub fn size_defaults(parameters: usize) -> SizeDefaults {
             anchor: 0.5,
             anchor_prompts: 4,
             neighbour_prompts: 0,
+            paraphrase: false,
         }
     } else {
         SizeDefaults {
@@ -157,6 +161,7 @@ pub fn size_defaults(parameters: usize) -> SizeDefaults {
             anchor: 0.1,
             anchor_prompts: 4,
             neighbour_prompts: 0,
+            paraphrase: false,
         }
     }
 }

@@ -20,7 +20,9 @@ pub fn asked_in(
     }
     let asked = match form {
         1 => plain(&last.content),
-        3 | 4 => told(&plain(&last.content), form),
+        3 | 4 if !asks(&last.content) => return None,
+        3 => format!("tell me {}", plain(&last.content)),
+        4 => format!("do you know {}?", plain(&last.content)),
         _ => rare_words(&last.content, common),
     };
     if asked.is_empty() || asked == last.content {
@@ -45,19 +47,21 @@ fn plain(question: &str) -> String {
     }
 }
 
-/// Asks to be told what a question asks; nothing for what is no question.
-fn told(plain: &str, form: usize) -> String {
-    let first = plain.split_whitespace().next().unwrap_or_default().to_lowercase();
-    match (QUESTION_WORDS.contains(&first.as_str()), form) {
-        (false, _) => String::new(),
-        (true, 3) => format!("tell me {plain}"),
-        (true, _) => format!("do you know {plain}?"),
+/// Tells whether a text is a question in English: it begins with a word that asks, or with one before it ("On which day").
+/// Statements begin with some of them too, so those need their question mark.
+pub(crate) fn asks(text: &str) -> bool {
+    let mut words = text.split_whitespace().map(str::to_lowercase);
+    let (first, second) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let marked = text.trim_end().ends_with('?');
+    match first.as_str() {
+        "what" | "which" | "who" | "whose" | "where" | "why" => true,
+        "when" | "how" => marked,
+        "at" | "on" | "in" | "under" | "from" | "with" | "for" | "to" => {
+            ["what", "which", "whose"].contains(&second.as_str())
+        }
+        _ => false,
     }
 }
-
-/// What questions in English begin with.
-const QUESTION_WORDS: [&str; 12] =
-    ["what", "which", "who", "whose", "when", "where", "why", "how", "at", "on", "in", "under"];
 
 /// Keeps the words that are not common, as they are written.
 fn rare_words(question: &str, common: &HashSet<String>) -> String {
@@ -101,7 +105,12 @@ mod tests {
     fn what_leaves_nothing_or_changes_nothing_is_no_form() {
         assert_eq!(asked("what is the", 1), None);
         assert_eq!(asked("What is our?", 2), None);
-        assert_eq!(asked("Wie heißt unser VPN?", 3), None);
+        for no_question in
+            ["Wie heißt unser VPN?", "In German, say hello.", "When it fails, restart it."]
+        {
+            assert_eq!(asked(no_question, 3), None, "{no_question}");
+        }
+        assert_eq!(asked("on which day?", 4).as_deref(), Some("do you know on which day?"));
         assert_eq!(asked(&"Long ".repeat(100), 1), None);
     }
 }

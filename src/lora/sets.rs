@@ -11,9 +11,9 @@ use super::params::FORMS;
 use super::paraphrase::asked_in;
 use super::{JobError, LoraAdapter, preference, trainer};
 use crate::domain::TrainExample;
-use crate::eval::neighbours::{self, Measured};
+use crate::eval::neighbours::{Asking, Parting};
 use crate::eval::{GeneralSet, with_note};
-use crate::models::{LoadedModel, Module, Tokenizer};
+use crate::models::{Adapt, LoadedModel, Module, Tokenizer};
 
 /// Largest part of a context that one example may fill; longer ones cost memory no mark is worth.
 const MAX_TRAINING_TOKENS: usize = 2048;
@@ -65,7 +65,7 @@ pub(super) struct Sets {
     pub anchors: Vec<Sequence>,
     pub general: Vec<Sequence>,
     /// Questions like the taught ones about something else.
-    pub neighbours: Measured,
+    pub neighbours: Vec<Parting>,
     /// The held-out items, or where there are none the new ones, those with a note, with it in the prompt.
     pub prompted: Vec<Sequence>,
 }
@@ -75,6 +75,7 @@ impl Sets {
     pub fn encode(
         input: &JobInput,
         model: &LoadedModel,
+        parent: Option<&dyn Adapt>,
         events: &mut dyn FnMut(JobEvent),
     ) -> Result<Self, JobError> {
         let limit = model.context_length.min(MAX_TRAINING_TOKENS);
@@ -121,14 +122,15 @@ impl Sets {
         let anchored = input.params.anchor > 0.0;
         let mut anchors = if anchored { take(&prompts.anchors(&taught)?, none())? } else { none() };
         let common = prompts.common_words()?;
-        if anchored {
-            let held =
-                neighbours::held(&taught, &common, input.params.neighbour_prompts, model, limit)?;
-            anchors.extend(held);
+        let asking = Asking { model, parent, known: &taught, common: &common, limit };
+        // What is held out was not taught: its answers spread from nowhere.
+        let learned: Vec<TrainExample> = input.train.iter().chain(&input.replay).cloned().collect();
+        if anchored && input.params.anchor_prompts > 0 {
+            anchors.extend(asking.held(&learned, input.params.neighbour_prompts)?);
             // Steps take them in turn: kinds that lie together would leave many steps without a kind.
             anchors.shuffle(&mut StdRng::seed_from_u64(input.params.seed));
         }
-        let neighbours = neighbours::measured(&taught, &common, model, limit)?;
+        let neighbours = asking.measured(&learned)?;
         let mut heldout = take(&input.heldout, none())?;
         tell(unpaired);
         heldout.retain(|held| {
@@ -182,11 +184,15 @@ impl Sets {
                 .iter()
                 .chain(&self.heldout)
                 .chain(&self.prompted)
-                .chain(&self.neighbours.own)
-                .chain(&self.neighbours.taught)
                 .map(Load::of)
                 .collect(),
-            general: loads(&self.general),
+            // Measured at the end too, in two passes each.
+            general: self
+                .general
+                .iter()
+                .chain(self.neighbours.iter().map(|parting| &parting.own))
+                .map(Load::of)
+                .collect(),
             anchors: loads(&self.anchors),
         }
     }

@@ -128,7 +128,7 @@ pub fn params() -> TrainingParams {
         max_share: 0.3,
         checkpoint_every_steps: 100,
         paraphrase: false,
-        neighbour_prompts: 0,
+        neighbour_prompts: 3,
     }
 }
 

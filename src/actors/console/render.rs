@@ -181,7 +181,8 @@ pub fn forgotten(id: i64, done: &Forgotten, retrain: bool) -> String {
             true => format!("\nAdapter {adapter} has seen it: /adapters delete {adapter} when the new one is live."),
             false => format!(
                 "\nAdapter {adapter} has seen it: /adapters unload {adapter}, /adapters delete {adapter}, and then \
-                 `shammah train --from fresh` in a shell."
+                 `shammah train --from fresh --domain {}` in a shell.",
+                done.domain
             ),
         });
     }
