@@ -3,7 +3,7 @@ use std::sync::{Arc, Mutex};
 use actix::{Addr, Message};
 
 use super::*;
-use crate::actors::test_kit::{eventually, probe};
+use crate::actors::test_kit::{Log, eventually, probe};
 use crate::messages::ActorError;
 
 #[derive(Message)]
@@ -45,6 +45,7 @@ struct Stage {
     ping: Port<Ping>,
     die: Port<Die>,
     starts: Arc<Mutex<Vec<Instant>>>,
+    notices: Log<Notice>,
     ended: mpsc::Receiver<Shutdown>,
 }
 
@@ -52,7 +53,7 @@ fn stage(actor: ActorName) -> Stage {
     let (ping, die) = (Port::unconnected(actor), Port::unconnected(actor));
     let starts: Arc<Mutex<Vec<Instant>>> = Arc::default();
     let (shutdown, ended) = mpsc::channel(SHUTDOWN_QUEUE);
-    let (notices, _) = probe(|_: &Notice| ());
+    let (notices, told) = probe(|_: &Notice| ());
     let starter: Starter = {
         let (ping, die, starts) = (ping.clone(), die.clone(), Arc::clone(&starts));
         Box::new(move |guard| {
@@ -68,7 +69,7 @@ fn stage(actor: ActorName) -> Stage {
         Supervisor::new(RestartPolicy::STANDARD, notices, shutdown).with_child(actor, starter);
     let supervisor = supervisor.start();
     supervisor.do_send(StartChild(actor));
-    Stage { supervisor, ping, die, starts, ended }
+    Stage { supervisor, ping, die, starts, notices: told, ended }
 }
 
 impl Stage {
@@ -105,6 +106,21 @@ async fn restarts_wait_longer_each_time_and_then_the_supervisor_gives_up() {
         let least = RESTART_PAUSE * 2_u32.pow(u32::try_from(n).unwrap());
         assert!(*pause >= least && *pause < least * 2, "restart {n} after {pause:?}");
     }
+}
+
+#[actix::test]
+async fn the_user_is_told_of_each_restart_and_of_giving_up() {
+    tokio::time::pause();
+    let stage = stage(ActorName::Feedback);
+    for incarnation in 1..=MAX_RESTARTS + 1 {
+        stage.alive(incarnation).await;
+        let _ = stage.die.send(Die).await;
+    }
+    let gave_up = |n: &Notice| n.0.contains("failed more than 5 times in 60 s: giving up");
+    stage.notices.until("giving up", gave_up).await;
+    let told = stage.notices.take();
+    let restarts = told.iter().filter(|n| n.0.contains("is being restarted")).count();
+    assert_eq!((restarts, told.len()), (MAX_RESTARTS, MAX_RESTARTS + 1));
 }
 
 #[actix::test]
@@ -149,6 +165,16 @@ async fn a_report_about_an_earlier_incarnation_changes_nothing() {
     stage.supervisor.send(Down { actor: ActorName::Registry, incarnation: 1 }).await.unwrap();
     tokio::time::sleep(RESTART_PAUSE * 3).await;
     assert_eq!(stage.ping.send(Ping).await, Ok(2));
+}
+
+#[test]
+fn a_restart_counts_until_the_window_is_over() {
+    let policy = RestartPolicy { max_restarts: 1, ..RestartPolicy::STANDARD };
+    let mut history = RestartHistory::default();
+    let first = Instant::now();
+    assert!(history.next(&policy, first).is_some());
+    assert_eq!(history.next(&policy, first + RESTART_WINDOW - Duration::from_nanos(1)), None);
+    assert!(history.next(&policy, first + RESTART_WINDOW).is_some());
 }
 
 #[test]

@@ -95,4 +95,16 @@ mod tests {
         let huge = check(&" ".repeat(size + 1)).unwrap_err();
         assert!(huge.contains("more than the 16777216 bytes"), "{huge}");
     }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_file_that_does_not_say_its_size_is_read_as_far_as_the_limit() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("nine");
+        fs_err::write(&path, [7; 9]).unwrap();
+        assert_eq!(read_capped(&path, 9).unwrap(), [7; 9]);
+        // Its size is zero, and it has no end.
+        let endless = read_capped(Path::new("/dev/zero"), 9).unwrap_err().to_string();
+        assert!(endless.contains("more than the 9 bytes"), "{endless}");
+    }
 }

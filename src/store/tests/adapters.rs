@@ -59,6 +59,23 @@ fn rollback_skips_an_ancestor_whose_files_are_gone() {
 }
 
 #[test]
+fn rollback_skips_an_ancestor_of_another_base_or_domain() {
+    let f = fixture();
+    f.train("a");
+    for (name, base_hash, domain) in [("b", "other", DEFAULT_DOMAIN), ("c", BASE_HASH, "rust")] {
+        f.add(1);
+        let job = f.measured_job(&NewJob { name: Some(id(name)), ..job() });
+        f.store.set_job_parent(job.id, Some(&id("a"))).unwrap();
+        let (base_hash, domain) = (base_hash.to_owned(), domain.to_owned());
+        let adapter = NewAdapter { base_hash, domain, ..f.new_adapter(&job) };
+        let promotion = Promotion::for_tests();
+        f.store.finish_succeeded(job.id, &adapter, &metrics(), &promotion).unwrap();
+        let back = f.store.rollback(&adapter.base_hash, &adapter.domain).unwrap();
+        assert_eq!((back, f.live()), (None, Some(id("a"))), "{name}");
+    }
+}
+
+#[test]
 fn unload_makes_the_base_live_and_keeps_the_adapter() {
     let f = fixture();
     f.train("a");
@@ -108,6 +125,24 @@ fn an_adapter_that_a_job_continues_from_is_not_deleted() {
     let error = f.store.delete_adapter(&id("a")).unwrap_err().to_string();
     assert!(error.contains(&format!("start of job {}", job.id)), "{error}");
     assert_eq!(f.succeed(&job).parent, Some(id("a")));
+}
+
+#[test]
+fn an_adapter_is_kept_as_long_as_a_job_that_continues_from_it_may_run() {
+    let f = fixture();
+    f.train("a");
+    f.store.unload(&id("a")).unwrap();
+    f.add(1);
+    let job = f.store.enqueue_job(&job()).unwrap().id;
+    f.store.set_job_parent(job, Some(&id("a"))).unwrap();
+    let kept = || matches!(f.store.delete_adapter(&id("a")), Err(StoreError::AdapterInUse { .. }));
+    assert!(kept(), "queued");
+    f.store.claim_next().unwrap();
+    assert!(kept(), "running");
+    f.store.set_evaluating(job).unwrap();
+    assert!(kept(), "evaluating");
+    f.store.finish_failed(job, "x").unwrap();
+    f.store.delete_adapter(&id("a")).unwrap();
 }
 
 #[test]

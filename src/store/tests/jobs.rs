@@ -230,6 +230,48 @@ fn a_job_left_at_shutdown_is_no_failed_attempt() {
 }
 
 #[test]
+fn a_job_left_at_its_second_attempt_keeps_the_first_and_other_jobs_theirs() {
+    let f = fixture();
+    let mut ids = Vec::new();
+    for priority in [0, 1] {
+        f.add(1);
+        let id = f.store.enqueue_job(&NewJob { priority, ..job() }).unwrap().id;
+        f.store.claim_next().unwrap();
+        f.store.requeue_or_fail(id, 3, Duration::ZERO, "signal 9").unwrap();
+        ids.push(id);
+    }
+    assert_eq!(f.store.claim_next().unwrap().map(|row| row.id), Some(ids[1]));
+    assert_eq!(f.store.release_job(ids[1]).unwrap().attempts, 1);
+    assert_eq!(f.store.job(ids[0]).unwrap().attempts, 1);
+}
+
+#[test]
+fn a_waiting_job_counts_what_is_left_when_a_mark_of_it_is_forgotten() {
+    let f = fixture();
+    let ids = f.add(3);
+    let first = f.store.enqueue_job(&job()).unwrap().id;
+    f.add(1);
+    let other = f.store.enqueue_job(&job()).unwrap().id;
+    f.store.remove_feedback(ids[0]).unwrap();
+    assert_eq!(f.ids(first, ExampleRole::New), ids[1..]);
+    assert_eq!(f.store.job(first).unwrap().examples, 2);
+    assert_eq!(f.store.job(other).unwrap().examples, 1);
+}
+
+#[test]
+fn the_queue_is_due_when_its_first_job_is() {
+    let f = fixture();
+    f.add(1);
+    let late = f.store.enqueue_job(&job()).unwrap().id;
+    f.store.claim_next().unwrap();
+    let late = f.store.requeue_or_fail(late, 3, Duration::from_secs(60), "signal 9").unwrap();
+    assert_eq!(f.store.next_due().unwrap(), late.not_before);
+    f.add(1);
+    let now = f.store.enqueue_job(&job()).unwrap();
+    assert_eq!(f.store.next_due().unwrap(), Some(now.created_at));
+}
+
+#[test]
 fn cancelling_reaches_a_running_job_from_another_process() {
     let f = fixture();
     f.add(1);
@@ -258,6 +300,23 @@ fn a_name_is_used_once() {
     assert!(matches!(f.store.enqueue_job(&taken), Err(StoreError::NameTaken(_))));
     let made = f.store.enqueue_job(&job()).unwrap().name;
     assert!(made.as_str().starts_with("lora_2") && made.as_str().len() == 25, "{made}");
+}
+
+#[test]
+fn the_name_of_a_job_is_free_when_it_failed_and_not_before() {
+    let f = fixture();
+    f.add(2);
+    let named = NewJob { name: Some(id("style")), ..job() };
+    let first = f.store.enqueue_job(&named).unwrap().id;
+    f.add(1);
+    let taken = || matches!(f.store.enqueue_job(&named), Err(StoreError::NameTaken(_)));
+    assert!(taken(), "queued");
+    f.store.claim_next().unwrap();
+    assert!(taken(), "running");
+    f.store.set_evaluating(first).unwrap();
+    assert!(taken(), "evaluating");
+    f.store.finish_failed(first, "x").unwrap();
+    assert_eq!(f.store.enqueue_job(&named).unwrap().name, id("style"));
 }
 
 #[test]

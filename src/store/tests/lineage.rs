@@ -42,6 +42,17 @@ fn a_fresh_adapter_inherits_nothing_and_does_not_see_what_was_forgotten() {
 }
 
 #[test]
+fn a_name_that_is_used_again_tells_what_its_newest_adapter_saw() {
+    let f = fixture();
+    f.train("a");
+    f.store.unload(&id("a")).unwrap();
+    f.store.delete_adapter(&id("a")).unwrap();
+    f.train("a");
+    let seen = f.store.seen(&id("a")).unwrap();
+    assert_eq!((&seen.learned[..], &seen.replayed[..]), (&[2][..], &[1][..]));
+}
+
+#[test]
 fn notes_of_a_jobs_examples_come_without_their_secrets() {
     let f = fixture();
     let noted =

@@ -165,3 +165,14 @@ fn adapters_that_grew_from_one_that_saw_a_mark_are_named_too() {
     f.store.delete_adapter(&first).unwrap();
     assert_eq!(f.store.remove_feedback(learned).unwrap().seen_by, [id("second"), id("third")]);
 }
+
+#[test]
+fn notes_are_read_without_secrets_that_were_stored_before_anybody_looked() {
+    let f = with(SecretPolicy::Off);
+    f.store.add_feedback(&leaky()).unwrap();
+    let job = f.store.enqueue_job(&job()).unwrap().id;
+    let note = |store: &Store| store.job_notes(job).unwrap().into_values().next().unwrap();
+    assert_eq!(note(&f.store), format!("not {}!", key()));
+    let careful = Store::open(&f.home).unwrap().with_secrets(SecretPolicy::Redact);
+    assert_eq!(note(&careful), "not [REDACTED:github-token]!");
+}
