@@ -124,8 +124,8 @@ impl Asking<'_> {
     pub fn held(&self, taught: &[TrainExample], count: usize) -> Result<Vec<Sequence>, JobError> {
         let mut held = Vec::new();
         for neighbour in self.like(taught, &HELD, count) {
-            if let Some((prompt, answer)) = self.base_answer(&neighbour.question, HELD_TOKENS)? {
-                held.push(sequence(neighbour.id, &prompt, &answer, 0));
+            if let Some(told) = self.base_answer(&neighbour.question, HELD_TOKENS)? {
+                held.push(sequence(neighbour.id, &told.prompt, &told.answer, 0));
             }
         }
         Ok(held)
@@ -140,7 +140,7 @@ impl Asking<'_> {
         let neighbours = self.like(taught, &MEASURED, MEASURED_MOST);
         for (number, neighbour) in neighbours.iter().enumerate() {
             let answered = self.base_answer(&neighbour.question, MEASURED_TOKENS)?;
-            let Some((prompt, own)) = answered else { continue };
+            let Some(Answered { prompt, answer: own }) = answered else { continue };
             for target in &neighbour.targets {
                 let tokenizer = &self.model.tokenizer;
                 let (ids, start) = tokenizer.encode_answer(&neighbour.question, target)?;
@@ -186,7 +186,7 @@ impl Asking<'_> {
         &self,
         question: &[Message],
         tokens: usize,
-    ) -> Result<Option<(Vec<u32>, Vec<u32>)>, ModelError> {
+    ) -> Result<Option<Answered>, ModelError> {
         let prompt = match self.model.tokenizer.render_chat(question, true) {
             Ok(prompt) => prompt,
             Err(ModelError::Tokenizer(_)) => return Ok(None),
@@ -201,7 +201,7 @@ impl Asking<'_> {
         {
             return Ok(None);
         }
-        Ok(Some((prompt, answer)))
+        Ok(Some(Answered { prompt, answer }))
     }
 }
 
@@ -236,6 +236,12 @@ struct Neighbour {
     question: Vec<Message>,
     targets: Vec<String>,
     id: i64,
+}
+
+/// A question's tokens, and those with which it is answered.
+struct Answered {
+    prompt: Vec<u32>,
+    answer: Vec<u32>,
 }
 
 /// The form of taught questions, and what they were answered.
