@@ -46,8 +46,16 @@ fn a_sweep_is_trained_compared_and_drawn() {
     program.write("marks.jsonl", &marks(4, "general"));
     let runs = program.write("runs.toml", SWEEP);
     let few = ["--set", "lora.training.min_steps=6", "--set", "lora.training.epochs=1"];
-    let lenient =
-        ["--set", "lora.gate.max_kl=100", "--set", "lora.rank=4", "--set", "worker.nice=0"];
+    let lenient = [
+        "--set",
+        "lora.gate.max_kl=100",
+        "--set",
+        "lora.rank=4",
+        "--set",
+        "worker.nice=0",
+        "--set",
+        "lora.gate.max_taken_over=1",
+    ];
     let mut args = vec!["train", &runs, "--wait", "--json"];
     args.extend(few.iter().chain(&lenient));
     let run = program.run(&args);

@@ -199,13 +199,14 @@ fn trains_when_there_is_room(
     assert!(left.is_empty(), "{left:?}");
 }
 
-const SMALL_JOBS: [&str; 7] = [
+const SMALL_JOBS: [&str; 8] = [
     "generation.temperature=0",
     "lora.training.auto_train=false",
     "lora.training.min_steps=4",
     "lora.training.epochs=1",
     "lora.training.checkpoint_every_steps=2",
     "lora.gate.max_kl=100",
+    "lora.gate.max_taken_over=1",
     "worker.idle=false",
 ];
 

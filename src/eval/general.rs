@@ -57,12 +57,19 @@ impl GeneralSet {
     }
 }
 
+/// Of each set so many, those that the margin of the routing was chosen with: more of the built-in model's would tell only that
+/// its own subjects are no domain's.
+const ROUTING_PROMPTS: usize = 80;
+
 /// Returns prompts that belong to no domain, for the routing of questions: those about the world and those about this
 /// program.
 pub fn routing_prompts() -> Vec<String> {
     let sets = [ModelSource::Dir(Default::default()), ModelSource::Builtin];
     let rows = sets.iter().filter_map(|source| GeneralSet::for_model(source).anchors(&[]).ok());
-    rows.flatten().filter_map(|row| row.messages.into_iter().next()).map(|m| m.content).collect()
+    rows.flat_map(|rows| rows.into_iter().take(ROUTING_PROMPTS))
+        .filter_map(|row| row.messages.into_iter().next())
+        .map(|m| m.content)
+        .collect()
 }
 
 impl GeneralSet {

@@ -28,7 +28,7 @@ const SEED: &str = "SHAMMAH_KILL_SEED";
 /// Sessions between two looks into the database; the last look is after all.
 const LOOK_EVERY: usize = 25;
 
-const SETTINGS: [&str; 18] = [
+const SETTINGS: [&str; 19] = [
     "worker.idle=false",
     "worker.nice=5",
     "worker.threads=1",
@@ -47,6 +47,7 @@ const SETTINGS: [&str; 18] = [
     "lora.training.anchor=0",
     "lora.training.checkpoint_every_steps=2",
     "lora.gate.max_kl=100",
+    "lora.gate.max_taken_over=1",
 ];
 
 /// What the program has said to be done.

@@ -17,7 +17,7 @@ const GROWTH_KIB: f64 = 2048.0;
 
 /// Marks that make a job.
 const THRESHOLD: usize = 10;
-const SETTINGS: [&str; 15] = [
+const SETTINGS: [&str; 16] = [
     "worker.idle=false",
     "worker.nice=5",
     "worker.threads=1",
@@ -32,6 +32,7 @@ const SETTINGS: [&str; 15] = [
     "lora.training.replay=8",
     "lora.training.checkpoint_every_steps=5",
     "lora.gate.max_kl=100",
+    "lora.gate.max_taken_over=1",
     "generation.max_tokens=24",
     "console.show_usage=true",
 ];
