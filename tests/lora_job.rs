@@ -38,6 +38,27 @@ fn the_same_seed_gives_the_same_adapter_bit_for_bit() {
 }
 
 #[test]
+fn questions_about_something_else_are_measured_always_and_held_where_asked_for() {
+    let shop = Workshop::new();
+    // So many that the few steps of this job, with one anchor each, come by some.
+    let with = |neighbour_prompts| TrainingParams { neighbour_prompts, ..params() };
+    let input = JobInput { params: with(40), ..shop.input() };
+    let held = shop.run(&input, "held", None).0.unwrap();
+    assert!(!held.neighbours.is_empty());
+    let free = JobInput { params: with(0), ..input.clone() };
+    let measured = shop.run(&free, "free", None).0.unwrap();
+    assert_eq!(measured.neighbours.len(), held.neighbours.len());
+    let weights = |folder: &str| shop.files(folder)["adapter_model.safetensors"].clone();
+    // Not assert_ne: it would print both files.
+    assert!(weights("held") != weights("free"), "what is held takes part in the training");
+    let mut statements = input;
+    for example in statements.train.iter_mut().chain(&mut statements.replay) {
+        example.messages[0].content = format!("Name number {}.", example.id);
+    }
+    assert_eq!(shop.run(&statements, "statements", None).0.unwrap().neighbours, []);
+}
+
+#[test]
 fn a_run_stopped_at_any_step_and_resumed_gives_the_same_adapter_bit_for_bit() {
     let shop = Workshop::new();
     let input = shop.input();

@@ -115,12 +115,12 @@ fn unrelated(prompts: Vec<TrainExample>, taught: &[TrainExample]) -> Vec<TrainEx
 
 /// Returns the words of the last question, in lower case.
 fn question_words(example: &TrainExample) -> HashSet<String> {
-    let question = example.messages.last().map_or("", |m| m.content.as_str());
-    question
-        .split(|c: char| !c.is_alphanumeric())
-        .filter(|word| !word.is_empty())
-        .map(str::to_lowercase)
-        .collect()
+    words(example.messages.last().map_or("", |m| m.content.as_str())).collect()
+}
+
+/// Returns the words of a text, in lower case.
+pub(super) fn words(text: &str) -> impl Iterator<Item = String> + '_ {
+    text.split(|c: char| !c.is_alphanumeric()).filter(|w| !w.is_empty()).map(str::to_lowercase)
 }
 
 fn parse(text: &str) -> Result<Vec<TrainExample>, JobError> {

@@ -10,6 +10,7 @@ use std::collections::HashSet;
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
+use super::general::words;
 use crate::domain::{Message, Role, TrainExample};
 use crate::lora::dataset::Sequence;
 use crate::lora::paraphrase::asks;
@@ -159,9 +160,9 @@ impl Asking<'_> {
 
     /// Makes up to `count` questions, of each taught one in turn, all different.
     fn like(&self, taught: &[TrainExample], things: &[&str], count: usize) -> Vec<Neighbour> {
-        let known = self.known.iter().chain(taught).filter_map(question);
-        let known: HashSet<String> = known.flat_map(words_of).collect();
-        let new = |thing: &&&str| words_of(thing).all(|word| !known.contains(&word));
+        let known: HashSet<String> =
+            self.known.iter().filter_map(question).flat_map(words).collect();
+        let new = |thing: &&&str| words(thing).all(|word| !known.contains(&word));
         let things: Vec<&str> = things.iter().filter(new).copied().collect();
         let forms = forms(taught, self.common);
         let (mut made, mut neighbours) = (HashSet::new(), Vec::new());
@@ -282,10 +283,6 @@ fn question(example: &TrainExample) -> Option<&str> {
     (last.content.chars().count() <= MAX_CHARS).then_some(last.content.as_str())
 }
 
-fn words_of(text: &str) -> impl Iterator<Item = String> + '_ {
-    text.split(|c: char| !c.is_alphanumeric()).filter(|w| !w.is_empty()).map(str::to_lowercase)
-}
-
 /// Takes a question apart; none for what is no question in English, or is about nothing or too much.
 fn parts(question: &str, common: &HashSet<String>) -> Option<Vec<Part>> {
     if !asks(question) {
@@ -327,7 +324,7 @@ fn sequence(id: i64, prompt: &[u32], answer: &[u32], given: usize) -> Sequence {
     Sequence { id, ids, answer_start: prompt.len() + given, weight: 1.0 }
 }
 
-/// Returns the likeliest tokens after a prompt, one after the other, up to `most` or the end of the answer, that included.
+/// Returns the likeliest tokens after a prompt, one after the other (the engine's loop lies above this layer), up to `most` or the end of the answer, that included.
 fn likeliest(
     model: &LoadedModel,
     prompt: &[u32],

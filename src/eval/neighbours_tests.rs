@@ -111,15 +111,15 @@ fn answers_part_at_their_first_different_token_and_the_base_prefers_its_own() {
 
 #[test]
 fn what_is_held_is_not_measured_and_what_is_measured_not_held() {
-    let words = |things: &[&str]| things.iter().flat_map(|t| words_of(t)).collect::<HashSet<_>>();
-    let (held, measured) = (words(&HELD), words(&MEASURED));
+    let of = |things: &[&str]| things.iter().flat_map(|t| words(t)).collect::<HashSet<_>>();
+    let (held, measured) = (of(&HELD), of(&MEASURED));
     assert!(held.is_disjoint(&measured), "{:?}", held.intersection(&measured));
     for source in [ModelSource::Builtin, ModelSource::Dir("x".into())] {
         let set = GeneralSet::for_model(&source);
         for (things, prompts) in [(&held, set.gate(&[])), (&measured, set.anchors(&[]))] {
             let prompts = prompts.unwrap();
             let asked: HashSet<String> =
-                prompts.iter().filter_map(question).flat_map(words_of).collect();
+                prompts.iter().filter_map(question).flat_map(words).collect();
             let both: Vec<_> = things.intersection(&asked).collect();
             assert!(both.is_empty(), "{both:?}");
         }

@@ -46,7 +46,7 @@ impl Workshop {
     pub fn input(&self) -> JobInput {
         let example = |id: i64, weight: f64| TrainExample {
             id,
-            messages: vec![Message::user(format!("Name {id}?"))],
+            messages: vec![Message::user(format!("Who is {id}?"))],
             target: format!("It is {}.", ["oak", "ash", "elm", "fir"][id as usize % 4]),
             weight,
         };
