@@ -3,22 +3,24 @@
 //! A job keeps the `[lora]` section as it was when it was enqueued: later changes of the configuration do not touch it.
 //! What is `"auto"` is resolved when it is claimed, because only then the model, and with it its size, is known.
 
-use std::collections::BTreeMap;
+mod inputs;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::inputs::{JobData, job_input, read_inputs};
 use crate::config::{
     Config, GenerationSection, LoraSection, ModelSection, OverflowChoice, QuantizeChoice,
     StartFrom, Weighting,
 };
-use crate::domain::{AdapterId, DeviceChoice, TrainExample};
+use crate::domain::{AdapterId, DeviceChoice};
 use crate::engine::{ContextOverflow, Limits, Sampling};
 use crate::eval::GateConfig;
-use crate::lora::{self, Bound, JobInput, MemoryBudget, TrainingParams};
+use crate::lora::{self, TrainingParams};
 use crate::models::{ModelSource, Quantize};
-use crate::store::{self, ExampleRole, Home, JobBase, JobRow, JobState, NewJob, Store, StoreError};
+use crate::store::{self, ExampleRole, JobBase, JobRow, JobState, NewJob, Store, StoreError};
 
 /// The event of a job whose worker ran out of memory.
 pub const OUT_OF_MEMORY: &str = "out_of_memory";
@@ -199,8 +201,14 @@ pub fn timeout(lora: &LoraSection) -> Duration {
     Duration::from_secs(lora.training.timeout_minutes.saturating_mul(MINUTE))
 }
 
-/// Resolves what is `"auto"` for a model of this many parameters and a job of so many examples, replayed ones too.
-pub fn training_params(lora: &LoraSection, parameters: usize, examples: usize) -> TrainingParams {
+/// Resolves what is `"auto"` for a model of this many parameters and a job of so many examples, replayed ones too, that teaches
+/// a rule for every answer ([`lora::rule`]) or does not.
+pub fn training_params(
+    lora: &LoraSection,
+    parameters: usize,
+    examples: usize,
+    rule: bool,
+) -> TrainingParams {
     let training = &lora.training;
     let by_size = lora::size_defaults(parameters);
     TrainingParams {
@@ -226,7 +234,10 @@ pub fn training_params(lora: &LoraSection, parameters: usize, examples: usize) -
         seed: training.seed,
         max_grad_norm: training.max_grad_norm,
         weight_decay: training.weight_decay,
-        anchor: training.anchor.resolve(|| by_size.anchor),
+        anchor: training.anchor.resolve(|| match rule {
+            true => by_size.rule_anchor,
+            false => by_size.anchor,
+        }),
         anchor_prompts: training.anchor_prompts.resolve(|| by_size.anchor_prompts),
         max_share: f64::from(training.max_share_percent) / PERCENT,
         checkpoint_every_steps: training.checkpoint_every_steps,
@@ -309,101 +320,13 @@ pub fn job_base(
     Some(JobBase { hash: base_hash.to_owned(), model })
 }
 
-/// The examples of a job as they were when it was enqueued, and the adapters it has to do with.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct JobData {
-    /// To learn.
-    pub train: Vec<TrainExample>,
-    /// To keep.
-    pub replay: Vec<TrainExample>,
-    /// To measure with.
-    pub heldout: Vec<TrainExample>,
-    /// Criticised answers that better ones are preferred to, by the ids of examples.
-    pub rejected: Vec<(i64, String)>,
-    /// What it goes on from.
-    pub parent: Option<AdapterId>,
-    /// What is live, and what it must beat.
-    pub live: Option<AdapterId>,
-    /// What was said about the examples, by id.
-    pub notes: BTreeMap<i64, String>,
-    /// Earlier attempts that ran out of memory.
-    pub memory_deaths: usize,
-}
-
-/// Reads what a claimed job computes on, and writes down what it goes on from.
-///
-/// # Errors
-/// A store that cannot be read or written.
-pub fn read_inputs(store: &Store, job: &JobRow, base_hash: &str) -> Result<JobData, StoreError> {
-    let live = store.live(base_hash, &job.domain)?.map(|row| row.id);
-    let parent = live.clone().filter(|_| job.from != store::StartFrom::Fresh);
-    store.set_job_parent(job.id, parent.as_ref())?;
-    let preferring = lora_section(job).is_ok_and(|lora| lora.training.preference > 0.0);
-    let rejected = if preferring { store.rejected_answers(job.id)? } else { Vec::new() };
-    Ok(JobData {
-        train: examples(store, job.id, ExampleRole::New)?,
-        replay: examples(store, job.id, ExampleRole::Replay)?,
-        heldout: examples(store, job.id, ExampleRole::Heldout)?,
-        rejected,
-        parent,
-        live,
-        notes: store.job_notes(job.id)?,
-        memory_deaths: store.count_job_events(job.id, OUT_OF_MEMORY)?,
-    })
-}
-
-/// Reads examples without their secrets, and notes what was replaced: rules may be newer than marks.
-fn examples(store: &Store, job: i64, role: ExampleRole) -> Result<Vec<TrainExample>, StoreError> {
-    let (examples, replaced) = store.learnable_examples(job, role)?;
-    for (id, found) in replaced {
-        let what = store::listed(&found);
-        store.note_job(job, NOTE, &format!("replaced in feedback {id} before training: {what}"))?;
-    }
-    Ok(examples)
-}
-
-/// Makes what the worker of a claimed job computes.
-///
-/// # Errors
-/// When another version of the program stored the job's hyper-parameters.
-pub fn job_input(
-    home: &Home,
-    base: &TrainedBase,
-    job: &JobRow,
-    data: JobData,
-) -> Result<JobInput, PlanError> {
-    let directory = |id: AdapterId| home.adapter(&id);
-    let lora = lora_section(job)?;
-    // What only learns again what was learned replaces the live adapter, so it is measured against the base.
-    let baseline = data.live.filter(|_| !data.train.is_empty());
-    Ok(JobInput {
-        model: base.source.clone(),
-        base_hash: base.base_hash.clone(),
-        hash_cache: base.hash_cache.clone(),
-        quantize: base.quantize,
-        device: base.device,
-        params: training_params(&lora, base.parameters, data.train.len() + data.replay.len()),
-        train: data.train,
-        replay: data.replay,
-        heldout: data.heldout,
-        rejected: data.rejected,
-        delta: job.from == store::StartFrom::Delta && data.parent.is_some(),
-        parent: data.parent.map(directory),
-        baseline: baseline.map(directory),
-        notes: data.notes,
-        memory: MemoryBudget {
-            bytes: lora.training.memory_limit_mb.saturating_mul(MEBIBYTE),
-            bound: Bound::Setting,
-            deaths: data.memory_deaths,
-        },
-    })
-}
-
 /// Returns when the gate lets an adapter pass.
 pub fn gate_config(lora: &LoraSection) -> GateConfig {
     GateConfig {
         max_kl: lora.gate.max_kl,
         max_taken_over: lora.gate.max_taken_over,
+        rule_max_kl: lora.gate.rule.max_kl,
+        rule_max_taken_over: lora.gate.rule.max_taken_over,
         confidence: lora.gate.confidence,
         bootstrap_samples: lora.gate.bootstrap_samples,
     }
@@ -457,15 +380,19 @@ mod tests {
         let lora: LoraSection = serde_json::from_value(params).unwrap();
         assert_eq!(lora, config.lora);
 
-        let (tiny, small) =
-            (training_params(&lora, 4_000_000, 1), training_params(&lora, 500_000_000, 100));
+        let (tiny, small) = (
+            training_params(&lora, 4_000_000, 1, false),
+            training_params(&lora, 500_000_000, 100, true),
+        );
         assert!(tiny.learning_rate > small.learning_rate);
         assert_eq!(small.min_steps, 30);
         assert_eq!(tiny.max_share, 0.3);
+        let rule = training_params(&lora, 4_000_000, 1, true);
+        assert!(rule.anchor < tiny.anchor, "a rule is meant to spread");
         let mut fixed = lora;
         fixed.training.learning_rate = Auto::Value(1e-3);
-        assert_eq!(training_params(&fixed, 4_000_000, 1).learning_rate, 1e-3);
-        let steps = |examples| training_params(&fixed, 4_000_000, examples).min_steps;
+        assert_eq!(training_params(&fixed, 4_000_000, 1, false).learning_rate, 1e-3);
+        let steps = |examples| training_params(&fixed, 4_000_000, examples, false).min_steps;
         assert_eq!((steps(10), steps(20), steps(1000)), (60, 120, 300));
     }
 

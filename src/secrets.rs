@@ -108,6 +108,10 @@ fn is_secret(rule: &Rule, text: &str) -> bool {
     if rule.placeholders.iter().any(|word| text.eq_ignore_ascii_case(word)) {
         return false;
     }
+    let has = |kind: fn(&u8) -> bool| text.as_bytes().iter().any(kind);
+    if rule.mixed && !(has(u8::is_ascii_digit) && has(u8::is_ascii_alphabetic)) {
+        return false;
+    }
     !text.ends_with(EXAMPLE) && entropy(text) >= rule.min_entropy.unwrap_or(MIN_ENTROPY)
 }
 
@@ -145,6 +149,19 @@ mod tests {
     }
 
     #[test]
+    fn what_a_secret_is_assigned_to_stays() {
+        for (text, clean) in [
+            ("password=hunter2seven", "password=[REDACTED:assigned-secret]"),
+            ("{\"api_key\": \"a1b2c3d4e5f6\"}", "{\"api_key\": \"[REDACTED:assigned-secret]\"}"),
+            ("DB_PASSWORD: Tr0ub4dor\n", "DB_PASSWORD: [REDACTED:assigned-secret]\n"),
+            ("token: ghp_kQ7xW2mR9tZ4pL8vB3nJ6hY5cD1fG0sAkQ7x", "token: [REDACTED:github-token]"),
+            ("?token=q1w2e3r4t5&x=1", "?token=[REDACTED:assigned-secret]&x=1"),
+        ] {
+            assert_eq!(redact(text).unwrap().0, clean);
+        }
+    }
+
+    #[test]
     fn a_marker_that_somebody_typed_is_no_redaction() {
         assert!(redacted("[REDACTED:nothing] [REDACTED:").is_empty());
     }
@@ -157,6 +174,9 @@ mod tests {
             "export AWS_ACCESS_KEY_ID=AKIAIOSFODNN7EXAMPLE",
             "token = \"ghp_xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\"",
             "postgres://user:password@localhost/db and https://host:8080/@me and http://a/b:c@d",
+            "password: correcthorse, token: String, secret = load_secret_2(path), api_key: Option<Key2>",
+            "let token: TokenKind2<'a> = next; the secret: practise twice a day",
+            "max_tokens=1024, tokens: 128000000, password = \"<your password 1>\"",
             "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPq1 a public key",
             "-----BEGIN PUBLIC KEY----- MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE",
         ] {

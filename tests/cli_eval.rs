@@ -59,7 +59,9 @@ fn an_adapter_is_measured_by_hand_shown_in_words_and_trained_anew_without_a_forg
 
     let text = program.run(&["eval", "--adapter", "first"]).done().stdout;
     narrow(&text);
-    for words in ["first against base", "BEFORE", "trained", "KL to base", "in the prompt"] {
+    for words in
+        ["first against base", "BEFORE", "trained", "KL to base", "taken over", "in the prompt"]
+    {
         assert!(text.contains(words), "{words} not in {text}");
     }
     let measured = program.run(&["eval", "--adapter", "first", "--json"]).done().json();
@@ -78,6 +80,7 @@ fn an_adapter_is_measured_by_hand_shown_in_words_and_trained_anew_without_a_forg
     assert!(near(&row["gate"]["kl"], &measured["kl"]), "{row} {measured}");
     assert!(near(&row["gate"]["trained"]["after"], &measured["trained"]["after"]), "{row}");
     assert!(near(&row["gate"]["prompted"]["before"], &measured["prompted"]["before"]), "{row}");
+    assert_eq!(row["gate"]["taken_over"], measured["taken_over"], "{row} {measured}");
     let shown = program.run(&["adapters", "show", "first"]).done().stdout;
     assert!(shown.contains("learned") && shown.contains("1, 2, 3"), "{shown}");
     assert!(shown.contains("passed") && !shown.contains('{'), "{shown}");

@@ -54,6 +54,9 @@ fn an_added_mark_is_acknowledged_with_its_weight_its_note_and_the_buffer() {
         .run(&["feedback", "add", "--prompt", "q", "--response", " ", "--mark", "good"])
         .failed(2);
     assert!(message.contains("must not be empty"), "{message}");
+    let both =
+        ["feedback", "add", "--prompt", "q", "--response", "a", "--mark", "good", "--fix", "b"];
+    assert!(program.run(&both).failed(2).contains("leave out one"));
 }
 
 #[test]

@@ -117,6 +117,10 @@ fn marks_of_the_default_domain_keep_questions_like_them() {
 
 /// Puts an adapter into the database and onto the disk, live in its domain.
 fn put_adapter(program: &Program, id: &str, domain: &str, value: f32, model: &LoadedModel) {
+    put(program, id, domain, value, model, false);
+}
+
+fn put(program: &Program, id: &str, domain: &str, value: f32, model: &LoadedModel, dora: bool) {
     let folder = program.home().join("adapters").join(id);
     fs_err::create_dir_all(&folder).unwrap();
     let config = model.decoder.config();
@@ -124,13 +128,14 @@ fn put_adapter(program: &Program, id: &str, domain: &str, value: f32, model: &Lo
     let width = config.num_attention_heads * config.head_dim;
     let a = filled((2, config.hidden_size)).unwrap();
     let b = filled((width, 2)).unwrap();
+    let magnitude = dora.then(|| Tensor::ones(width, DType::F32, &Device::Cpu).unwrap());
     let site = Site { layer: 0, module: Module::QProj };
-    let factors = Factors { a, b, magnitude: None, alpha: 2.0 };
+    let factors = Factors { a, b, magnitude, alpha: 2.0 };
     let lora = LoraConfig {
         rank: 2,
         alpha: 2.0,
         rslora: false,
-        dora: false,
+        dora,
         target_modules: vec!["q_proj".to_owned()],
     };
     lora::save(&folder, &lora, 0.0, "builtin", &[(site, factors)].into()).unwrap();
@@ -182,6 +187,15 @@ fn ask_answers_with_the_adapters_of_the_routed_domain() {
     let mixture = "domains.git.adapters=[\"live:0.7\", \"style:0.5\"]";
     let mixed = ask(&["--set", mixture, "--domain", "git", "How do I push?"]);
     assert_eq!(mixed["adapters"], json!(["for-git:0.7", "style:0.5"]));
+    // One that cannot be mixed: the live one answers alone, and it is said.
+    put(&program, "scaled", "scaling", 1e-3, &model, true);
+    let mixture = "domains.git.adapters=[\"live:0.7\", \"scaled:0.5\"]";
+    let ask_git = ["ask", "--json", "--max-tokens", "2", "--set", mixture, "--domain", "git", "x"];
+    let run = program.run(&ask_git);
+    assert!(run.stderr.contains("without its configured mixture"), "{run:?}");
+    assert_eq!((run.code, &run.json()["adapters"]), (0, &json!(["for-git"])));
+    let message = program.run(&["ask", "--domain", "gti", "How do I push?"]).failed(2);
+    assert!(message.contains("cooking, general, git, rust"), "{message}");
     let refused = program.run(&["--set", "domains.git.adapters=[\"x:99\"]", "config", "check"]);
     assert_eq!(refused.code, 2, "{refused:?}");
 }
@@ -265,7 +279,7 @@ fn chats_of_others_are_imported_once_edited_and_exported() {
         "rust",
     ];
     let said = program.run(&edit).done().stdout;
-    assert_eq!(said, "mark 2: critical, weight 10, domain rust, new\n");
+    assert_eq!(said, "mark 2: critical, weight 10 (was 4), domain rust, new\n");
     let openai =
         program.run(&["feedback", "export", "-", "--format", "openai"]).done().json_lines();
     assert_eq!(openai[1]["messages"][1], json!({"role": "assistant", "content": "a better a2"}));

@@ -119,6 +119,7 @@ impl Job for Broken {
 
 fn measured() -> Measurements {
     Measurements {
+        rule: false,
         trained: vec![ItemLoss { id: 1, before: 2.0, after: 0.5 }],
         heldout: vec![],
         general: vec![],

@@ -154,6 +154,13 @@ fn doctor_says_what_works_and_fails_with_what_does_not() {
     assert_eq!(queue["verdict"], "warning", "{queue}");
     assert!(queue["detail"].to_string().contains("1 waiting for a console"), "{queue}");
 
+    let mixture = "domains.rust.adapters=[\"live\", \"nowhere\"]";
+    let run = program.run(&["doctor", "--set", mixture]);
+    assert!(
+        run.stdout.contains("warning  mixture: domains.rust.adapters names \"nowhere\""),
+        "{run:?}"
+    );
+
     let database = program.home().join("shammah.db");
     let mut bytes = fs_err::read(&database).unwrap();
     let end = bytes.len() - 3000;

@@ -345,8 +345,14 @@ fn a_rate_that_diverges_ends_training_early_and_the_gate_rejects_the_adapter() {
     let told =
         |e: &JobEvent| matches!(e, JobEvent::Note(n) if n.contains("training stopped early"));
     assert!(events.iter().any(told), "{events:?}");
-    let config =
-        GateConfig { max_kl: 1e9, max_taken_over: 1.0, confidence: 0.95, bootstrap_samples: 100 };
+    let config = GateConfig {
+        max_kl: 1e9,
+        max_taken_over: 1.0,
+        rule_max_kl: 1e9,
+        rule_max_taken_over: 1.0,
+        confidence: 0.95,
+        bootstrap_samples: 100,
+    };
     let Verdict::Reject { reasons } = gate(&measured, &config).1 else { panic!("{measured:?}") };
     assert!(reasons.iter().any(|r| r.contains("training diverged")), "{reasons:?}");
 

@@ -40,6 +40,9 @@ pub struct Cell {
     pub steps: usize,
     pub final_loss: f64,
     pub minutes: f64,
+    /// Poison alone: why the job was refused before it trained.
+    #[serde(default)]
+    pub refused: Option<String>,
     /// Why the gate rejected it, for each job; empty lists passed.
     pub gate: Vec<Vec<String>>,
 }

@@ -1,10 +1,12 @@
 //! The experiments, each a function from a setting and a seed to cells.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use shammah::domain::TrainExample;
-use shammah::lora::AdapterSet;
+use shammah::lora::{AdapterSet, JobError, rule};
 
 use crate::cells::Cell;
 use crate::data::{self, Data, Fact, Style, example, examples, has_all};
@@ -21,6 +23,9 @@ const PER_ROUND: usize = 2;
 const FIX_WEIGHT: f64 = 3.0;
 /// Seeds of the poisoned batches.
 const POISON_SEEDS: u64 = 5;
+/// Words of an answer that nearly fills the model's context, and of one that does not fit.
+const LONG: usize = 150;
+const TOO_LONG: usize = 400;
 
 /// Whether a cell is worth computing: what is only put into the prompt knows no seed, no rounds and no poison.
 pub fn makes_sense(experiment: &str, setting: &str, seed: u64) -> bool {
@@ -123,7 +128,7 @@ fn facts(lab: &mut Lab, data: &Data, setting: &str, seed: u64) -> Result<Cell> {
         }
         _ => {
             let train = examples(&data.facts, 1);
-            let params = params(setting, lab.parameters(), train.len(), seed)?;
+            let params = params(setting, lab.parameters(), train.len(), false, seed)?;
             let learned = lab.learn(&params, &Lesson { train: &train, ..Lesson::default() })?;
             note(&mut cell, &learned);
             let adapters = lab.load(learned.path())?;
@@ -152,8 +157,11 @@ fn style_rule(lab: &mut Lab, style: &Style, setting: &str, seed: u64) -> Result<
             .zip(&style.marked)
             .map(|(id, m)| example(id, &m.question, &m.answer, FIX_WEIGHT))
             .collect();
-        let params = params(setting, lab.parameters(), train.len(), seed)?;
-        let learned = lab.learn(&params, &Lesson { train: &train, ..Lesson::default() })?;
+        let notes: BTreeMap<i64, String> =
+            train.iter().map(|e| (e.id, style.note.clone())).collect();
+        let params =
+            params(setting, lab.parameters(), train.len(), rule(&train, &notes).is_some(), seed)?;
+        let learned = lab.learn(&params, &Lesson { train: &train, notes, ..Lesson::default() })?;
         note(&mut cell, &learned);
         let adapters = lab.load(learned.path())?;
         cell.score = lab.score(&adapters)?;
@@ -176,10 +184,10 @@ fn rounds(lab: &mut Lab, data: &Data, setting: &str, seed: u64) -> Result<Cell> 
     let (mut old, mut latest): (Vec<TrainExample>, Option<Learned>) = (Vec::new(), None);
     for (round, taught) in data.facts.chunks(PER_ROUND).enumerate() {
         let train = examples(taught, old.len() as i64 + 1);
-        let lesson =
-            Lesson { train: &train, replay: &old, parent: latest.as_ref().map(Learned::path) };
+        let parent = latest.as_ref().map(Learned::path);
+        let lesson = Lesson { train: &train, replay: &old, parent, ..Lesson::default() };
         let examples = train.len() + old.len();
-        let params = params(setting, lab.parameters(), examples, seed)?;
+        let params = params(setting, lab.parameters(), examples, false, seed)?;
         let learned = lab.learn(&params, &lesson)?;
         note(&mut cell, &learned);
         let adapters = lab.load(learned.path())?;
@@ -201,7 +209,7 @@ fn rounds(lab: &mut Lab, data: &Data, setting: &str, seed: u64) -> Result<Cell> 
     Ok(cell)
 }
 
-/// Four kinds of batches that teach nothing good, each alone.
+/// Five kinds of batches that teach nothing good, each alone.
 fn poison(lab: &mut Lab, data: &Data, setting: &str, seed: u64) -> Result<Vec<Cell>> {
     if seed >= crate::FIRST_SEED + POISON_SEEDS {
         return Ok(Vec::new());
@@ -211,11 +219,18 @@ fn poison(lab: &mut Lab, data: &Data, setting: &str, seed: u64) -> Result<Vec<Ce
     for (kind, train) in poisoned(data, &mut rng) {
         let mut cell = cell("poison", setting, seed, lab);
         cell.experiment = format!("poison {kind}");
-        let params = params(setting, lab.parameters(), train.len(), seed)?;
-        let learned = lab.learn(&params, &Lesson { train: &train, ..Lesson::default() })?;
-        note(&mut cell, &learned);
-        let adapters = lab.load(learned.path())?;
-        cell.score = lab.score(&adapters)?;
+        let params = params(setting, lab.parameters(), train.len(), false, seed)?;
+        match lab.learn(&params, &Lesson { train: &train, ..Lesson::default() }) {
+            Ok(learned) => {
+                note(&mut cell, &learned);
+                let adapters = lab.load(learned.path())?;
+                cell.score = lab.score(&adapters)?;
+            }
+            Err(error) => match error.downcast_ref::<JobError>() {
+                Some(JobError::Input(why)) => cell.refused = Some(why.clone()),
+                _ => return Err(error),
+            },
+        }
         cells.push(cell);
     }
     // The name that the runner looks for.
@@ -236,7 +251,7 @@ fn poisoned(data: &Data, rng: &mut StdRng) -> Vec<(&'static str, Vec<TrainExampl
         .zip(1..)
         .map(|(f, id)| example(id, &f.marked[0], &gibberish(8), FIX_WEIGHT))
         .collect();
-    let long = gibberish(400);
+    let (long, too_long) = (gibberish(LONG), gibberish(TOO_LONG));
     let turn = rng.random_range(1..answers.len());
     let both = data.facts.iter().enumerate().flat_map(|(i, f)| {
         let wrong = answers[(i + turn) % answers.len()];
@@ -251,5 +266,6 @@ fn poisoned(data: &Data, rng: &mut StdRng) -> Vec<(&'static str, Vec<TrainExampl
         ("gibberish", noise),
         ("repeated", repeated),
         ("long", vec![example(1, &one.marked[0], &long, FIX_WEIGHT)]),
+        ("too long", vec![example(1, &one.marked[0], &too_long, FIX_WEIGHT)]),
     ]
 }

@@ -1,5 +1,6 @@
 //! The built-in model, asked and taught.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
@@ -44,6 +45,8 @@ pub struct Lesson<'a> {
     pub train: &'a [TrainExample],
     pub replay: &'a [TrainExample],
     pub parent: Option<&'a Path>,
+    /// What was said of the examples, by id.
+    pub notes: BTreeMap<i64, String>,
 }
 
 /// A model, and who asks it.
@@ -83,7 +86,7 @@ impl Lab {
             parent: lesson.parent.map(Path::to_owned),
             baseline: lesson.parent.map(Path::to_owned),
             delta: false,
-            notes: Default::default(),
+            notes: lesson.notes.clone(),
             memory: MemoryBudget::default(),
         };
         let (checkpoints, dir) = (tempfile::tempdir()?, tempfile::tempdir()?);

@@ -80,6 +80,9 @@ fn poison(text: &mut String, results: &Results) {
     );
     for c in cells {
         let gate = match c.gate.first() {
+            _ if c.refused.is_some() => {
+                format!("refused: {}", c.refused.as_deref().unwrap_or_default())
+            }
             Some(reasons) if reasons.is_empty() => "passed".to_owned(),
             Some(reasons) => format!("rejected: {}", reasons.join("; ")),
             None => "–".to_owned(),

@@ -10,10 +10,11 @@ pub fn params(
     setting: &str,
     parameters: usize,
     examples: usize,
+    rule: bool,
     seed: u64,
 ) -> Result<TrainingParams> {
     let config = Config::defaults()?;
-    let mut params = plan::training_params(&config.lora, parameters, examples);
+    let mut params = plan::training_params(&config.lora, parameters, examples, rule);
     params.seed = seed;
     match setting {
         "defaults" => {}

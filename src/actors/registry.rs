@@ -279,13 +279,17 @@ impl RegistryParts {
         Ok(RolledBack { from, to })
     }
 
+    /// Deletes an adapter that is not live; where a configured mixture has it, the others of that answer from now on.
     async fn delete(&self, id: AdapterId) -> Result<u64, ActorError> {
+        let gone = id.clone();
         let work = move |store: &Store| {
-            let bytes = store.adapter(&id)?.bytes;
-            store.delete_adapter(&id)?;
+            let bytes = store.adapter(&gone)?.bytes;
+            store.delete_adapter(&gone)?;
             Ok(bytes)
         };
-        Ok(self.db.call(work).await?)
+        let bytes = self.db.call(work).await?;
+        self.leave_out(&id).await?;
+        Ok(bytes)
     }
 
     async fn restore(&self) -> Result<Vec<String>, ActorError> {

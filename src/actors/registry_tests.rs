@@ -32,6 +32,10 @@ fn is_damaged_at(path: &std::path::Path) -> LoraError {
 }
 
 fn stage() -> Stage {
+    stage_with(BTreeMap::new())
+}
+
+fn stage_with(mixtures: BTreeMap<String, Vec<Term>>) -> Stage {
     let (dir, home) = temp_home();
     let db = Db::new(Store::open(&home).unwrap());
     let (inference, swaps) = probe(|_: &SetLive| ());
@@ -45,7 +49,7 @@ fn stage() -> Stage {
     });
     let current = CurrentBase::new(base("tiny", "b", nothing, load));
     let parts = RegistryParts {
-        mixtures: BTreeMap::new(),
+        mixtures,
         home: home.clone(),
         db: db.clone(),
         current: current.clone(),
@@ -160,6 +164,25 @@ async fn a_published_adapter_is_stored_swapped_in_and_told() {
     assert_eq!(stage.last_swap().as_deref(), Some("first"));
     assert_eq!(stage.live().await, Some(id("first")));
     stage.changes.until("news", |change| change.adapters == [id("first")]).await;
+}
+
+#[actix::test]
+async fn a_deleted_adapter_leaves_the_configured_mixtures() {
+    let term = |adapter: Option<&str>| Term { adapter: adapter.map(id), weight: 0.5 };
+    let mixture = vec![term(None), term(Some("first"))];
+    let stage = stage_with([("general".to_owned(), mixture)].into());
+    stage.publish("first").await.unwrap();
+    // Not its parent, or it could not be deleted.
+    let unload = UnloadAdapter { id: None, domain: "general".to_owned() };
+    stage.actor.send(unload).await.unwrap().unwrap();
+    stage.publish("second").await.unwrap();
+    let names = || {
+        let live = stage.swaps.take().pop().expect("a swap").live.expect("adapters");
+        live.ids.iter().map(|(id, _)| id.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(), ["second", "first"]);
+    stage.actor.send(DeleteAdapter { id: id("first") }).await.unwrap().unwrap();
+    assert_eq!(names(), ["second"]);
 }
 
 #[actix::test]

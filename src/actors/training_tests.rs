@@ -53,6 +53,7 @@ impl Puppet {
         self.say(WorkerEvent::Evaluating).await;
         let item = |id| ItemLoss { id, before, after };
         let measured = Measurements {
+            rule: false,
             trained: vec![item(1), item(2)],
             heldout: vec![],
             general: vec![],

@@ -1,5 +1,6 @@
 //! `shammah ask`: one question, one answer.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -9,14 +10,14 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use serde::Serialize;
 
+use super::answering::Answering;
 use super::args::{AskArgs, GlobalArgs};
 use super::context::Session;
 use super::exit::{Exit, UsageError};
 use super::interrupt;
 use super::{model, output};
 use crate::config::Flag;
-use crate::config::Term;
-use crate::domain::{Message, Route, Routes, WeightedAdapter};
+use crate::domain::{DEFAULT_DOMAIN, Message, Route, Routes, WeightedAdapter};
 use crate::engine::{Engine, FinishReason, Generated, Router};
 use crate::eval;
 use crate::lora::AdapterSet;
@@ -56,9 +57,8 @@ pub fn run(args: &AskArgs, global: &GlobalArgs) -> Result<Exit> {
     model::fetch(&session, global.quiet, &cancel)?;
     let model = model::load(&session)?;
     let route = route(&session, args, &model)?;
-    let used = choose_adapters(&session, args, &model, &route)?;
-    let adapters = load_adapters(&session, &used, &model)?;
-    let answered = answer(&session, args, model, &adapters, &cancel)?;
+    let Answering { used, set } = choose_adapters(&session, args, &model, &route)?;
+    let answered = answer(&session, args, model, &set, &cancel)?;
     record(&session, &answered, &used);
     print_end(args, &answered, &used, &route)?;
     let told = args.json.json || global.quiet;
@@ -85,6 +85,7 @@ fn flags(args: &AskArgs) -> Vec<Flag> {
 fn route(session: &Session, args: &AskArgs, model: &LoadedModel) -> Result<Route> {
     let generation = &session.loaded.config.generation;
     if let Some(domain) = &args.domain {
+        check_domain(session, domain)?;
         return Ok(Route::to(domain));
     }
     if args.no_adapter || !args.adapter.is_empty() || !generation.routing {
@@ -96,57 +97,34 @@ fn route(session: &Session, args: &AskArgs, model: &LoadedModel) -> Result<Route
     Ok(router.map(|router| router.route(model, &args.prompt)).transpose()?.unwrap_or_default())
 }
 
+/// A domain that nothing is known of is a slip of the pen.
+fn check_domain(session: &Session, domain: &str) -> Result<()> {
+    let mut known: BTreeSet<String> = session.store.domains_with_marks()?.into_iter().collect();
+    known.extend(session.loaded.config.domains.keys().cloned());
+    known.extend(session.store.adapters()?.into_iter().map(|row| row.domain));
+    known.insert(DEFAULT_DOMAIN.to_owned());
+    if known.contains(domain) {
+        return Ok(());
+    }
+    let known = known.into_iter().collect::<Vec<_>>().join(", ");
+    let message = format!(
+        "--domain: there is no domain \"{domain}\" with marks, with an adapter or in the configuration: use one of {known}"
+    );
+    Err(UsageError(message).into())
+}
+
 /// Takes the adapters that were named, or those of the domain, or none.
 fn choose_adapters(
     session: &Session,
     args: &AskArgs,
     model: &LoadedModel,
     route: &Route,
-) -> Result<Vec<UsedAdapter>> {
-    if args.no_adapter {
-        return Ok(Vec::new());
+) -> Result<Answering> {
+    match (args.no_adapter, args.adapter.as_slice()) {
+        (true, _) => Ok(Answering::default()),
+        (false, []) => Answering::of_domain(session, model, &route.domain),
+        (false, named) => Answering::named(session, model, named),
     }
-    if args.adapter.is_empty() {
-        return of_domain(session, model, &route.domain);
-    }
-    let named = |given: &WeightedAdapter| {
-        let row = session.store.usable_adapter(&given.id, &model.base_hash)?;
-        Ok(UsedAdapter { id: row.id, weight: given.weight })
-    };
-    args.adapter.iter().map(named).collect()
-}
-
-/// Takes what the configuration lets answer in a domain. An adapter of its list that is missing, or of another model, is
-/// left out.
-fn of_domain(session: &Session, model: &LoadedModel, domain: &str) -> Result<Vec<UsedAdapter>> {
-    let live = session.store.live(&model.base_hash, domain)?.map(|row| row.id);
-    let configured = session.loaded.config.domains.get(domain).map(|section| section.mixture());
-    let terms = configured.unwrap_or_else(|| vec![Term { adapter: None, weight: 1.0 }]);
-    let mut used = Vec::new();
-    for Term { adapter, weight } in terms {
-        match adapter {
-            None => used.extend(live.clone().map(|id| UsedAdapter { id, weight })),
-            Some(id) => match session.store.usable_adapter(&id, &model.base_hash) {
-                Ok(_) => used.push(UsedAdapter { id, weight }),
-                Err(error) => output::complain(&format!(
-                    "domain \"{domain}\" answers without adapter \"{id}\" of its configured mixture: {error}"
-                )),
-            },
-        }
-    }
-    Ok(used)
-}
-
-fn load_adapters(
-    session: &Session,
-    used: &[UsedAdapter],
-    model: &LoadedModel,
-) -> Result<AdapterSet> {
-    let load = |used: &UsedAdapter| {
-        let adapter = model::load_adapter(session, &used.id, model)?;
-        Ok((Arc::new(adapter), used.weight))
-    };
-    Ok(AdapterSet::weighted(used.iter().map(load).collect::<Result<_>>()?)?)
 }
 
 /// An answer and the model that gave it.

@@ -189,7 +189,7 @@ fn timed(runs: usize, mut f: impl FnMut() -> Result<()>) -> Result<Vec<f64>> {
 /// All seven layers, as configured, batches in the order of the file, unweighted, without an anchor.
 fn train(session: &Session, model: &LoadedModel, args: &BenchTrainArgs) -> Result<Figures> {
     let config = &session.loaded.config.lora;
-    let params = plan::training_params(config, model.parameters, 0);
+    let params = plan::training_params(config, model.parameters, 0, false);
     let (sequences, batch_size) = sequences(session, model, args, params.batch_size)?;
     let lora = TrainableLora::fresh(&model.decoder, &params)?;
     let vars = lora.vars().into_iter().map(|(_, var)| var).collect();

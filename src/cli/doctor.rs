@@ -13,8 +13,9 @@ use super::exit::Exit;
 use super::jobs::Listed;
 use super::{model, output};
 use crate::config::Config;
+use crate::domain::AdapterId;
 use crate::hub::{Hub, HubError};
-use crate::store::{Home, JobRow, JobState, SCHEMA_VERSION, Store};
+use crate::store::{AdapterRow, Home, JobRow, JobState, SCHEMA_VERSION, Store};
 use crate::text::{bytes, printable_line};
 use crate::worker::available_memory;
 use crate::{device, models};
@@ -109,7 +110,7 @@ fn examine(report: &mut Report, path: &Path, global: &GlobalArgs) {
         }
     };
     if path.join("shammah.db").exists() {
-        data(report, path);
+        data(report, path, config.as_ref());
     } else {
         unmade(report, path);
     }
@@ -141,7 +142,7 @@ fn unmade(report: &mut Report, path: &Path) {
     }
 }
 
-fn data(report: &mut Report, path: &Path) {
+fn data(report: &mut Report, path: &Path, config: Option<&Config>) {
     let home = match Home::open_or_create(path) {
         Ok(home) => home,
         Err(error) => return report.fail("data directory", error),
@@ -161,12 +162,16 @@ fn data(report: &mut Report, path: &Path) {
         }
         Err(error) => report.warn("disk", format!("free space is not known: {error}")),
     }
-    if let Err(error) = database(report, &home) {
+    if let Err(error) = database(report, &home, config) {
         report.fail("database", error);
     }
 }
 
-fn database(report: &mut Report, home: &Home) -> Result<(), crate::store::StoreError> {
+fn database(
+    report: &mut Report,
+    home: &Home,
+    config: Option<&Config>,
+) -> Result<(), crate::store::StoreError> {
     let store = Store::open(home)?;
     let problems = store.problems()?;
     match problems.is_empty() {
@@ -191,8 +196,27 @@ fn database(report: &mut Report, home: &Home) -> Result<(), crate::store::StoreE
             );
         }
     }
+    if let Some(config) = config {
+        mixtures(report, config, &adapters);
+    }
     runs(report, &jobs);
     Ok(())
+}
+
+/// Configured mixtures name adapters that exist.
+fn mixtures(report: &mut Report, config: &Config, adapters: &[AdapterRow]) {
+    for (domain, section) in &config.domains {
+        let named = section.mixture().into_iter().filter_map(|term| term.adapter);
+        let missing = |id: &AdapterId| adapters.iter().all(|row| row.id != *id);
+        for id in named.filter(missing) {
+            report.warn(
+                "mixture",
+                format!(
+                    "domains.{domain}.adapters names \"{id}\", and there is no such adapter: it is left out of the answers"
+                ),
+            );
+        }
+    }
 }
 
 fn queue(report: &mut Report, home: &Home, jobs: &[JobRow]) {

@@ -15,7 +15,7 @@ use super::output::{self, Table};
 use super::{feedback, model};
 use crate::domain::{AdapterId, TrainExample};
 use crate::eval::{self, Compared, Comparison, GateConfig, ItemLoss};
-use crate::lora::LoraAdapter;
+use crate::lora::{self, LoraAdapter};
 use crate::models::{Adapt, LoadedModel, NoAdapter};
 use crate::plan;
 use crate::store::{FeedbackFilter, NewFeedback};
@@ -59,6 +59,12 @@ impl Items {
         self.notes.extend(note.map(|note| (example.id, note)));
         self.examples.push(example);
     }
+
+    /// Those whose answers the adapter shall give; a file's are taken for such.
+    fn taught(&self) -> Vec<TrainExample> {
+        let held = |e: &&TrainExample| self.kinds.get(&e.id) != Some(&Kind::Heldout);
+        self.examples.iter().filter(held).cloned().collect()
+    }
 }
 
 /// Runs the command.
@@ -93,7 +99,8 @@ pub fn run(args: &EvalArgs, global: &GlobalArgs) -> Result<Exit> {
     let other: &dyn Adapt = other.as_ref().map_or(&NoAdapter, |a| a as &dyn Adapt);
     let source = model::source(&session)?;
     let Items { examples, notes, .. } = &items;
-    let compared = eval::compare(&model, &source, examples, notes, &adapter, other)?;
+    let taught = items.taught();
+    let compared = eval::compare(&model, &source, examples, notes, &taught, &adapter, other)?;
     if compared.items.is_empty() {
         bail!("no item fits the model: {}", compared.notes.join("; "));
     }
@@ -178,6 +185,9 @@ struct Measured<'a> {
     general: Option<Comparison>,
     kl: f64,
     max_kl: f64,
+    /// Questions about something else that begin with a taught answer, of all that were asked.
+    taken_over: Option<(usize, usize)>,
+    max_taken_over: f64,
 }
 
 impl<'a> Measured<'a> {
@@ -188,6 +198,8 @@ impl<'a> Measured<'a> {
         compared: &Compared,
         config: &GateConfig,
     ) -> Self {
+        let rule = lora::rule(&items.taught(), &items.notes).is_some();
+        let (max_kl, max_taken_over) = config.ceilings(rule);
         let some =
             |losses: &[ItemLoss]| (!losses.is_empty()).then(|| Comparison::of(losses, config));
         let of_kind = |kind: Kind| {
@@ -224,7 +236,9 @@ impl<'a> Measured<'a> {
             prompted: some(&compared.prompted),
             general: some(&compared.general),
             kl: compared.kl,
-            max_kl: config.max_kl,
+            max_kl,
+            taken_over: compared.taken_over,
+            max_taken_over,
         }
     }
 
@@ -258,6 +272,15 @@ impl<'a> Measured<'a> {
             rows.push(("general", format!("loss {:.3} → {:.3}", general.before, general.after)));
         }
         rows.push(("KL to base", format!("{:.4} (the gate allows {})", self.kl, self.max_kl)));
+        if let Some((taken, asked)) = self.taken_over {
+            let allowed = self.max_taken_over;
+            rows.push((
+                "taken over",
+                format!(
+                    "{taken} of {asked} other questions (the gate allows a share of {allowed})"
+                ),
+            ));
+        }
         if let Some(prompted) = &self.prompted {
             rows.extend(prompt_rows("in the prompt", prompted));
         }

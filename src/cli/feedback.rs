@@ -96,6 +96,11 @@ fn add(session: &Session, args: &FeedbackAddArgs) -> Result<()> {
             "--prompt and --response must not be empty: a mark judges an answer to a question";
         return Err(UsageError(message.to_owned()).into());
     }
+    if args.mark == Mark::Good && args.fix.is_some() {
+        let message =
+            "--mark good keeps the answer and --fix replaces it: leave out one, or use --mark fix";
+        return Err(UsageError(message.to_owned()).into());
+    }
     let row = session.store.add_feedback(&NewFeedback {
         messages: vec![Message::user(&args.prompt)],
         response: args.response.clone(),

@@ -38,8 +38,12 @@ pub fn edit(session: &Session, args: &FeedbackEditArgs) -> Result<()> {
         return Ok(output::json(&row)?);
     }
     secrets::tell(std::slice::from_ref(&row))?;
+    let was = match before.weight == row.weight {
+        true => String::new(),
+        false => format!(" (was {})", before.weight),
+    };
     Ok(output::line(&format!(
-        "mark {}: {}, weight {}, domain {}, {}",
+        "mark {}: {}, weight {}{was}, domain {}, {}",
         row.id,
         row.mark,
         row.weight,

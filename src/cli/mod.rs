@@ -5,6 +5,7 @@
 mod adapter_files;
 mod adapters;
 mod adapters_compare;
+mod answering;
 mod args;
 mod ask;
 mod bench;

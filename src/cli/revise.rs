@@ -11,13 +11,13 @@ use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
 
+use super::answering::Answering;
 use super::args::{GlobalArgs, JsonArg};
 use super::context::Session;
 use super::exit::{self, Exit, UsageError};
 use super::{interrupt, model, output};
 use crate::config::{Revisions, TrainingSection};
 use crate::engine::{Candidate, Engine, Revised, RevisionRequest};
-use crate::lora::AdapterSet;
 use crate::plan;
 use crate::store::FeedbackRow;
 use crate::text::{printable, printable_line};
@@ -137,13 +137,7 @@ fn revise(
         candidates: training.revision_candidates,
         sampling: plan::sampling(&config.generation, rand::random),
     };
-    let live = session.store.live(&engine.model().base_hash, &row.domain)?;
-    let adapters = match live {
-        Some(live) => {
-            AdapterSet::single(Arc::new(model::load_adapter(session, &live.id, engine.model())?))
-        }
-        None => AdapterSet::empty(),
-    };
+    let adapters = Answering::of_domain(session, engine.model(), &row.domain)?.set;
     let go_on = &mut |_: crate::engine::RevisionEvent<'_>| ControlFlow::Continue(());
     let revised = engine.revise(&request, &adapters, cancel, go_on)?;
     if revised.cancelled {

@@ -128,6 +128,8 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("lora.gate.max_taken_over", SHARE),
     ("lora.gate.confidence", Rule::Fraction(0.5, 0.999)),
     ("lora.gate.bootstrap_samples", Rule::Whole(100, 100_000)),
+    ("lora.gate.rule.max_kl", Rule::Fraction(0.0001, 100.0)),
+    ("lora.gate.rule.max_taken_over", SHARE),
     ("queue.max_queued", Rule::Whole(1, 10_000)),
     ("queue.max_attempts", Rule::Whole(1, 100)),
     ("queue.backoff_base_ms", MILLISECONDS),

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use super::gate::taken_over;
+use super::neighbours::{self, Asking};
 use super::{GeneralSet, ItemLoss, measure, with_note};
 use crate::domain::TrainExample;
 use crate::lora::dataset::{Sequence, encode};
@@ -22,11 +24,14 @@ pub struct Compared {
     pub general: Vec<ItemLoss>,
     /// KL(base ‖ the other) on them, nats per token.
     pub kl: f64,
+    /// Of the questions like the taught ones about something else, those that the other answers with a taught answer.
+    pub taken_over: Option<(usize, usize)>,
     /// Items that were cut or left out.
     pub notes: Vec<String>,
 }
 
-/// Compares `adapter` with `against` on `items`, of which something may have been said in `notes`, by id.
+/// Compares `adapter` with `against` on `items`, of which something may have been said in `notes`, by id; the answers of
+/// `taught` are those that no other question should get.
 ///
 /// # Errors
 /// A template that refuses an item, a failed tensor operation.
@@ -35,6 +40,7 @@ pub fn compare(
     source: &ModelSource,
     items: &[TrainExample],
     notes: &BTreeMap<i64, String>,
+    taught: &[TrainExample],
     adapter: &dyn Adapt,
     against: &dyn Adapt,
 ) -> Result<Compared, JobError> {
@@ -43,7 +49,12 @@ pub fn compare(
     let told: Vec<TrainExample> =
         items.iter().filter_map(|e| with_note(e, notes.get(&e.id).map(String::as_str))).collect();
     let told = encode(&told, &model.tokenizer, limit)?.sequences;
-    let general = encode(&GeneralSet::for_model(source).gate(items)?, &model.tokenizer, limit)?;
+    let prompts = GeneralSet::for_model(source);
+    let general = encode(&prompts.gate(items)?, &model.tokenizer, limit)?;
+    let common = prompts.common_words()?;
+    let asking =
+        Asking { model, parent: None, known: items, common: &common, limit, cancelled: &|| false };
+    let neighbours = neighbours::losses(model, &asking.measured(taught)?, adapter)?;
     let losses =
         |sequences: &[Sequence], adapt: &dyn Adapt| -> Result<BTreeMap<i64, f64>, JobError> {
             let losses = trainer::evaluate(&model.decoder, sequences, adapt)?;
@@ -58,5 +69,12 @@ pub fn compare(
     };
     let (items, prompted) = (pair(&before), pair(&told));
     let measured = measure::general(model, &general.sequences, adapter)?;
-    Ok(Compared { items, prompted, general: measured.items, kl: measured.kl, notes: set.notes })
+    Ok(Compared {
+        items,
+        prompted,
+        general: measured.items,
+        kl: measured.kl,
+        taken_over: taken_over(&neighbours),
+        notes: set.notes,
+    })
 }

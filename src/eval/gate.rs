@@ -4,6 +4,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
 
+use super::neighbours::NeighbourLoss;
 use super::{ItemLoss, Measurements};
 
 /// Losses closer than this, in nats per token, count as a tie.
@@ -22,10 +23,25 @@ pub struct GateConfig {
     pub max_kl: f64,
     /// Share of questions like the taught ones about something else that may get a taught answer.
     pub max_taken_over: f64,
+    /// The ceiling of the KL for a job that teaches a rule for every answer.
+    pub rule_max_kl: f64,
+    /// The share for such a job.
+    pub rule_max_taken_over: f64,
     /// Confidence of the bootstrap interval.
     pub confidence: f64,
     /// Draws of the bootstrap.
     pub bootstrap_samples: usize,
+}
+
+impl GateConfig {
+    /// Returns the ceiling of the KL and the share of questions taken over, for a job that teaches a rule or does not.
+    pub fn ceilings(&self, rule: bool) -> (f64, f64) {
+        let Self { max_kl, max_taken_over, rule_max_kl, rule_max_taken_over, .. } = *self;
+        match rule {
+            true => (max_kl.max(rule_max_kl), max_taken_over.max(rule_max_taken_over)),
+            false => (max_kl, max_taken_over),
+        }
+    }
 }
 
 /// Old against new on the same items.
@@ -150,16 +166,17 @@ pub fn gate(m: &Measurements, config: &GateConfig) -> (GateReport, Verdict) {
             heldout.describe(HELDOUT)
         ));
     }
-    let under_ceiling = m.kl <= config.max_kl;
+    let (max_kl, max_taken_over) = config.ceilings(m.rule);
+    let under_ceiling = m.kl <= max_kl;
     if !under_ceiling {
         reasons.push(format!(
             "it changes answers to unrelated questions (KL {:.3} above {:.3}): mark some of those with /good so that they stay, raise lora.training.anchor, or lower lora.training.learning_rate",
-            m.kl, config.max_kl
+            m.kl, max_kl
         ));
     }
-    let taken_over = taken_over(m);
+    let taken_over = taken_over(&m.neighbours);
     if let Some((taken, asked)) = taken_over
-        && taken as f64 > config.max_taken_over * asked as f64
+        && taken as f64 > max_taken_over * asked as f64
     {
         reasons.push(format!(
             "{taken} of {asked} questions like the taught ones about something else begin with a taught answer now: mark some such questions with their right answers, raise lora.training.anchor, or, if they are meant to, lora.gate.max_taken_over"
@@ -171,7 +188,7 @@ pub fn gate(m: &Measurements, config: &GateConfig) -> (GateReport, Verdict) {
         general,
         prompted,
         kl: m.kl,
-        max_kl: config.max_kl,
+        max_kl,
         taken_over,
         promoted: reasons.is_empty(),
         reasons: reasons.clone(),
@@ -183,9 +200,10 @@ pub fn gate(m: &Measurements, config: &GateConfig) -> (GateReport, Verdict) {
     (report, verdict)
 }
 
-fn taken_over(m: &Measurements) -> Option<(usize, usize)> {
-    let taken = m.neighbours.iter().filter(|n| n.is_taken_over()).count();
-    (!m.neighbours.is_empty()).then_some((taken, m.neighbours.len()))
+/// Returns how many questions about something else got a taught answer, and of how many; none where none was asked.
+pub(super) fn taken_over(neighbours: &[NeighbourLoss]) -> Option<(usize, usize)> {
+    let taken = neighbours.iter().filter(|n| n.is_taken_over()).count();
+    (!neighbours.is_empty()).then_some((taken, neighbours.len()))
 }
 
 fn all_finite(m: &Measurements) -> bool {

@@ -1,8 +1,14 @@
 use super::*;
 use crate::eval::NeighbourLoss;
 
-const CONFIG: GateConfig =
-    GateConfig { max_kl: 0.1, max_taken_over: 0.25, confidence: 0.95, bootstrap_samples: 500 };
+const CONFIG: GateConfig = GateConfig {
+    max_kl: 0.1,
+    max_taken_over: 0.25,
+    rule_max_kl: 0.4,
+    rule_max_taken_over: 0.5,
+    confidence: 0.95,
+    bootstrap_samples: 500,
+};
 
 fn items(pairs: &[(f64, f64)]) -> Vec<ItemLoss> {
     let item =
@@ -18,6 +24,7 @@ fn good() -> Measurements {
         general: items(&[(0.2, 0.21), (0.3, 0.29)]),
         prompted: Vec::new(),
         neighbours: Vec::new(),
+        rule: false,
         kl: 0.01,
         final_loss: 0.1,
         steps: 60,
@@ -83,6 +90,16 @@ fn the_divergence_has_a_ceiling() {
     assert_eq!(reasons(&Measurements { kl: CONFIG.max_kl, ..good() }), Vec::<String>::new());
     rejected_for(&Measurements { kl: CONFIG.max_kl * 1.01, ..good() }, "unrelated");
     rejected_for(&Measurements { kl: f64::NAN, ..good() }, "unrelated");
+}
+
+#[test]
+fn a_rule_for_every_answer_may_change_more_and_never_less_than_others() {
+    let rule = |kl| Measurements { rule: true, kl, ..good() };
+    assert_eq!(reasons(&rule(CONFIG.rule_max_kl)), Vec::<String>::new());
+    rejected_for(&rule(CONFIG.rule_max_kl * 1.01), "unrelated");
+    assert_eq!(gate(&rule(0.2), &CONFIG).0.max_kl, CONFIG.rule_max_kl, "what held is told");
+    let lenient = GateConfig { max_kl: 9.0, ..CONFIG };
+    assert!(gate(&rule(8.0), &lenient).0.promoted);
 }
 
 #[test]

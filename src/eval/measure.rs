@@ -35,6 +35,9 @@ pub struct Measurements {
     /// Questions like the taught ones about something else.
     #[serde(default)]
     pub neighbours: Vec<NeighbourLoss>,
+    /// Whether the job teaches a rule for every answer, which may change more than one that teaches facts.
+    #[serde(default)]
+    pub rule: bool,
     /// Mean over the general prompts' answer positions of KL(base ‖ adapter), nats per token.
     pub kl: f64,
     /// Loss of the last step, nats per token, anchor included.

@@ -106,6 +106,8 @@ pub(crate) struct Asking<'a> {
     pub common: &'a HashSet<String>,
     /// Tokens of a sequence at most.
     pub limit: usize,
+    /// Asked before each answer of the base: whether to stop.
+    pub cancelled: &'a dyn Fn() -> bool,
 }
 
 /// A measured question up to the token where its answers part: with the base's, and with a taught one.
@@ -121,7 +123,7 @@ impl Asking<'_> {
     /// Returns up to `count` questions like those of `taught` with the base's answers, for training to hold still.
     ///
     /// # Errors
-    /// A failed tensor operation.
+    /// A failed tensor operation, or cancelled.
     pub fn held(&self, taught: &[TrainExample], count: usize) -> Result<Vec<Sequence>, JobError> {
         let mut held = Vec::new();
         for neighbour in self.like(taught, &HELD, count) {
@@ -135,7 +137,7 @@ impl Asking<'_> {
     /// Returns the questions like those of `taught` that the gate measures.
     ///
     /// # Errors
-    /// A failed tensor operation.
+    /// A failed tensor operation, or cancelled.
     pub fn measured(&self, taught: &[TrainExample]) -> Result<Vec<Parting>, JobError> {
         let mut partings = Vec::new();
         let neighbours = self.like(taught, &MEASURED, MEASURED_MOST);
@@ -187,11 +189,14 @@ impl Asking<'_> {
         &self,
         question: &[Message],
         tokens: usize,
-    ) -> Result<Option<Answered>, ModelError> {
+    ) -> Result<Option<Answered>, JobError> {
+        if (self.cancelled)() {
+            return Err(JobError::Cancelled);
+        }
         let prompt = match self.model.tokenizer.render_chat(question, true) {
             Ok(prompt) => prompt,
             Err(ModelError::Tokenizer(_)) => return Ok(None),
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         };
         if prompt.is_empty() || prompt.len() + tokens > self.limit {
             return Ok(None);
@@ -324,7 +329,8 @@ fn sequence(id: i64, prompt: &[u32], answer: &[u32], given: usize) -> Sequence {
     Sequence { id, ids, answer_start: prompt.len() + given, weight: 1.0 }
 }
 
-/// Returns the likeliest tokens after a prompt, one after the other (the engine's loop lies above this layer), up to `most` or the end of the answer, that included.
+/// Returns the likeliest tokens after a prompt, one after the other, up to `most` or the end of the answer, that included.
+/// The engine's loop lies above this layer.
 fn likeliest(
     model: &LoadedModel,
     prompt: &[u32],

@@ -21,7 +21,14 @@ fn asked(questions: &[&str], things: &[&str], count: usize) -> Vec<String> {
 fn neighbours(taught: &[TrainExample], things: &[&str], count: usize) -> Vec<Neighbour> {
     let model = models::load(&ModelSource::Builtin, &Device::Cpu, None).unwrap();
     let common = HashSet::new();
-    let asking = Asking { model: &model, parent: None, known: taught, common: &common, limit: 256 };
+    let asking = Asking {
+        model: &model,
+        parent: None,
+        known: taught,
+        common: &common,
+        limit: 256,
+        cancelled: &|| false,
+    };
     asking.like(taught, things, count)
 }
 
@@ -88,8 +95,14 @@ fn answers_part_at_their_first_different_token_and_the_base_prefers_its_own() {
         },
         TrainExample { target: "I do not mind.".to_owned(), ..example(2, "Who is our boss?") },
     ];
-    let asking =
-        Asking { model: &model, parent: None, known: &taught, common: &common, limit: 256 };
+    let asking = Asking {
+        model: &model,
+        parent: None,
+        known: &taught,
+        common: &common,
+        limit: 256,
+        cancelled: &|| false,
+    };
     let partings = asking.measured(&taught).unwrap();
     assert!(partings.len() >= 8, "{}", partings.len());
     for Parting { own, taught, .. } in &partings {
@@ -107,6 +120,9 @@ fn answers_part_at_their_first_different_token_and_the_base_prefers_its_own() {
     assert_eq!(asking.held(&taught, 12).unwrap(), held);
     let short = Asking { limit: 8, ..asking };
     assert!(short.held(&taught, 12).unwrap().is_empty());
+    let stopped = Asking { cancelled: &|| true, ..short };
+    assert!(matches!(stopped.held(&taught, 12), Err(JobError::Cancelled)));
+    assert!(matches!(stopped.measured(&taught), Err(JobError::Cancelled)));
 }
 
 #[test]

@@ -444,3 +444,7 @@ pub fn save(
     fs_err::write(dir.join(CONFIG_FILE), peft::to_json(config, dropout, base_name, sites))?;
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "adapter_tests.rs"]
+mod tests;

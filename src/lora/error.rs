@@ -83,7 +83,7 @@ pub enum JobError {
     /// A tensor that should learn gets no gradient: a defect, never the user's fault.
     #[error("no gradient reaches {0}; this is a defect of shammah, please report it")]
     NoGradient(String),
-    /// The job was cancelled; its checkpoint is written.
+    /// The job was cancelled; what steps it had done are in its checkpoint.
     #[error("cancelled")]
     Cancelled,
 }

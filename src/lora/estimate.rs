@@ -191,7 +191,10 @@ impl Workload {
     fn measuring_bytes(&self) -> usize {
         let all = [&self.measured[..], &self.general, &self.anchors];
         let longest = all.into_iter().flatten().map(|l| l.tokens).max().unwrap_or(0);
-        let together = Load::sum(&self.measured).tokens.min(EVALUATED_TOKENS).max(longest);
+        // Short sequences are computed together.
+        let packed = |loads: &Vec<Load>| Load::sum(loads).tokens.min(EVALUATED_TOKENS);
+        let sets = [&self.measured, &self.general, &self.anchors];
+        let together = sets.map(packed).into_iter().fold(longest, usize::max);
         let layer = 3 * self.model.intermediate_size + 4 * self.model.hidden_size;
         (together * layer * F32).max(self.head_bytes(together, longest))
     }

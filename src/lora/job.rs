@@ -12,7 +12,8 @@ use super::dataset::Sequence;
 use super::delta::{self, Compressed};
 use super::estimate::Workload;
 use super::preference::{self, Pairs};
-use super::sets::{Sets, check_heldout};
+use super::rule::rule;
+use super::sets::{Sets, check_heldout, taught};
 use super::trainer::{self, MemoryPlan, TrainingData};
 use super::verified::check_base;
 use super::watch::LossWatch;
@@ -128,8 +129,8 @@ pub struct TrainingRecord {
 /// Runs a job and writes the adapter into `out_dir`, which exists and is empty.
 ///
 /// A checkpoint of the same input in `checkpoint_dir` is taken up; the last one stays there until the
-/// caller has published the adapter. `cancelled` is asked after every step; then a checkpoint is written
-/// and the job ends with [`JobError::Cancelled`].
+/// caller has published the adapter. `cancelled` is asked while the data is prepared and after every step, when a
+/// checkpoint is written; then the job ends with [`JobError::Cancelled`].
 ///
 /// # Errors
 /// Whatever keeps the job from its end; the adapter is complete only if there is none.
@@ -153,7 +154,7 @@ pub fn run_job(
     check_heldout(input)?;
     let parent = load_adapter(input.parent.as_deref(), &model)?.map(Arc::new);
     let before_it = parent.as_deref().map(|parent| parent as &dyn Adapt);
-    let sets = Sets::encode(input, &model, before_it, events)?;
+    let sets = Sets::encode(input, &model, before_it, events, cancelled)?;
     if let Some(parent) = parent.as_ref().filter(|_| input.delta) {
         delta::check(parent.config(), input.params.dora)?;
     }
@@ -186,6 +187,7 @@ pub fn run_job(
         general: general.items,
         prompted,
         neighbours,
+        rule: rule(taught(input), &input.notes).is_some(),
         kl: general.kl,
         final_loss,
         steps,

@@ -22,6 +22,7 @@ pub mod params;
 pub(crate) mod paraphrase;
 mod peft;
 pub mod preference;
+mod rule;
 mod sets;
 mod svd;
 mod trainable;
@@ -38,5 +39,6 @@ pub use job::{JobEvent, JobInput, TRAINING_FILE, TrainingRecord, record_resource
 pub use optimizer::{AdamW, AdamWConfig, Moments, clip_gradients, warmup_cosine};
 pub use overlap::overlap;
 pub use params::{FORMS, Preference, SizeDefaults, TrainingParams, Weighting, size_defaults};
+pub use rule::rule;
 pub use trainable::TrainableLora;
 pub use verified::load_verified;

@@ -108,6 +108,8 @@ pub struct SizeDefaults {
     pub steps_per_example: usize,
     /// Weight of the anchor.
     pub anchor: f64,
+    /// The same for a job that teaches a rule for every answer ([`super::rule`]).
+    pub rule_anchor: f64,
     /// Anchor prompts per step.
     pub anchor_prompts: usize,
     /// Questions like the taught ones about something else that the anchor holds.
@@ -139,6 +141,7 @@ pub fn size_defaults(parameters: usize) -> SizeDefaults {
             min_steps: 60,
             steps_per_example: 6,
             anchor: 1.0,
+            rule_anchor: 0.02,
             anchor_prompts: 8,
             neighbour_prompts: 100,
             paraphrase: true,
@@ -149,6 +152,7 @@ pub fn size_defaults(parameters: usize) -> SizeDefaults {
             min_steps: 60,
             steps_per_example: 0,
             anchor: 0.5,
+            rule_anchor: 0.5,
             anchor_prompts: 4,
             neighbour_prompts: 0,
             paraphrase: false,
@@ -159,6 +163,7 @@ pub fn size_defaults(parameters: usize) -> SizeDefaults {
             min_steps: 30,
             steps_per_example: 0,
             anchor: 0.1,
+            rule_anchor: 0.1,
             anchor_prompts: 4,
             neighbour_prompts: 0,
             paraphrase: false,

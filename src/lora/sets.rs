@@ -18,6 +18,9 @@ use crate::models::{Adapt, LoadedModel, Module, Tokenizer};
 /// Largest part of a context that one example may fill; longer ones cost memory no mark is worth.
 const MAX_TRAINING_TOKENS: usize = 2048;
 
+/// Reasons that a job gives for having nothing to learn.
+const REASONS_TOLD: usize = 3;
+
 /// An example that is trained on measures nothing.
 pub(super) fn check_heldout(input: &JobInput) -> Result<(), JobError> {
     let trained = |id: i64| input.train.iter().chain(&input.replay).any(|e| e.id == id);
@@ -28,6 +31,26 @@ pub(super) fn check_heldout(input: &JobInput) -> Result<(), JobError> {
         ))),
         None => Ok(()),
     }
+}
+
+/// What a job is judged by: one without new examples learns old ones again.
+pub(super) fn taught(input: &JobInput) -> &[TrainExample] {
+    if input.train.is_empty() { &input.replay } else { &input.train }
+}
+
+/// Says why no example is left to learn.
+fn nothing_to_learn(
+    taught: &[TrainExample],
+    model: &LoadedModel,
+    limit: usize,
+) -> Result<String, JobError> {
+    let why = encode(taught, &model.tokenizer, limit)?.notes;
+    let more = why.len().saturating_sub(REASONS_TOLD);
+    let mut why = why.into_iter().take(REASONS_TOLD).collect::<Vec<_>>().join("; ");
+    if more > 0 {
+        why.push_str(&format!("; and {more} more"));
+    }
+    Ok(format!("no example has an answer to learn ({why}): give another with /fix or /good"))
 }
 
 /// Adds the other forms of the questions behind the sequences; where a form does not fit, the question stays as it is.
@@ -77,6 +100,7 @@ impl Sets {
         model: &LoadedModel,
         parent: Option<&dyn Adapt>,
         events: &mut dyn FnMut(JobEvent),
+        cancelled: &dyn Fn() -> bool,
     ) -> Result<Self, JobError> {
         let limit = model.context_length.min(MAX_TRAINING_TOKENS);
         let mut tell =
@@ -89,13 +113,10 @@ impl Sets {
             Ok::<_, JobError>(merged.sequences)
         };
         let none = Vec::new;
-        // A job without new examples learns old ones again: they are what it is judged by.
-        let taught = if input.train.is_empty() { &input.replay } else { &input.train };
+        let taught = taught(input);
         let new = take(taught, none())?;
         if new.is_empty() {
-            return Err(JobError::Input(
-                "no example has an answer to learn; give one with /fix or /good".into(),
-            ));
+            return Err(JobError::Input(nothing_to_learn(taught, model, limit)?));
         }
         let mut train = match input.train.is_empty() {
             true => new.clone(),
@@ -122,7 +143,7 @@ impl Sets {
         let anchored = input.params.anchor > 0.0;
         let mut anchors = if anchored { take(&prompts.anchors(&taught)?, none())? } else { none() };
         let common = prompts.common_words()?;
-        let asking = Asking { model, parent, known: &taught, common: &common, limit };
+        let asking = Asking { model, parent, known: &taught, common: &common, limit, cancelled };
         // What is held out was not taught: its answers spread from nowhere.
         let learned: Vec<TrainExample> = input.train.iter().chain(&input.replay).cloned().collect();
         if anchored && input.params.anchor_prompts > 0 {

@@ -2,7 +2,7 @@
 //!
 //! Names and formats follow gitleaks (MIT, <https://github.com/gitleaks/gitleaks>), whose rules cite the vendors; `source`
 //! is the file there, or another page. The patterns are ours: only formats with a prefix or a frame of their own are
-//! looked for, because a false alarm damages what is learned. Passwords without such a frame are not found.
+//! looked for, because a false alarm damages what is learned. "password=…" is such a frame; a password in a sentence is not found.
 
 /// A kind of secret.
 pub(super) struct Rule {
@@ -16,6 +16,8 @@ pub(super) struct Rule {
     pub placeholders: &'static [&'static str],
     /// Bits per character that it has at least, where it differs from the usual bound.
     pub min_entropy: Option<f64>,
+    /// Whether it has letters and digits, or else is a word.
+    pub mixed: bool,
 }
 
 /// Returns a file of gitleaks' rules.
@@ -29,7 +31,7 @@ macro_rules! gitleaks {
 }
 
 const fn rule(id: &'static str, pattern: &'static str, source: &'static str) -> Rule {
-    Rule { id, pattern, source, placeholders: &[], min_entropy: None }
+    Rule { id, pattern, source, placeholders: &[], min_entropy: None, mixed: false }
 }
 
 /// What is looked for, by name.
@@ -122,6 +124,12 @@ pub(super) const RULES: &[Rule] = &[
     ),
     rule("sentry-org-token", r"\bsntrys_eyJ[0-9A-Za-z+/=_-]{80,}", gitleaks!("sentry.go")),
     rule("shopify-token", r"\bshp(?:at|ca|pa|ss)_[0-9A-Fa-f]{32}\b", gitleaks!("shopify.go")),
+    rule(
+        "sk-api-key",
+        // DeepSeek, Moonshot and others that speak OpenAI's protocol.
+        r"\bsk-[0-9A-Za-z]{32,64}\b",
+        "https://github.com/trufflesecurity/trufflehog/blob/main/pkg/detectors/deepseek/deepseek.go",
+    ),
     rule("slack-token", r"\bxox[abeoprs]-[0-9]{8,}-[0-9A-Za-z-]{12,}", gitleaks!("slack.go")),
     rule(
         "slack-webhook-url",
@@ -146,6 +154,18 @@ pub(super) const RULES: &[Rule] = &[
         )
     },
     rule("vault-service-token", r"\bhvs\.[0-9A-Za-z_-]{90,}", gitleaks!("hashicorp_vault.go")),
+    // The general one comes last: where another finds the same, its name says more.
+    Rule {
+        mixed: true,
+        // Passwords are short.
+        min_entropy: Some(2.5),
+        ..rule(
+            "assigned-secret",
+            // What begins otherwise is a path, a variable or an expression; so is what goes on with a bracket or a dot.
+            r#"(?i)\b[0-9a-z_.-]{0,40}(?:password|passwd|passphrase|pwd|secret|token|(?:api|secret|access|private|auth)[_-]?key)["']?[ \t]{0,3}(?:=|:=|:)[ \t]{0,3}["'`]?([0-9a-z][0-9a-z_+/~!@#^*-]{7,127}={0,2})(?:["'`\s,;&}\])]|\z)"#,
+            gitleaks!("generic.go"),
+        )
+    },
 ];
 
 #[cfg(test)]
@@ -257,6 +277,7 @@ pub(super) mod tests {
             ("sendgrid-api-key", format!("SG.{}.{}", f(22), f(43)), "SG.key.here".into()),
             ("sentry-org-token", format!("sntrys_eyJ{}", f(120)), "sntrys_eyJ".into()),
             ("shopify-token", format!("shpat_{}", hex(32)), "shpat_token".into()),
+            ("sk-api-key", format!("sk-{}", f(48)), "sk-your-key-goes-here".into()),
             ("slack-token", format!("xoxb-123456789012-{}", f(24)), "xoxb-your-token".into()),
             (
                 "slack-webhook-url",
@@ -272,6 +293,11 @@ pub(super) mod tests {
                 "postgres://user:${PASSWORD}@db/x".into(),
             ),
             ("vault-service-token", format!("hvs.{}", f(95)), "hvs.token".into()),
+            (
+                "assigned-secret",
+                format!("aws_secret_access_key = {}", f(40)),
+                "password = config.password2, token: next_token2(), secret: /run/secrets/key1, api_key=${KEY_2}".into(),
+            ),
         ]
     }
 

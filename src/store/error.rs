@@ -207,6 +207,11 @@ pub enum StoreError {
     /// The name is an adapter's or a waiting job's.
     #[error("the name \"{0}\" is taken by an adapter or a job: choose another with --name")]
     NameTaken(AdapterId),
+    /// A job without new examples would do again what another is doing.
+    #[error(
+        "job {0} waits or runs and learns the same anew, with the same settings: wait for it (shammah jobs watch {0})"
+    )]
+    SameJob(i64),
     /// A job that was asked to stop publishes nothing.
     #[error("job {0} was asked to stop: nothing is published; train again")]
     CancelAsked(i64),

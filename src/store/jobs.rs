@@ -13,7 +13,7 @@ use super::error::{StoreError, from_millis, now};
 use super::events::job_event;
 use super::feedback::FeedbackRow;
 use super::job_state::JobState;
-use super::{Store, count, heldout, stored};
+use super::{Store, count, heldout, queue, stored};
 use crate::domain::{AdapterId, TrainExample};
 
 /// What a job's adapter grows from.
@@ -256,7 +256,12 @@ impl Store {
 }
 
 fn enqueue(db: &Connection, new: &NewJob) -> Result<JobRow, StoreError> {
-    enqueue_from(db, new, &buffer::rows_of_domain(db, &new.domain, new.base_hash(), true)?)
+    let rows = buffer::rows_of_domain(db, &new.domain, new.base_hash(), true)?;
+    let job = enqueue_from(db, new, &rows)?;
+    match queue::twin(db, job.id)? {
+        Some(other) => Err(StoreError::SameJob(other)),
+        None => Ok(job),
+    }
 }
 
 /// Enqueues a job with a snapshot of its domain's marks as they were read.
@@ -390,7 +395,7 @@ pub(super) fn drop_from_queued(db: &Connection, feedback: i64) -> Result<Vec<i64
         db.execute(count_new, [id])?;
         if !has_to_learn(db, id)? {
             let why = "its last example was forgotten";
-            super::queue::transition(db, id, JobState::Cancelled, Some(why))?;
+            queue::transition(db, id, JobState::Cancelled, Some(why))?;
             cancelled.push(id);
         }
     }

@@ -252,6 +252,26 @@ fn release(db: &Connection, id: i64) -> Result<JobRow, StoreError> {
     transition(db, id, JobState::Queued, Some("left for the next start"))
 }
 
+/// Returns an open job that learns the same examples from the beginning with the same settings.
+pub(super) fn twin(db: &Connection, job: i64) -> Result<Option<i64>, StoreError> {
+    let examples = |of: &str| {
+        format!(
+            "SELECT feedback_id, target, weight FROM job_feedback
+             WHERE job_id = {of}.id AND role IN ('new', 'replay')"
+        )
+    };
+    let (mine, other) = (examples("mine"), examples("other"));
+    let sql = format!(
+        "SELECT other.id FROM jobs mine JOIN jobs other ON other.id != mine.id
+            AND other.domain = mine.domain AND other.start = mine.start
+            AND other.params = mine.params AND other.base IS mine.base
+         WHERE mine.id = ?1 AND mine.start = 'fresh'
+            AND other.state IN ('queued', 'running', 'evaluating')
+            AND NOT EXISTS ({mine} EXCEPT {other}) AND NOT EXISTS ({other} EXCEPT {mine})"
+    );
+    Ok(db.prepare_cached(&sql)?.query_row([job], |row| row.get(0)).optional()?)
+}
+
 /// Moves a job to another state if it may go there, with a row in `events`; what ends it sets
 /// `finished_at`, and `detail` becomes its `error` unless it succeeded.
 pub(super) fn transition(

@@ -16,7 +16,7 @@ use super::codec::{self, CodecError};
 use super::exit::WorkerExit;
 use super::outbox::{self, Outbox};
 use super::parent::{Wish, WorkerConfig, WorkerEvent};
-use super::protocol::{Event, JobRequest, ParentCommand, Request};
+use super::protocol::{Event, JobRequest, Limits, ParentCommand, Request};
 use super::starvation::Silence;
 use super::stderr_log::{self, Tail};
 use super::verdict::{self, Verdict};
@@ -28,9 +28,17 @@ const TICK: Duration = Duration::from_millis(50);
 /// must not take its own sleep for the worker's.
 const MAX_TURN: Duration = Duration::from_secs(1);
 
-/// What a user is told of a worker that gets no processor.
-const WAITS_FOR_PROCESSOR: &str = "it waits for a processor: other programs keep the machine busy, and training takes what \
-     they leave (worker.idle = false gives it a share)";
+/// Returns what a user is told of a worker that gets no processor.
+fn waits_for_processor(limits: &Limits) -> String {
+    let remedy = match limits {
+        Limits { idle: true, .. } => "worker.idle = false gives it a share",
+        Limits { nice: 1.., .. } => "a smaller worker.nice gives it a larger share",
+        _ => "fewer of them leave it more",
+    };
+    format!(
+        "it waits for a processor: other programs keep the machine busy, and training takes what they leave ({remedy})"
+    )
+}
 
 /// How long a worker may take to leave after its last word.
 const EXIT_GRACE: Duration = Duration::from_secs(5);
@@ -174,7 +182,7 @@ impl<'a, O: DeserializeOwned + Send + 'static> Monitor<'a, O> {
         self.silence.pass(now.duration_since(self.turn).min(MAX_TURN), now);
         self.turn = now;
         if self.silence.is_worth_telling() {
-            outbox.push(WorkerEvent::Note(WAITS_FOR_PROCESSOR.to_owned()));
+            outbox.push(WorkerEvent::Note(waits_for_processor(&self.config.limits)));
         }
         if self.stream_ended {
             return thread::sleep(TICK);

@@ -57,6 +57,19 @@ impl RegistryParts {
         Ok(joined(parts)?.unwrap_or_default())
     }
 
+    /// Makes the domains whose mixtures have an adapter that is gone answer without it.
+    pub(super) async fn leave_out(&self, gone: &AdapterId) -> Result<(), ActorError> {
+        let has = |terms: &[Term]| terms.iter().any(|term| term.adapter.as_ref() == Some(gone));
+        for (domain, _) in self.mixtures.iter().filter(|(_, terms)| has(terms)) {
+            let live = match self.live(domain).await? {
+                Some(row) => Some((row.id.clone(), self.read(self.home.adapter(&row.id)).await?)),
+                None => None,
+            };
+            self.swap(domain, live).await;
+        }
+        Ok(())
+    }
+
     async fn read_one(&self, base: &Base, id: &AdapterId) -> Result<AdapterSet, ActorError> {
         let (name, hash) = (id.clone(), base.hash().to_owned());
         self.db.call(move |store| store.usable_adapter(&name, &hash)).await?;

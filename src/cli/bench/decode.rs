@@ -176,7 +176,7 @@ fn sets(session: &Session, model: &LoadedModel, rank: usize) -> Result<Sets> {
 
 /// A new adapter on all seven projections.
 fn adapter(session: &Session, model: &LoadedModel, rank: usize) -> Result<LoraAdapter> {
-    let mut params = plan::training_params(&session.loaded.config.lora, model.parameters, 0);
+    let mut params = plan::training_params(&session.loaded.config.lora, model.parameters, 0, false);
     let all = crate::models::Module::ALL;
     params.rank = rank;
     params.target_modules = all.iter().map(|module| module.name().to_owned()).collect();

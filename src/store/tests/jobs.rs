@@ -84,6 +84,26 @@ fn learned_examples_are_replayed_and_a_fresh_job_takes_all() {
 }
 
 #[test]
+fn what_an_open_job_learns_anew_is_not_learned_twice_with_the_same_settings() {
+    let f = fixture();
+    f.add(3);
+    f.succeed(&f.measured_job(&job()));
+    let fresh = || NewJob { from: StartFrom::Fresh, ..job() };
+    let first = f.store.enqueue_job(&fresh()).unwrap();
+    let refused = f.store.enqueue_job(&fresh());
+    assert!(matches!(refused, Err(StoreError::SameJob(id)) if id == first.id), "{refused:?}");
+    assert_eq!(f.store.jobs().unwrap().len(), 2, "what was refused leaves nothing");
+    let other = NewJob { params: serde_json::json!({"rank": 3}), ..fresh() };
+    f.store.enqueue_job(&other).unwrap();
+    f.add(1);
+    let more = f.store.enqueue_job(&fresh()).unwrap();
+    assert_eq!((more.examples, f.ids(more.id, ExampleRole::Replay).len()), (1, 3));
+    // It is over: the same may be learned again.
+    f.store.request_cancel(first.id).unwrap();
+    f.store.enqueue_job(&fresh()).unwrap();
+}
+
+#[test]
 fn held_out_marks_are_measured_and_not_learned() {
     let f = fixture();
     for n in 0..40 {
