@@ -98,6 +98,7 @@ fn trial(model: &LoadedModel, params: TrainingParams) -> Result<()> {
     };
     let train: Vec<TrainExample> = (0..10).map(example).collect();
     let input = JobInput {
+        rules: Default::default(),
         model: ModelSource::Builtin,
         base_hash: model.base_hash.clone(),
         hash_cache: None,

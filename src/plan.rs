@@ -325,8 +325,7 @@ pub fn gate_config(lora: &LoraSection) -> GateConfig {
     GateConfig {
         max_kl: lora.gate.max_kl,
         max_taken_over: lora.gate.max_taken_over,
-        rule_max_kl: lora.gate.rule.max_kl,
-        rule_max_taken_over: lora.gate.rule.max_taken_over,
+        rule_max_kl: lora.gate.rule_max_kl,
         confidence: lora.gate.confidence,
         bootstrap_samples: lora.gate.bootstrap_samples,
     }

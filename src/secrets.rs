@@ -18,6 +18,9 @@ const MARKER: (&str, &str) = ("[REDACTED:", "]");
 /// Bits per character below which a match is a placeholder: "xxxxxxxx", not a key. gitleaks uses the same bound.
 const MIN_ENTROPY: f64 = 3.0;
 
+/// Changes between letters and digits that what was drawn has at least.
+const MIXED: usize = 2;
+
 /// What a placeholder of documentation ends in, as `AKIA…EXAMPLE`.
 const EXAMPLE: &str = "EXAMPLE";
 
@@ -51,8 +54,9 @@ pub fn scan(text: &str) -> Vec<Hit> {
     for index in &COMPILED.set.matches(text) {
         let rule = &RULES[index];
         for captures in COMPILED.each[index].captures_iter(text) {
-            // Group 1, where a rule has one, is the secret inside of what it is recognised by.
-            let found = captures.get(1).or_else(|| captures.get(0));
+            // A group, where a rule has one, is the secret inside of what it is recognised by.
+            let groups = (1..captures.len()).find_map(|group| captures.get(group));
+            let found = groups.or_else(|| captures.get(0));
             hits.extend(
                 found
                     .filter(|m| is_secret(rule, m.as_str()))
@@ -108,11 +112,19 @@ fn is_secret(rule: &Rule, text: &str) -> bool {
     if rule.placeholders.iter().any(|word| text.eq_ignore_ascii_case(word)) {
         return false;
     }
-    let has = |kind: fn(&u8) -> bool| text.as_bytes().iter().any(kind);
-    if rule.mixed && !(has(u8::is_ascii_digit) && has(u8::is_ascii_alphabetic)) {
+    // Words joined by hyphens have numbers between them more often.
+    let least = if text.contains('-') { MIXED + 1 } else { MIXED };
+    if rule.mixed && changes(text) < least {
         return false;
     }
     !text.ends_with(EXAMPLE) && entropy(text) >= rule.min_entropy.unwrap_or(MIN_ENTROPY)
+}
+
+/// Counts how often letters and digits follow each other in a text, whatever stands between them.
+fn changes(text: &str) -> usize {
+    let kinds: Vec<bool> =
+        text.bytes().filter(u8::is_ascii_alphanumeric).map(|b| b.is_ascii_digit()).collect();
+    kinds.windows(2).filter(|pair| pair[0] != pair[1]).count()
 }
 
 /// Shannon's entropy of the characters of a text, in bits per character.
@@ -155,6 +167,7 @@ mod tests {
             ("{\"api_key\": \"a1b2c3d4e5f6\"}", "{\"api_key\": \"[REDACTED:assigned-secret]\"}"),
             ("DB_PASSWORD: Tr0ub4dor\n", "DB_PASSWORD: [REDACTED:assigned-secret]\n"),
             ("token: ghp_kQ7xW2mR9tZ4pL8vB3nJ6hY5cD1fG0sAkQ7x", "token: [REDACTED:github-token]"),
+            ("my password: hunter2seven.\n", "my password: [REDACTED:assigned-secret].\n"),
             ("?token=q1w2e3r4t5&x=1", "?token=[REDACTED:assigned-secret]&x=1"),
         ] {
             assert_eq!(redact(text).unwrap().0, clean);
@@ -175,6 +188,10 @@ mod tests {
             "token = \"ghp_xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\"",
             "postgres://user:password@localhost/db and https://host:8080/@me and http://a/b:c@d",
             "password: correcthorse, token: String, secret = load_secret_2(path), api_key: Option<Key2>",
+            "fn f(token: uint64_t, key: u8, secret_key: bytes32Array) { let token = parse_token2; }",
+            "private_key: Ed25519PrivateKey,\ntoken: Base64Url,\ntoken = input_ids_0\napi_key = api_key_2",
+            "auth_key=AES256-GCM\nexistingSecret: redis-auth-v1\nsecret: db-credentials-v2\npwd: project-2024",
+            "password = password1 and password=changeme123; token = \"next_token2\", secret: chapter-12",
             "let token: TokenKind2<'a> = next; the secret: practise twice a day",
             "max_tokens=1024, tokens: 128000000, password = \"<your password 1>\"",
             "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPq1 a public key",

@@ -132,3 +132,36 @@ fn a_rejected_job_says_what_why_and_what_to_do() {
     let message = program.run(&["eval", "--adapter", "bad"]).failed(1);
     assert!(message.contains("no adapter \"bad\""), "{message}");
 }
+
+#[test]
+fn the_same_instruction_on_the_marks_is_learned_as_a_rule_and_judged_as_one() {
+    let program = Program::new();
+    let words = ["vpn", "wiki", "printer"];
+    let rule = marks(&words).replace("give the name", "Always give the name.");
+    let file = program.write("rule.jsonl", &rule);
+    let quick = ["--data", &file, "--set", "lora.training.min_steps=2"];
+    assert_eq!(train(&program, "rule", &quick), 0);
+    let shown = program.run(&["jobs", "show", "rule"]).done().stdout;
+    assert!(shown.contains("3 of 3 examples have the same instruction"), "{shown}");
+    assert!(!shown.contains("Always give"), "notes stay private: {shown}");
+    assert!(shown.contains("(at most 0.2)"), "{shown}");
+
+    program.run(&["feedback", "import", &file, "--domain", "held"]).done();
+    let held =
+        ["--domain", "held", "--set", "lora.training.anchor=auto", "--set", "lora.gate.max_kl=100"];
+    assert_eq!(train(&program, "held", &held), 0);
+    let record = program.home().join("adapters/held/training.json");
+    let record: Value = serde_json::from_slice(&fs_err::read(record).unwrap()).unwrap();
+    assert_eq!(record["params"]["anchor"], 0.02);
+    assert_eq!(record["measurements"]["rule"], true);
+
+    // What goes on from it holds the rule too, and is judged so; facts elsewhere are not.
+    let file = program.write("facts.jsonl", &marks(&["boat", "horse", "house"]));
+    for (name, domain, ceiling) in [("next", "general", "0.2"), ("facts", "c", "0.05")] {
+        program.run(&["feedback", "import", &file, "--domain", domain]).done();
+        train(&program, name, &["--domain", domain, "--set", "lora.training.min_steps=2"]);
+        let shown = program.run(&["jobs", "show", name]).done().stdout;
+        assert!(!shown.contains("instruction"), "{shown}");
+        assert!(shown.contains(&format!("(at most {ceiling})")), "{shown}");
+    }
+}

@@ -179,6 +179,7 @@ fn job(device: DeviceChoice, folder: &Path) -> Vec<f64> {
         weight: 1.0,
     };
     let input = JobInput {
+        rules: Default::default(),
         model: ModelSource::Builtin,
         base_hash: base_hash(&ModelSource::Builtin, None).unwrap(),
         hash_cache: None,

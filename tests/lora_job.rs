@@ -5,15 +5,16 @@
 mod reference;
 mod workshop;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use serde_json::{Value, json};
 use shammah::domain::{Message, TrainExample};
-use shammah::eval::{GateConfig, Measurements, Verdict, gate};
+use shammah::eval::{GateConfig, Measurements, NeighbourLoss, Verdict, gate};
 use shammah::lora::{
-    JobError, JobEvent, JobInput, MemoryBudget, TRAINING_FILE, TrainingParams, TrainingRecord,
+    JobError, JobEvent, JobInput, MemoryBudget, Rules, TRAINING_FILE, TrainingParams,
+    TrainingRecord, holds_rule,
 };
 use shammah::models::{ModelSource, base_hash};
 use workshop::{STEPS, Workshop, params};
@@ -295,6 +296,43 @@ fn inputs_that_cannot_be_trained_on_are_refused_in_words() {
 }
 
 #[test]
+fn a_rule_that_was_learned_before_is_held_and_judged_as_one() {
+    let shop = Workshop::new();
+    let rules = Rules { taught: true, inherited: false };
+    let strong = TrainingParams { learning_rate: 0.02, min_steps: 20, anchor: 0.0, ..params() };
+    let first = JobInput { rules, params: strong.clone(), ..shop.input() };
+    let learned = shop.run(&first, "rule", None).0.unwrap();
+    assert!(learned.rule && holds_rule(&shop.path("rule")) && learned.kl > 0.0);
+
+    let held = TrainingParams { anchor: 50.0, ..strong };
+    let again = |name: &str, inherited| {
+        let rules = Rules { taught: false, inherited };
+        let parent = Some(shop.path("rule"));
+        let input = JobInput { rules, parent, params: held.clone(), ..shop.input() };
+        shop.run(&input, name, None).0.unwrap()
+    };
+    let (with, without) = (again("with", true), again("without", false));
+    assert!(with.rule && holds_rule(&shop.path("with")), "for whatever goes on from it");
+    assert!(!without.rule);
+    // Held where the adapter with the rule was, and not where the base was.
+    assert!(with.kl > 2.0 * without.kl, "{} {} {}", learned.kl, with.kl, without.kl);
+}
+
+#[test]
+fn a_rule_is_not_measured_as_taken_over_and_facts_beside_it_are() {
+    let shop = Workshop::new();
+    let rules = Rules { taught: true, inherited: false };
+    let mut input = JobInput { rules, ..shop.input() };
+    input.train[2].messages = vec![Message::user("Where is the door?")];
+    let measured = |input: &JobInput, name: &str| shop.run(input, name, None).0.unwrap().neighbours;
+    let ids = |found: Vec<NeighbourLoss>| found.iter().map(|n| n.id).collect::<BTreeSet<_>>();
+    assert_eq!(ids(measured(&input, "no notes")), BTreeSet::from([1, 3]));
+    let noted = [1, 2, 4].map(|id| (id, "Always name a tree".to_owned()));
+    input.notes = noted.into();
+    assert_eq!(ids(measured(&input, "noted")), BTreeSet::from([3]));
+}
+
+#[test]
 fn a_loss_that_is_no_number_fails_the_job_and_names_step_and_examples() {
     let shop = Workshop::new();
     let mut input = shop.input();
@@ -349,7 +387,6 @@ fn a_rate_that_diverges_ends_training_early_and_the_gate_rejects_the_adapter() {
         max_kl: 1e9,
         max_taken_over: 1.0,
         rule_max_kl: 1e9,
-        rule_max_taken_over: 1.0,
         confidence: 0.95,
         bootstrap_samples: 100,
     };

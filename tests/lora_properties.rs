@@ -69,7 +69,7 @@ fn training_set() -> Vec<Sequence> {
 
 fn anchors(decoder: &Decoder) -> Vec<trainer::Anchor> {
     let sequences = vec![sequence(1, &[4, 66, 67, 68, 2], 2, 1.0)];
-    trainer::anchors(decoder, sequences).unwrap()
+    trainer::anchors(decoder, sequences, &NoAdapter).unwrap()
 }
 
 /// Calls `f` with a batch that has everything in it: two examples of different weight, and the anchor's KL.

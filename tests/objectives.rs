@@ -158,7 +158,8 @@ fn the_gradient_of_the_preference_loss_equals_finite_differences() {
 fn the_gradient_of_all_objectives_together_equals_finite_differences() {
     let decoder = decoder(FAMILY);
     let pairs = pairs(&decoder);
-    let anchors = trainer::anchors(&decoder, vec![sequence(1, &[4, 66, 67, 68, 2], 2, 1.0)]);
+    let anchors =
+        trainer::anchors(&decoder, vec![sequence(1, &[4, 66, 67, 68, 2], 2, 1.0)], &NoAdapter);
     let strength = Preference { weight: 1.0, beta: 0.5 };
     compare_with_differences(Pairs { of: &pairs, strength }, &anchors.unwrap(), 0.7, &decoder);
 }
@@ -211,7 +212,7 @@ fn the_anchor_holds_other_answers_where_they_were() {
     let decoder = decoder(FAMILY);
     let train = training_set();
     let held = vec![sequence(1, &[4, 66, 67, 68, 2], 2, 1.0), sequence(2, &[9, 3, 77, 2], 2, 1.0)];
-    let anchors = trainer::anchors(&decoder, held).unwrap();
+    let anchors = trainer::anchors(&decoder, held, &NoAdapter).unwrap();
     let moved_by = |anchor: f64| {
         let params = TrainingParams { anchor, anchor_prompts: 2, min_steps: 60, ..params() };
         let adapter = trained(&decoder, &train, &anchors, Pairs::NONE, &params);

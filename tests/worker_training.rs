@@ -33,6 +33,7 @@ fn input() -> JobInput {
         weight: 3.0,
     };
     JobInput {
+        rules: Default::default(),
         model: ModelSource::Builtin,
         base_hash: models::base_hash(&ModelSource::Builtin, None).unwrap(),
         hash_cache: None,

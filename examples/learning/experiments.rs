@@ -159,8 +159,13 @@ fn style_rule(lab: &mut Lab, style: &Style, setting: &str, seed: u64) -> Result<
             .collect();
         let notes: BTreeMap<i64, String> =
             train.iter().map(|e| (e.id, style.note.clone())).collect();
-        let params =
-            params(setting, lab.parameters(), train.len(), rule(&train, &notes).is_some(), seed)?;
+        let params = params(
+            setting,
+            lab.parameters(),
+            train.len(),
+            rule(&train.iter().collect::<Vec<_>>(), &notes).is_some(),
+            seed,
+        )?;
         let learned = lab.learn(&params, &Lesson { train: &train, notes, ..Lesson::default() })?;
         note(&mut cell, &learned);
         let adapters = lab.load(learned.path())?;

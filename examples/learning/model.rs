@@ -13,7 +13,10 @@ use shammah::config::Config;
 use shammah::domain::{DeviceChoice, Message, TrainExample};
 use shammah::engine::{ContextOverflow, Engine, Limits, Sampling};
 use shammah::eval::{self, GateReport, Measurements};
-use shammah::lora::{AdapterSet, JobInput, LoraAdapter, MemoryBudget, TrainingParams, run_job};
+use shammah::lora::{
+    AdapterSet, JobInput, LoraAdapter, MemoryBudget, Rules, TrainingParams, holds_rule, rule,
+    run_job,
+};
 use shammah::models::{self, LoadedModel, ModelSource};
 use shammah::plan;
 use tempfile::TempDir;
@@ -73,6 +76,10 @@ impl Lab {
     /// Runs a job as the program does, and lets the gate judge it.
     pub fn learn(&self, params: &TrainingParams, lesson: &Lesson<'_>) -> Result<Learned> {
         let input = JobInput {
+            rules: Rules {
+                taught: rule(&lesson.train.iter().collect::<Vec<_>>(), &lesson.notes).is_some(),
+                inherited: lesson.parent.is_some_and(holds_rule),
+            },
             rejected: Vec::new(),
             model: ModelSource::Builtin,
             base_hash: self.model.base_hash.clone(),

@@ -52,6 +52,7 @@ impl From<DbError> for ActorError {
                 | S::AlreadyLearned { .. }
                 | S::InTraining { .. }
                 | S::NameTaken(_)
+                | S::SameJob(_)
                 | S::IllegalTransition { .. }
                 | S::CancelAsked(_)
                 | S::AdapterIsLive(_)

@@ -288,7 +288,7 @@ impl RegistryParts {
             Ok(bytes)
         };
         let bytes = self.db.call(work).await?;
-        self.leave_out(&id).await?;
+        self.leave_out(&id).await;
         Ok(bytes)
     }
 

@@ -7,8 +7,8 @@ use anyhow::Result;
 use super::context::Session;
 use super::{model, output};
 use crate::config::Term;
-use crate::domain::WeightedAdapter;
-use crate::lora::AdapterSet;
+use crate::domain::{AdapterId, WeightedAdapter};
+use crate::lora::{AdapterSet, LoraAdapter};
 use crate::models::LoadedModel;
 use crate::store::UsedAdapter;
 
@@ -31,50 +31,63 @@ impl Answering {
         model: &LoadedModel,
         named: &[WeightedAdapter],
     ) -> Result<Self> {
-        let find = |given: &WeightedAdapter| {
-            let row = session.store.usable_adapter(&given.id, &model.base_hash)?;
-            Ok(UsedAdapter { id: row.id, weight: given.weight })
-        };
-        Self::read(session, model, named.iter().map(find).collect::<Result<_>>()?)
+        let used =
+            |given: &WeightedAdapter| UsedAdapter { id: given.id.clone(), weight: given.weight };
+        Self::read(session, model, named.iter().map(used).collect())
     }
 
-    /// What the configuration lets answer in a domain. An adapter of its mixture that is missing, or of another model, is
-    /// left out, and where those that are there cannot be mixed, the live one answers alone; both are said on stderr.
+    /// What the configuration lets answer in a domain. An adapter of its mixture that cannot be used is left out, and
+    /// where the others cannot be mixed, the live one answers alone; both are said on stderr.
     ///
     /// # Errors
-    /// A store or an adapter that cannot be read.
+    /// A store or a live adapter that cannot be read.
     pub fn of_domain(session: &Session, model: &LoadedModel, domain: &str) -> Result<Self> {
         let live = session.store.live(&model.base_hash, domain)?;
         let live = live.map(|row| UsedAdapter { id: row.id, weight: 1.0 });
         let alone =
             |live: Option<UsedAdapter>| Self::read(session, model, live.into_iter().collect());
-        let Some(section) = session.loaded.config.domains.get(domain) else { return alone(live) };
-        let mut used = Vec::new();
+        let configured = session.loaded.config.domains.get(domain);
+        let Some(section) = configured.filter(|section| section.adapters.is_some()) else {
+            return alone(live);
+        };
+        let mut together = Vec::new();
         for Term { adapter, weight } in section.mixture() {
-            match adapter {
-                None => used.extend(live.clone().map(|live| UsedAdapter { weight, ..live })),
-                Some(id) => match session.store.usable_adapter(&id, &model.base_hash) {
-                    Ok(_) => used.push(UsedAdapter { id, weight }),
-                    Err(error) => output::complain(&format!(
-                        "domain \"{domain}\" answers without adapter \"{id}\" of its configured mixture: {error}"
-                    )),
-                },
+            let Some(id) = adapter.clone().or_else(|| live.as_ref().map(|live| live.id.clone()))
+            else {
+                continue;
+            };
+            match usable(session, model, &id) {
+                Ok(read) => together.push((UsedAdapter { id, weight }, Arc::new(read))),
+                // Where the live one cannot be read, there is nothing to fall back to.
+                Err(error) if adapter.is_none() => return Err(error),
+                Err(error) => output::complain(&format!(
+                    "domain \"{domain}\" answers without adapter \"{id}\" of its configured mixture: {error:#}"
+                )),
             }
         }
-        Self::read(session, model, used).or_else(|error| {
-            output::complain(&format!(
-                "domain \"{domain}\" answers without its configured mixture: {error}"
-            ));
-            alone(live)
-        })
+        let (used, read): (Vec<UsedAdapter>, Vec<_>) = together.into_iter().unzip();
+        let weights = used.iter().map(|used| used.weight);
+        match AdapterSet::weighted(read.into_iter().zip(weights).collect()) {
+            Ok(set) => Ok(Self { used, set }),
+            Err(error) => {
+                output::complain(&format!(
+                    "domain \"{domain}\" answers without its configured mixture: {error}"
+                ));
+                alone(live)
+            }
+        }
     }
 
     fn read(session: &Session, model: &LoadedModel, used: Vec<UsedAdapter>) -> Result<Self> {
-        let read = |used: &UsedAdapter| {
-            let adapter = model::load_adapter(session, &used.id, model)?;
-            Ok((Arc::new(adapter), used.weight))
-        };
+        let read =
+            |used: &UsedAdapter| Ok((Arc::new(usable(session, model, &used.id)?), used.weight));
         let set = AdapterSet::weighted(used.iter().map(read).collect::<Result<_>>()?)?;
         Ok(Self { used, set })
     }
+}
+
+/// Reads an adapter of the model in use.
+fn usable(session: &Session, model: &LoadedModel, id: &AdapterId) -> Result<LoraAdapter> {
+    session.store.usable_adapter(id, &model.base_hash)?;
+    model::load_adapter(session, id, model)
 }

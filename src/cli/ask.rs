@@ -54,6 +54,9 @@ pub fn run(args: &AskArgs, global: &GlobalArgs) -> Result<Exit> {
     let cancel = Arc::new(AtomicBool::new(false));
     interrupt::sets(&cancel)?;
     let session = Session::open(global, flags(args))?;
+    if let Some(domain) = &args.domain {
+        check_domain(&session, domain)?;
+    }
     model::fetch(&session, global.quiet, &cancel)?;
     let model = model::load(&session)?;
     let route = route(&session, args, &model)?;
@@ -85,7 +88,6 @@ fn flags(args: &AskArgs) -> Vec<Flag> {
 fn route(session: &Session, args: &AskArgs, model: &LoadedModel) -> Result<Route> {
     let generation = &session.loaded.config.generation;
     if let Some(domain) = &args.domain {
-        check_domain(session, domain)?;
         return Ok(Route::to(domain));
     }
     if args.no_adapter || !args.adapter.is_empty() || !generation.routing {

@@ -60,10 +60,15 @@ impl Items {
         self.examples.push(example);
     }
 
-    /// Those whose answers the adapter shall give; a file's are taken for such.
-    fn taught(&self) -> Vec<TrainExample> {
-        let held = |e: &&TrainExample| self.kinds.get(&e.id) != Some(&Kind::Heldout);
-        self.examples.iter().filter(held).cloned().collect()
+    /// Those whose answers the adapter shall give, and to no other questions; a file's are taken for such. Those that teach a
+    /// rule for every answer are none, where the adapter holds one.
+    fn taught(&self, rule: bool) -> Vec<TrainExample> {
+        let taught = |e: &&TrainExample| self.kinds.get(&e.id) != Some(&Kind::Heldout);
+        let mut taught: Vec<&TrainExample> = self.examples.iter().filter(taught).collect();
+        if let Some(found) = lora::rule(&taught, &self.notes).filter(|_| rule) {
+            taught.retain(|example| !found.examples.contains(&example.id));
+        }
+        taught.into_iter().cloned().collect()
     }
 }
 
@@ -99,13 +104,14 @@ pub fn run(args: &EvalArgs, global: &GlobalArgs) -> Result<Exit> {
     let other: &dyn Adapt = other.as_ref().map_or(&NoAdapter, |a| a as &dyn Adapt);
     let source = model::source(&session)?;
     let Items { examples, notes, .. } = &items;
-    let taught = items.taught();
+    let rule = lora::holds_rule(&session.home.adapter(&args.adapter));
+    let taught = items.taught(rule);
     let compared = eval::compare(&model, &source, examples, notes, &taught, &adapter, other)?;
     if compared.items.is_empty() {
         bail!("no item fits the model: {}", compared.notes.join("; "));
     }
     let config = plan::gate_config(&session.loaded.config.lora);
-    let measured = Measured::of(args, row.domain, &items, &compared, &config);
+    let measured = Measured::of(args, row.domain, &items, &compared, &config, rule);
     match args.json.json {
         true => output::json(&measured)?,
         false => {
@@ -197,9 +203,8 @@ impl<'a> Measured<'a> {
         items: &Items,
         compared: &Compared,
         config: &GateConfig,
+        rule: bool,
     ) -> Self {
-        let rule = lora::rule(&items.taught(), &items.notes).is_some();
-        let (max_kl, max_taken_over) = config.ceilings(rule);
         let some =
             |losses: &[ItemLoss]| (!losses.is_empty()).then(|| Comparison::of(losses, config));
         let of_kind = |kind: Kind| {
@@ -236,9 +241,9 @@ impl<'a> Measured<'a> {
             prompted: some(&compared.prompted),
             general: some(&compared.general),
             kl: compared.kl,
-            max_kl,
+            max_kl: config.ceiling(rule),
             taken_over: compared.taken_over,
-            max_taken_over,
+            max_taken_over: config.max_taken_over,
         }
     }
 

@@ -238,6 +238,10 @@ fn train_without(session: &Session, domain: &str, done: &Forgotten) -> Result<Re
     match plan::enqueue(&session.store, &session.loaded.config, wish) {
         Ok(job) => Ok(Retrained { job: Some(job), ..Retrained::default() }),
         Err(PlanError::Store(StoreError::NothingToTrain { .. })) => Ok(Retrained::default()),
+        // It waits already, and the mark was taken out of it.
+        Err(PlanError::Store(StoreError::SameJob(job))) => {
+            Ok(Retrained { job: Some(session.store.job(job)?), ..Retrained::default() })
+        }
         Err(error) => Err(error.into()),
     }
 }

@@ -84,13 +84,13 @@ fn jobs_to_wait_for(
     args: &TrainArgs,
     error: anyhow::Error,
 ) -> Result<Vec<JobRow>> {
-    let nothing_new =
-        matches!(error.downcast_ref(), Some(PlanError::Store(StoreError::NothingToTrain { .. })));
-    if !(args.wait && nothing_new) {
-        return Err(error);
-    }
+    let same = match error.downcast_ref() {
+        Some(PlanError::Store(StoreError::NothingToTrain { .. })) if args.wait => None,
+        Some(PlanError::Store(StoreError::SameJob(job))) if args.wait => Some(*job),
+        _ => return Err(error),
+    };
     let mut jobs = session.store.jobs()?;
-    jobs.retain(|job| !job.state.is_final());
+    jobs.retain(|job| !job.state.is_final() && same.is_none_or(|same| same == job.id));
     if jobs.is_empty() {
         return Err(error);
     }

@@ -248,22 +248,12 @@ pub struct GateSection {
     pub max_kl: f64,
     /// Share of questions like the taught ones about something else that may get a taught answer.
     pub max_taken_over: f64,
-    /// What jobs may that teach a rule for every answer.
-    pub rule: RuleGateSection,
+    /// The same ceiling for an adapter that holds a rule for every answer.
+    pub rule_max_kl: f64,
     /// Confidence of the bootstrap interval.
     pub confidence: f64,
     /// Draws of that bootstrap.
     pub bootstrap_samples: usize,
-}
-
-/// `[lora.gate.rule]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RuleGateSection {
-    /// As [`GateSection::max_kl`].
-    pub max_kl: f64,
-    /// As [`GateSection::max_taken_over`].
-    pub max_taken_over: f64,
 }
 
 /// What a console does when another process runs the queue.

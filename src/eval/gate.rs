@@ -23,10 +23,8 @@ pub struct GateConfig {
     pub max_kl: f64,
     /// Share of questions like the taught ones about something else that may get a taught answer.
     pub max_taken_over: f64,
-    /// The ceiling of the KL for a job that teaches a rule for every answer.
+    /// The ceiling of the KL for an adapter that holds a rule for every answer.
     pub rule_max_kl: f64,
-    /// The share for such a job.
-    pub rule_max_taken_over: f64,
     /// Confidence of the bootstrap interval.
     pub confidence: f64,
     /// Draws of the bootstrap.
@@ -34,13 +32,9 @@ pub struct GateConfig {
 }
 
 impl GateConfig {
-    /// Returns the ceiling of the KL and the share of questions taken over, for a job that teaches a rule or does not.
-    pub fn ceilings(&self, rule: bool) -> (f64, f64) {
-        let Self { max_kl, max_taken_over, rule_max_kl, rule_max_taken_over, .. } = *self;
-        match rule {
-            true => (max_kl.max(rule_max_kl), max_taken_over.max(rule_max_taken_over)),
-            false => (max_kl, max_taken_over),
-        }
+    /// Returns the ceiling of the KL for an adapter that holds a rule or does not.
+    pub fn ceiling(&self, rule: bool) -> f64 {
+        if rule { self.max_kl.max(self.rule_max_kl) } else { self.max_kl }
     }
 }
 
@@ -166,7 +160,7 @@ pub fn gate(m: &Measurements, config: &GateConfig) -> (GateReport, Verdict) {
             heldout.describe(HELDOUT)
         ));
     }
-    let (max_kl, max_taken_over) = config.ceilings(m.rule);
+    let max_kl = config.ceiling(m.rule);
     let under_ceiling = m.kl <= max_kl;
     if !under_ceiling {
         reasons.push(format!(
@@ -176,7 +170,7 @@ pub fn gate(m: &Measurements, config: &GateConfig) -> (GateReport, Verdict) {
     }
     let taken_over = taken_over(&m.neighbours);
     if let Some((taken, asked)) = taken_over
-        && taken as f64 > max_taken_over * asked as f64
+        && taken as f64 > config.max_taken_over * asked as f64
     {
         reasons.push(format!(
             "{taken} of {asked} questions like the taught ones about something else begin with a taught answer now: mark some such questions with their right answers, raise lora.training.anchor, or, if they are meant to, lora.gate.max_taken_over"

@@ -5,7 +5,6 @@ const CONFIG: GateConfig = GateConfig {
     max_kl: 0.1,
     max_taken_over: 0.25,
     rule_max_kl: 0.4,
-    rule_max_taken_over: 0.5,
     confidence: 0.95,
     bootstrap_samples: 500,
 };

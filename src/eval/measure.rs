@@ -35,7 +35,7 @@ pub struct Measurements {
     /// Questions like the taught ones about something else.
     #[serde(default)]
     pub neighbours: Vec<NeighbourLoss>,
-    /// Whether the job teaches a rule for every answer, which may change more than one that teaches facts.
+    /// Whether the adapter holds a rule for every answer, of this job or an earlier one; such a one may change more.
     #[serde(default)]
     pub rule: bool,
     /// Mean over the general prompts' answer positions of KL(base ‖ adapter), nats per token.

@@ -23,6 +23,7 @@ fn job() -> JobInput {
         weight: 1.0,
     };
     JobInput {
+        rules: Default::default(),
         base_hash: base_hash(&source, None).unwrap(),
         model: source,
         hash_cache: None,

@@ -99,7 +99,7 @@ fn with_data<R>(decoder: &Decoder, f: impl FnOnce(&TrainingData<'_>) -> R) -> R 
     let vocab = decoder.config().vocab_size as u32;
     let ids = vec![4, 7, 68 % vocab, 90 % vocab, 2];
     let anchor = Sequence { id: 1, ids, answer_start: 2, weight: 1.0 };
-    let anchors = trainer::anchors(decoder, vec![anchor]).unwrap();
+    let anchors = trainer::anchors(decoder, vec![anchor], &NoAdapter).unwrap();
     let train = sequences(vocab);
     let rejected =
         Sequence { id: 1, ids: [&train[0].ids[..3], &[9, 2]].concat(), ..train[0].clone() };
@@ -243,6 +243,7 @@ fn job() -> JobInput {
     let source = ModelSource::Builtin;
     let modules = vec!["q_proj".to_owned(), "down_proj".to_owned()];
     JobInput {
+        rules: Default::default(),
         base_hash: base_hash(&source, None).unwrap(),
         model: source,
         hash_cache: None,

@@ -12,8 +12,8 @@ use super::dataset::Sequence;
 use super::delta::{self, Compressed};
 use super::estimate::Workload;
 use super::preference::{self, Pairs};
-use super::rule::rule;
-use super::sets::{Sets, check_heldout, taught};
+use super::rule::Rules;
+use super::sets::{Sets, check_heldout};
 use super::trainer::{self, MemoryPlan, TrainingData};
 use super::verified::check_base;
 use super::watch::LossWatch;
@@ -58,6 +58,8 @@ pub struct JobInput {
     pub delta: bool,
     /// The adapter that is live, which the new one must beat.
     pub baseline: Option<PathBuf>,
+    /// Rules for every answer, in it and before it.
+    pub rules: Rules,
     /// What was said about examples, by id: what the prompt would say instead of training.
     pub notes: BTreeMap<i64, String>,
     /// The memory it may use.
@@ -187,7 +189,7 @@ pub fn run_job(
         general: general.items,
         prompted,
         neighbours,
-        rule: rule(taught(input), &input.notes).is_some(),
+        rule: input.rules.any(),
         kl: general.kl,
         final_loss,
         steps,
@@ -280,6 +282,8 @@ fn train(
     let Course { parent, job, plan, checkpoint_dir } = course;
     let params = &input.params;
     let (decoder, device) = (&model.decoder, model.decoder.device());
+    // A rule that was learned before is in the parent's answers and not in the base's.
+    let still = parent.clone().filter(|_| input.rules.inherited);
     let lora = match parent {
         Some(parent) if input.delta => TrainableLora::fresh(decoder, params)?.on_top_of(parent),
         Some(parent) => {
@@ -302,7 +306,8 @@ fn train(
                 (AdamW::new(vars, config)?, f64::NAN, LossWatch::default())
             }
         };
-    let anchors = trainer::anchors(decoder, sets.anchors.clone())?;
+    let still: &dyn Adapt = still.as_deref().map_or(&NoAdapter, |parent| parent);
+    let anchors = trainer::anchors(decoder, sets.anchors.clone(), still)?;
     let pairs = preference::pairs(decoder, &sets.train, &sets.rejected)?;
     let data = TrainingData {
         pairs: Pairs { of: &pairs, strength: params.preference },

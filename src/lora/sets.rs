@@ -1,5 +1,7 @@
 //! A job's data as token sequences.
 
+use std::collections::BTreeSet;
+
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
@@ -9,6 +11,7 @@ use super::estimate::{Load, Step, Workload};
 use super::job::{JobEvent, JobInput};
 use super::params::FORMS;
 use super::paraphrase::asked_in;
+use super::rule::{rule, rule_examples};
 use super::{JobError, LoraAdapter, preference, trainer};
 use crate::domain::TrainExample;
 use crate::eval::neighbours::{Asking, Parting};
@@ -33,17 +36,15 @@ pub(super) fn check_heldout(input: &JobInput) -> Result<(), JobError> {
     }
 }
 
-/// What a job is judged by: one without new examples learns old ones again.
-pub(super) fn taught(input: &JobInput) -> &[TrainExample] {
-    if input.train.is_empty() { &input.replay } else { &input.train }
-}
-
 /// Says why no example is left to learn.
 fn nothing_to_learn(
     taught: &[TrainExample],
     model: &LoadedModel,
     limit: usize,
 ) -> Result<String, JobError> {
+    if taught.is_empty() {
+        return Ok("all its examples were forgotten since it was enqueued".to_owned());
+    }
     let why = encode(taught, &model.tokenizer, limit)?.notes;
     let more = why.len().saturating_sub(REASONS_TOLD);
     let mut why = why.into_iter().take(REASONS_TOLD).collect::<Vec<_>>().join("; ");
@@ -113,7 +114,7 @@ impl Sets {
             Ok::<_, JobError>(merged.sequences)
         };
         let none = Vec::new;
-        let taught = taught(input);
+        let taught = if input.train.is_empty() { &input.replay } else { &input.train };
         let new = take(taught, none())?;
         if new.is_empty() {
             return Err(JobError::Input(nothing_to_learn(taught, model, limit)?));
@@ -151,7 +152,14 @@ impl Sets {
             // Steps take them in turn: kinds that lie together would leave many steps without a kind.
             anchors.shuffle(&mut StdRng::seed_from_u64(input.params.seed));
         }
-        let neighbours = asking.measured(&learned)?;
+        // A rule is meant to reach other questions too; facts beside it are not.
+        let of_rule =
+            rule(&rule_examples(&input.train, &input.replay, input.parent.is_some()), &input.notes);
+        let of_rule =
+            of_rule.filter(|_| input.rules.taught).map_or_else(BTreeSet::new, |r| r.examples);
+        let facts: Vec<TrainExample> =
+            learned.into_iter().filter(|example| !of_rule.contains(&example.id)).collect();
+        let neighbours = asking.measured(&facts)?;
         let mut heldout = take(&input.heldout, none())?;
         tell(unpaired);
         heldout.retain(|held| {

@@ -8,7 +8,7 @@ use super::loss::head_cross_entropy;
 use super::params::Weighting;
 use super::preference::Pairs;
 use super::{AdamW, JobError, TrainableLora, TrainingParams, clip_gradients, warmup_cosine};
-use crate::models::{Adapt, Decoder, ModelError, NoAdapter};
+use crate::models::{Adapt, Decoder, ModelError};
 
 pub use super::gradients::{Gradients, MemoryPlan, gradients, loss};
 
@@ -260,15 +260,19 @@ pub fn train(
     Ok(last)
 }
 
-/// Prepares anchors: the base's hidden states at their answers.
+/// Prepares anchors: the hidden states at their answers that shall stay, of the base alone or with `still`.
 ///
 /// # Errors
 /// A failed tensor operation.
-pub fn anchors(decoder: &Decoder, sequences: Vec<Sequence>) -> Result<Vec<Anchor>, ModelError> {
+pub fn anchors(
+    decoder: &Decoder,
+    sequences: Vec<Sequence>,
+    still: &dyn Adapt,
+) -> Result<Vec<Anchor>, ModelError> {
     let mut hidden = Vec::with_capacity(sequences.len());
     for group in groups(&sequences, EVALUATED_TOKENS) {
         let members: Vec<&Sequence> = group.iter().collect();
-        let (all, _) = answer_hidden(decoder, &members, &NoAdapter)?;
+        let (all, _) = answer_hidden(decoder, &members, still)?;
         let mut from = 0;
         for sequence in group {
             let tokens = sequence.answer_tokens();

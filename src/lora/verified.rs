@@ -14,7 +14,7 @@ const SMOKE_IDS: [u32; 2] = [0, 1];
 
 /// The largest `training.json` that is read: about a hundred bytes for each measured example, and far more of them than
 /// a buffer holds.
-const MAX_RECORD_BYTES: u64 = 16 << 20;
+pub(super) const MAX_RECORD_BYTES: u64 = 16 << 20;
 
 /// What is asked of `training.json` here.
 #[derive(Deserialize)]

@@ -12,7 +12,7 @@ pub use crate::store::StartFrom;
 /// `/train [domain]`, `shammah train`: puts a job into the queue, with a snapshot of the unconsumed examples.
 ///
 /// **Reply:** the queued job, after it is committed. [`JobNotice::Queued`](super::console::JobNotice::Queued) goes to all subscribers before the reply.
-/// **Errors:** `NothingToTrain`; `Busy` when `queue.max_queued` jobs wait; `Refused` when the name is taken; `Closing`;
+/// **Errors:** `NothingToTrain`; `Busy` when `queue.max_queued` jobs wait; `Refused` when the name is taken, or an open job learns the same anew; `Closing`;
 /// `Store`.
 /// Works in a second instance too: the holder of the queue finds the job by itself.
 #[derive(ActixMessage, Debug, Clone)]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{MEBIBYTE, NOTE, OUT_OF_MEMORY, PlanError, TrainedBase, lora_section, training_params};
 use crate::domain::{AdapterId, TrainExample};
-use crate::lora::{self, Bound, JobInput, MemoryBudget};
+use crate::lora::{self, Bound, JobInput, MemoryBudget, Rules};
 use crate::store::{self, ExampleRole, Home, JobRow, Store, StoreError};
 
 /// The examples of a job as they were when it was enqueued, and the adapters it has to do with.
@@ -48,11 +48,12 @@ pub fn read_inputs(store: &Store, job: &JobRow, base_hash: &str) -> Result<JobDa
         notes: store.job_notes(job.id)?,
         memory_deaths: store.count_job_events(job.id, OUT_OF_MEMORY)?,
     };
-    if let Some((_, examples)) = data.rule() {
-        let of = data.taught().len();
+    if let Some(rule) = data.rule().filter(|_| job.attempts <= 1) {
         // Without its text: notes are private.
         let note = format!(
-            "{examples} of {of} examples have the same instruction as their note: learned as a rule for every answer"
+            "{} of {} examples have the same instruction as their note: judged as a rule for every answer",
+            rule.examples.len(),
+            data.rule_examples().len()
         );
         store.note_job(job.id, NOTE, &note)?;
     }
@@ -60,14 +61,13 @@ pub fn read_inputs(store: &Store, job: &JobRow, base_hash: &str) -> Result<JobDa
 }
 
 impl JobData {
-    /// A job without new examples learns the old ones again.
-    fn taught(&self) -> &[TrainExample] {
-        if self.train.is_empty() { &self.replay } else { &self.train }
+    fn rule_examples(&self) -> Vec<&TrainExample> {
+        lora::rule_examples(&self.train, &self.replay, self.parent.is_some())
     }
 
     /// Returns the rule that it teaches, if it is one.
-    fn rule(&self) -> Option<(&str, usize)> {
-        lora::rule(self.taught(), &self.notes)
+    fn rule(&self) -> Option<lora::Rule> {
+        lora::rule(&self.rule_examples(), &self.notes)
     }
 }
 
@@ -93,22 +93,32 @@ pub fn job_input(
 ) -> Result<JobInput, PlanError> {
     let directory = |id: AdapterId| home.adapter(&id);
     let lora = lora_section(job)?;
-    let rule = data.rule().is_some();
+    let parent = data.parent.clone().map(directory);
+    let rules = Rules {
+        taught: data.rule().is_some(),
+        inherited: parent.as_deref().is_some_and(lora::holds_rule),
+    };
     // What only learns again what was learned replaces the live adapter, so it is measured against the base.
     let baseline = data.live.filter(|_| !data.train.is_empty());
     Ok(JobInput {
+        rules,
         model: base.source.clone(),
         base_hash: base.base_hash.clone(),
         hash_cache: base.hash_cache.clone(),
         quantize: base.quantize,
         device: base.device,
-        params: training_params(&lora, base.parameters, data.train.len() + data.replay.len(), rule),
+        params: training_params(
+            &lora,
+            base.parameters,
+            data.train.len() + data.replay.len(),
+            rules.taught,
+        ),
         train: data.train,
         replay: data.replay,
         heldout: data.heldout,
         rejected: data.rejected,
         delta: job.from == store::StartFrom::Delta && data.parent.is_some(),
-        parent: data.parent.map(directory),
+        parent,
         baseline: baseline.map(directory),
         notes: data.notes,
         memory: MemoryBudget {

@@ -8,7 +8,7 @@
 pub(super) struct Rule {
     /// Its name, which stands in the text instead of the secret.
     pub id: &'static str,
-    /// What it looks like; group 1, if there is one, is the secret.
+    /// What it looks like; the first group that is there, if there are groups, is the secret.
     pub pattern: &'static str,
     /// Where its format is described.
     pub source: &'static str,
@@ -16,7 +16,7 @@ pub(super) struct Rule {
     pub placeholders: &'static [&'static str],
     /// Bits per character that it has at least, where it differs from the usual bound.
     pub min_entropy: Option<f64>,
-    /// Whether it has letters and digits, or else is a word.
+    /// Whether letters and digits change in it as in what was drawn: "v2" and "uint64" are names.
     pub mixed: bool,
 }
 
@@ -29,6 +29,36 @@ macro_rules! gitleaks {
         )
     };
 }
+
+/// What a secret is assigned to.
+macro_rules! holder {
+    () => {
+        r#"\b[0-9a-z_.-]{0,40}(?:password|passwd|passphrase|pwd|secret|token|(?:api|secret|access|private|auth)[_-]?key)"#
+    };
+}
+
+/// A value without quotes: a path, a variable, a type or an expression begins or goes on otherwise.
+macro_rules! bare {
+    () => {
+        r#"([0-9a-z][0-9a-z+/~!@#^*-]{7,127}={0,2})"#
+    };
+}
+
+/// In quotes; behind an equals sign; and behind a colon at the end of a line, as in YAML, where a parameter's type has a comma.
+const ASSIGNED: &str = concat!(
+    "(?i)",
+    holder!(),
+    r#"["']?[ \t]{0,3}(?::?=|:|=>)[ \t]{0,3}["'`]([^\s"'`<>$(){}]{8,128})["'`]|"#,
+    holder!(),
+    r#"["']?[ \t]{0,3}:?=[ \t]{0,3}"#,
+    bare!(),
+    r#"(?:[\s;&,"'`]|\.?\z|\.\s)|"#,
+    r#"(?m:^)[ \t-]{0,20}(?:[a-z]+[ \t]){0,2}"#,
+    holder!(),
+    r#":[ \t]{1,3}"#,
+    bare!(),
+    r#"\.?[ \t]*(?:\r|\n|\z)"#
+);
 
 const fn rule(id: &'static str, pattern: &'static str, source: &'static str) -> Rule {
     Rule { id, pattern, source, placeholders: &[], min_entropy: None, mixed: false }
@@ -159,12 +189,7 @@ pub(super) const RULES: &[Rule] = &[
         mixed: true,
         // Passwords are short.
         min_entropy: Some(2.5),
-        ..rule(
-            "assigned-secret",
-            // What begins otherwise is a path, a variable or an expression; so is what goes on with a bracket or a dot.
-            r#"(?i)\b[0-9a-z_.-]{0,40}(?:password|passwd|passphrase|pwd|secret|token|(?:api|secret|access|private|auth)[_-]?key)["']?[ \t]{0,3}(?:=|:=|:)[ \t]{0,3}["'`]?([0-9a-z][0-9a-z_+/~!@#^*-]{7,127}={0,2})(?:["'`\s,;&}\])]|\z)"#,
-            gitleaks!("generic.go"),
-        )
+        ..rule("assigned-secret", ASSIGNED, gitleaks!("generic.go"))
     },
 ];
 

@@ -209,7 +209,7 @@ pub enum StoreError {
     NameTaken(AdapterId),
     /// A job without new examples would do again what another is doing.
     #[error(
-        "job {0} waits or runs and learns the same anew, with the same settings: wait for it (shammah jobs watch {0})"
+        "job {0} waits or runs and learns the same anew, with the same settings, whatever its name: `shammah train --wait` waits for it, `shammah jobs cancel {0}` makes room for another"
     )]
     SameJob(i64),
     /// A job that was asked to stop publishes nothing.

@@ -266,7 +266,7 @@ pub(super) fn twin(db: &Connection, job: i64) -> Result<Option<i64>, StoreError>
             AND other.domain = mine.domain AND other.start = mine.start
             AND other.params = mine.params AND other.base IS mine.base
          WHERE mine.id = ?1 AND mine.start = 'fresh'
-            AND other.state IN ('queued', 'running', 'evaluating')
+            AND other.state IN ('queued', 'running', 'evaluating') AND other.cancel_requested = 0
             AND NOT EXISTS ({mine} EXCEPT {other}) AND NOT EXISTS ({other} EXCEPT {mine})"
     );
     Ok(db.prepare_cached(&sql)?.query_row([job], |row| row.get(0)).optional()?)

@@ -52,6 +52,7 @@ impl Workshop {
         };
         let model = ModelSource::Dir(self.path("model"));
         JobInput {
+            rules: Default::default(),
             base_hash: base_hash(&model, None).unwrap(),
             model,
             hash_cache: None,

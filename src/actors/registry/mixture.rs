@@ -58,15 +58,23 @@ impl RegistryParts {
     }
 
     /// Makes the domains whose mixtures have an adapter that is gone answer without it.
-    pub(super) async fn leave_out(&self, gone: &AdapterId) -> Result<(), ActorError> {
+    pub(super) async fn leave_out(&self, gone: &AdapterId) {
         let has = |terms: &[Term]| terms.iter().any(|term| term.adapter.as_ref() == Some(gone));
-        for (domain, _) in self.mixtures.iter().filter(|(_, terms)| has(terms)) {
-            let live = match self.live(domain).await? {
-                Some(row) => Some((row.id.clone(), self.read(self.home.adapter(&row.id)).await?)),
-                None => None,
-            };
-            self.swap(domain, live).await;
+        let domains =
+            self.mixtures.iter().filter(|(_, terms)| has(terms)).map(|(domain, _)| domain);
+        for domain in domains.filter(|_| self.inference.is_some()) {
+            if let Err(error) = self.mix_again(domain).await {
+                tracing::warn!(domain, adapter = %gone, %error, "the deleted adapter answers on in the mixture");
+            }
         }
+    }
+
+    async fn mix_again(&self, domain: &str) -> Result<(), ActorError> {
+        let live = match self.live(domain).await? {
+            Some(row) => Some((row.id.clone(), self.read(self.home.adapter(&row.id)).await?)),
+            None => None,
+        };
+        self.swap(domain, live).await;
         Ok(())
     }
 
