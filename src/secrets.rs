@@ -113,7 +113,7 @@ fn is_secret(rule: &Rule, text: &str) -> bool {
         return false;
     }
     // Words joined by hyphens have numbers between them more often.
-    let least = if text.contains('-') { MIXED + 1 } else { MIXED };
+    let least = if text.contains('-') { 2 * MIXED } else { MIXED };
     if rule.mixed && changes(text) < least {
         return false;
     }
@@ -167,6 +167,8 @@ mod tests {
             ("{\"api_key\": \"a1b2c3d4e5f6\"}", "{\"api_key\": \"[REDACTED:assigned-secret]\"}"),
             ("DB_PASSWORD: Tr0ub4dor\n", "DB_PASSWORD: [REDACTED:assigned-secret]\n"),
             ("token: ghp_kQ7xW2mR9tZ4pL8vB3nJ6hY5cD1fG0sAkQ7x", "token: [REDACTED:github-token]"),
+            ("mysql --password hunter2seven x", "mysql --password [REDACTED:assigned-secret] x"),
+            ("DB_PASS=hunter2seven", "DB_PASS=[REDACTED:assigned-secret]"),
             ("my password: hunter2seven.\n", "my password: [REDACTED:assigned-secret].\n"),
             ("?token=q1w2e3r4t5&x=1", "?token=[REDACTED:assigned-secret]&x=1"),
         ] {
@@ -191,7 +193,7 @@ mod tests {
             "fn f(token: uint64_t, key: u8, secret_key: bytes32Array) { let token = parse_token2; }",
             "private_key: Ed25519PrivateKey,\ntoken: Base64Url,\ntoken = input_ids_0\napi_key = api_key_2",
             "auth_key=AES256-GCM\nexistingSecret: redis-auth-v1\nsecret: db-credentials-v2\npwd: project-2024",
-            "password = password1 and password=changeme123; token = \"next_token2\", secret: chapter-12",
+            "password = password1 and password=changeme123; token = \"next_token2\", secret: chapter-12\nsecret: k8s-secret-name1",
             "let token: TokenKind2<'a> = next; the secret: practise twice a day",
             "max_tokens=1024, tokens: 128000000, password = \"<your password 1>\"",
             "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPq1 a public key",

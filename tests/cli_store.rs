@@ -57,6 +57,12 @@ fn an_added_mark_is_acknowledged_with_its_weight_its_note_and_the_buffer() {
     let both =
         ["feedback", "add", "--prompt", "q", "--response", "a", "--mark", "good", "--fix", "b"];
     assert!(program.run(&both).failed(2).contains("leave out one"));
+    let none =
+        ["feedback", "add", "--prompt", "q", "--response", "a", "--mark", "critical", "--fix", ""];
+    assert!(program.run(&none).failed(2).contains("better answer is empty"));
+    program.run(&["feedback", "add", "--prompt", "q2", "--response", "a", "--mark", "good"]).done();
+    let message = program.run(&["feedback", "edit", "2", "--fix", "b"]).failed(2);
+    assert!(message.contains("--mark fix too"), "{message}");
 }
 
 #[test]

@@ -96,6 +96,10 @@ fn add(session: &Session, args: &FeedbackAddArgs) -> Result<()> {
             "--prompt and --response must not be empty: a mark judges an answer to a question";
         return Err(UsageError(message.to_owned()).into());
     }
+    if args.fix.as_deref().is_some_and(empty) {
+        let message = "the better answer is empty: give it with --fix TEXT, or leave --fix out";
+        return Err(UsageError(message.to_owned()).into());
+    }
     if args.mark == Mark::Good && args.fix.is_some() {
         let message =
             "--mark good keeps the answer and --fix replaces it: leave out one, or use --mark fix";
@@ -106,7 +110,7 @@ fn add(session: &Session, args: &FeedbackAddArgs) -> Result<()> {
         response: args.response.clone(),
         mark: args.mark,
         weight: weight_of(args.mark, &session.loaded.config.feedback),
-        note: args.note.clone(),
+        note: args.note.clone().filter(|note| !empty(note)),
         fix: args.fix.clone(),
         domain: args.domain.clone().unwrap_or_else(|| DEFAULT_DOMAIN.to_owned()),
         adapter: None,

@@ -22,6 +22,10 @@ pub fn edit(session: &Session, args: &FeedbackEditArgs) -> Result<()> {
         let message = "the better answer is empty: give it with --fix TEXT";
         return Err(UsageError(message.to_owned()).into());
     }
+    if args.fix.is_some() && args.mark.unwrap_or(before.mark) == Mark::Good {
+        let message = "a good mark keeps the answer and --fix replaces it: leave it out, or give --mark fix too";
+        return Err(UsageError(message.to_owned()).into());
+    }
     let configured = args.mark.map(|mark| weight_of(mark, &session.loaded.config.feedback));
     let edit = FeedbackEdit {
         mark: args.mark,

@@ -1,6 +1,7 @@
 //! A job's data as token sequences.
 
-use std::collections::BTreeSet;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap};
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -21,7 +22,7 @@ use crate::models::{Adapt, LoadedModel, Module, Tokenizer};
 /// Largest part of a context that one example may fill; longer ones cost memory no mark is worth.
 const MAX_TRAINING_TOKENS: usize = 2048;
 
-/// Reasons that a job gives for having nothing to learn.
+/// Reasons of one kind that a job gives at most.
 const REASONS_TOLD: usize = 3;
 
 /// An example that is trained on measures nothing.
@@ -34,6 +35,49 @@ pub(super) fn check_heldout(input: &JobInput) -> Result<(), JobError> {
         ))),
         None => Ok(()),
     }
+}
+
+/// Adds questions like the taught ones about something else to the anchors, if there are any, and returns those that the
+/// gate measures.
+fn about_something_else(
+    input: &JobInput,
+    asking: &Asking<'_>,
+    anchors: &mut Vec<Sequence>,
+) -> Result<Vec<Parting>, JobError> {
+    // What is held out was not taught: its answers spread from nowhere.
+    let learned: Vec<TrainExample> = input.train.iter().chain(&input.replay).cloned().collect();
+    if input.params.anchor > 0.0 && input.params.anchor_prompts > 0 {
+        anchors.extend(asking.held(&learned, input.params.neighbour_prompts)?);
+        // Steps take them in turn: kinds that lie together would leave many steps without a kind.
+        anchors.shuffle(&mut StdRng::seed_from_u64(input.params.seed));
+    }
+    // A rule is meant to reach other questions too; facts beside it are not.
+    let examples = rule_examples(&input.train, &input.replay, input.parent.is_some());
+    let found = rule(&examples, &input.notes).filter(|_| input.rules.taught);
+    let of_rule = found.map_or_else(BTreeSet::new, |rule| rule.examples);
+    let facts: Vec<TrainExample> =
+        learned.into_iter().filter(|example| !of_rule.contains(&example.id)).collect();
+    asking.measured(&facts)
+}
+
+/// Names the examples that answer the same conversation otherwise than another does.
+fn contradictions(train: &[Sequence]) -> Vec<String> {
+    let mut first: HashMap<&[u32], i64> = HashMap::new();
+    let mut notes = Vec::new();
+    for sequence in train {
+        match first.entry(&sequence.ids[..sequence.answer_start]) {
+            Entry::Vacant(free) => drop(free.insert(sequence.id)),
+            Entry::Occupied(of) => notes.push(format!(
+                "examples {} and {} answer the same question differently: neither is learned well; take one back or change it",
+                of.get(),
+                sequence.id
+            )),
+        }
+    }
+    let more = notes.len().saturating_sub(REASONS_TOLD);
+    notes.truncate(REASONS_TOLD);
+    notes.extend((more > 0).then(|| format!("{more} more examples contradict earlier ones")));
+    notes
 }
 
 /// Says why no example is left to learn.
@@ -114,6 +158,7 @@ impl Sets {
             Ok::<_, JobError>(merged.sequences)
         };
         let none = Vec::new;
+        // A job without new examples learns old ones again: they are what it is judged by.
         let taught = if input.train.is_empty() { &input.replay } else { &input.train };
         let new = take(taught, none())?;
         if new.is_empty() {
@@ -123,6 +168,7 @@ impl Sets {
             true => new.clone(),
             false => take(&input.replay, new.clone())?,
         };
+        let contradicting = contradictions(&train);
         let (mut rejected, mut unpaired) = (Vec::new(), Vec::new());
         if input.params.preference.weight > 0.0 {
             let examples: Vec<&TrainExample> = input.train.iter().chain(&input.replay).collect();
@@ -145,22 +191,9 @@ impl Sets {
         let mut anchors = if anchored { take(&prompts.anchors(&taught)?, none())? } else { none() };
         let common = prompts.common_words()?;
         let asking = Asking { model, parent, known: &taught, common: &common, limit, cancelled };
-        // What is held out was not taught: its answers spread from nowhere.
-        let learned: Vec<TrainExample> = input.train.iter().chain(&input.replay).cloned().collect();
-        if anchored && input.params.anchor_prompts > 0 {
-            anchors.extend(asking.held(&learned, input.params.neighbour_prompts)?);
-            // Steps take them in turn: kinds that lie together would leave many steps without a kind.
-            anchors.shuffle(&mut StdRng::seed_from_u64(input.params.seed));
-        }
-        // A rule is meant to reach other questions too; facts beside it are not.
-        let of_rule =
-            rule(&rule_examples(&input.train, &input.replay, input.parent.is_some()), &input.notes);
-        let of_rule =
-            of_rule.filter(|_| input.rules.taught).map_or_else(BTreeSet::new, |r| r.examples);
-        let facts: Vec<TrainExample> =
-            learned.into_iter().filter(|example| !of_rule.contains(&example.id)).collect();
-        let neighbours = asking.measured(&facts)?;
+        let neighbours = about_something_else(input, &asking, &mut anchors)?;
         let mut heldout = take(&input.heldout, none())?;
+        tell(contradicting);
         tell(unpaired);
         heldout.retain(|held| {
             // An example that is trained on measures nothing.

@@ -33,7 +33,7 @@ macro_rules! gitleaks {
 /// What a secret is assigned to.
 macro_rules! holder {
     () => {
-        r#"\b[0-9a-z_.-]{0,40}(?:password|passwd|passphrase|pwd|secret|token|(?:api|secret|access|private|auth)[_-]?key)"#
+        r#"\b[0-9a-z_.-]{0,40}(?:password|passwd|passphrase|pass|pwd|secret|token|(?:api|secret|access|private|auth)[_-]?key)"#
     };
 }
 
@@ -44,7 +44,8 @@ macro_rules! bare {
     };
 }
 
-/// In quotes; behind an equals sign; and behind a colon at the end of a line, as in YAML, where a parameter's type has a comma.
+/// In quotes; behind an equals sign; behind a colon at the end of a line, as in YAML, where a parameter's type has a comma; and
+/// behind an option of a command.
 const ASSIGNED: &str = concat!(
     "(?i)",
     holder!(),
@@ -57,7 +58,10 @@ const ASSIGNED: &str = concat!(
     holder!(),
     r#":[ \t]{1,3}"#,
     bare!(),
-    r#"\.?[ \t]*(?:\r|\n|\z)"#
+    r#"\.?[ \t]*(?:\r|\n|\z)|"#,
+    r#"--(?:password|passwd|pass|token|secret|api-key)[ \t]{1,3}"#,
+    bare!(),
+    r#"(?:[\s;&,"'`]|\.?\z|\.\s)"#
 );
 
 const fn rule(id: &'static str, pattern: &'static str, source: &'static str) -> Rule {
@@ -191,6 +195,14 @@ pub(super) const RULES: &[Rule] = &[
         min_entropy: Some(2.5),
         ..rule("assigned-secret", ASSIGNED, gitleaks!("generic.go"))
     },
+    Rule {
+        mixed: true,
+        ..rule(
+            "bearer-token",
+            r"(?i)\bbearer[ \t]{1,3}([0-9a-z._~+/-]{20,512}={0,2})",
+            gitleaks!("curl.go"),
+        )
+    },
 ];
 
 #[cfg(test)]
@@ -322,6 +334,11 @@ pub(super) mod tests {
                 "assigned-secret",
                 format!("aws_secret_access_key = {}", f(40)),
                 "password = config.password2, token: next_token2(), secret: /run/secrets/key1, api_key=${KEY_2}".into(),
+            ),
+            (
+                "bearer-token",
+                format!("Authorization: Bearer {}", f(40)),
+                "Bearer your-token-goes-here".into(),
             ),
         ]
     }
