@@ -202,7 +202,7 @@ pub fn timeout(lora: &LoraSection) -> Duration {
 }
 
 /// Resolves what is `"auto"` for a model of this many parameters and a job of so many examples, replayed ones too, that teaches
-/// a rule for every answer ([`lora::rule`]) or does not.
+/// a rule for every answer ([`lora::rule()`]) or does not.
 pub fn training_params(
     lora: &LoraSection,
     parameters: usize,

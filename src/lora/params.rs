@@ -108,7 +108,7 @@ pub struct SizeDefaults {
     pub steps_per_example: usize,
     /// Weight of the anchor.
     pub anchor: f64,
-    /// The same for a job that teaches a rule for every answer ([`super::rule`]).
+    /// The same for a job that teaches a rule for every answer ([`super::rule()`]).
     pub rule_anchor: f64,
     /// Anchor prompts per step.
     pub anchor_prompts: usize,
