@@ -109,6 +109,9 @@ fn an_adapter_is_measured_by_hand_shown_in_words_and_trained_anew_without_a_forg
     let job =
         program.run(&["jobs", "show", &done["retrained_in"].to_string(), "--json"]).done().json();
     assert_eq!((&job["from"], &job["state"]), (&json!("fresh"), &json!("queued")));
+    // Another one goes: it is taken out of the job that waits, and that is the one.
+    let again = program.run(&["feedback", "forget", "2", "--retrain", "--json"]).done().json();
+    assert_eq!(again["retrained_in"], done["retrained_in"], "{again}");
     let wait = [&["train", "--wait", "--set", "lora.gate.max_kl=100"][..], &SOON].concat();
     assert_eq!(program.run(&wait).code, 0);
     let live = program.run(&["adapters", "list", "--json"]).done().json_lines();

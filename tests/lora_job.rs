@@ -262,7 +262,10 @@ fn inputs_that_cannot_be_trained_on_are_refused_in_words() {
     assert!(failure(&shop, &overlap).contains("example 4 is held out and trained on"));
     let mut empty = input.clone();
     empty.train.iter_mut().for_each(|e| e.target.clear());
-    assert!(failure(&shop, &empty).contains("no example has an answer to learn"));
+    let why = failure(&shop, &empty);
+    assert!(why.contains("no example has an answer to learn (example "), "{why}");
+    let forgotten = JobInput { train: Vec::new(), replay: Vec::new(), ..input.clone() };
+    assert!(failure(&shop, &forgotten).contains("all its examples were forgotten"));
 
     shop.run(&input, "parent", None).0.unwrap();
     let record = shop.path("parent").join(TRAINING_FILE);

@@ -66,7 +66,7 @@ impl Items {
         let taught = |e: &&TrainExample| self.kinds.get(&e.id) != Some(&Kind::Heldout);
         let mut taught: Vec<&TrainExample> = self.examples.iter().filter(taught).collect();
         if let Some(found) = lora::rule(&taught, &self.notes).filter(|_| rule) {
-            taught.retain(|example| !found.examples.contains(&example.id));
+            taught.retain(|example| !found.contains(&example.id));
         }
         taught.into_iter().cloned().collect()
     }

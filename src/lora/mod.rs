@@ -39,6 +39,6 @@ pub use job::{JobEvent, JobInput, TRAINING_FILE, TrainingRecord, record_resource
 pub use optimizer::{AdamW, AdamWConfig, Moments, clip_gradients, warmup_cosine};
 pub use overlap::overlap;
 pub use params::{FORMS, Preference, SizeDefaults, TrainingParams, Weighting, size_defaults};
-pub use rule::{Rule, Rules, holds_rule, rule, rule_examples};
+pub use rule::{Rules, holds_rule, rule, rule_examples};
 pub use trainable::TrainableLora;
 pub use verified::load_verified;

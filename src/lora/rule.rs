@@ -52,15 +52,8 @@ impl Rules {
     }
 }
 
-/// An instruction that was said of many answers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rule {
-    /// Row ids of the examples that have it as their note.
-    pub examples: BTreeSet<i64>,
-}
-
-/// Returns the instruction that at least half of the examples have as their note.
-pub fn rule(taught: &[&TrainExample], notes: &BTreeMap<i64, String>) -> Option<Rule> {
+/// Returns the row ids of the examples whose note is the same instruction, if that is at least half of them.
+pub fn rule(taught: &[&TrainExample], notes: &BTreeMap<i64, String>) -> Option<BTreeSet<i64>> {
     let mut said: BTreeMap<String, (BTreeSet<i64>, HashSet<&str>)> = BTreeMap::new();
     for example in taught {
         let Some(key) = notes.get(&example.id).and_then(|note| instruction(note)) else { continue };
@@ -72,7 +65,7 @@ pub fn rule(taught: &[&TrainExample], notes: &BTreeMap<i64, String>) -> Option<R
         answers.len() >= LEAST && 2 * examples.len() >= taught.len()
     };
     let found = said.into_values().filter(enough).max_by_key(|(examples, _)| examples.len())?;
-    Some(Rule { examples: found.0 })
+    Some(found.0)
 }
 
 /// Returns what a rule is looked for in: what is new; with what is learned again, where there is no adapter before it or
@@ -126,7 +119,7 @@ mod tests {
         let taught: Vec<TrainExample> = (1..).zip(marks).map(example).collect();
         let notes = (1..).zip(marks).map(|(id, (note, _))| (id, (*note).to_owned()));
         let notes = notes.filter(|(_, note)| !note.is_empty()).collect();
-        rule(&taught.iter().collect::<Vec<_>>(), &notes).map(|rule| rule.examples.len())
+        rule(&taught.iter().collect::<Vec<_>>(), &notes).map(|examples| examples.len())
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A job's data as token sequences.
 
+use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeSet, HashMap};
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -54,7 +54,7 @@ fn about_something_else(
     // A rule is meant to reach other questions too; facts beside it are not.
     let examples = rule_examples(&input.train, &input.replay, input.parent.is_some());
     let found = rule(&examples, &input.notes).filter(|_| input.rules.taught);
-    let of_rule = found.map_or_else(BTreeSet::new, |rule| rule.examples);
+    let of_rule = found.unwrap_or_default();
     let facts: Vec<TrainExample> =
         learned.into_iter().filter(|example| !of_rule.contains(&example.id)).collect();
     asking.measured(&facts)

@@ -1,6 +1,6 @@
 //! What the worker of a claimed job computes on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{MEBIBYTE, NOTE, OUT_OF_MEMORY, PlanError, TrainedBase, lora_section, training_params};
 use crate::domain::{AdapterId, TrainExample};
@@ -52,7 +52,7 @@ pub fn read_inputs(store: &Store, job: &JobRow, base_hash: &str) -> Result<JobDa
         // Without its text: notes are private.
         let note = format!(
             "{} of {} examples have the same instruction as their note: judged as a rule for every answer",
-            rule.examples.len(),
+            rule.len(),
             data.rule_examples().len()
         );
         store.note_job(job.id, NOTE, &note)?;
@@ -65,8 +65,8 @@ impl JobData {
         lora::rule_examples(&self.train, &self.replay, self.parent.is_some())
     }
 
-    /// Returns the rule that it teaches, if it is one.
-    fn rule(&self) -> Option<lora::Rule> {
+    /// Returns the examples of the rule that it teaches, if it is one.
+    fn rule(&self) -> Option<BTreeSet<i64>> {
         lora::rule(&self.rule_examples(), &self.notes)
     }
 }

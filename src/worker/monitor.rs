@@ -392,3 +392,28 @@ fn kill_group(child: &Child) {
         let _ = rustix::process::kill_process_group(pid, Signal::KILL);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Confinement;
+
+    #[test]
+    fn a_starved_worker_is_told_of_what_can_still_be_changed() {
+        let advice = |idle, nice| {
+            waits_for_processor(&Limits {
+                nice,
+                idle,
+                threads: 1,
+                memory_bytes: 0,
+                oom_score_adj: 0,
+                core_dumps: false,
+                confinement: Confinement::Off,
+            })
+        };
+        assert!(advice(true, 19).contains("worker.idle = false"));
+        assert!(advice(false, 5).contains("smaller worker.nice"));
+        let nothing = advice(false, 0);
+        assert!(!nothing.contains("worker.") && nothing.contains("other programs"), "{nothing}");
+    }
+}
