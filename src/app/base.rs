@@ -120,7 +120,8 @@ impl Timed {
     fn find(&mut self, routes: &Arc<Routes>, question: &str) -> Result<Option<Route>, EngineError> {
         let model = self.engine.model();
         if !self.router.as_ref().is_some_and(|(of, _)| Arc::ptr_eq(of, routes)) {
-            self.router = Some((Arc::clone(routes), Router::new(model, routes)?));
+            let before = self.router.take().and_then(|(_, router)| router);
+            self.router = Some((Arc::clone(routes), Router::new(model, routes, before)?));
         }
         let router = self.router.as_ref().and_then(|(_, router)| router.as_ref());
         router.map(|router| router.route(model, question)).transpose()

@@ -95,7 +95,7 @@ fn route(session: &Session, args: &AskArgs, model: &LoadedModel) -> Result<Route
     }
     let marks = session.store.routed_marks()?;
     let (margin, general) = (generation.routing_margin, eval::routing_prompts());
-    let router = Router::new(model, &Routes { margin, general, marks })?;
+    let router = Router::new(model, &Routes { margin, general, marks }, None)?;
     Ok(router.map(|router| router.route(model, &args.prompt)).transpose()?.unwrap_or_default())
 }
 

@@ -104,7 +104,7 @@ pub struct GenerationSection {
     pub system: String,
     /// Whether questions are routed to domains.
     pub routing: bool,
-    /// By how much a domain must be closer than general prompts.
+    /// By how much a domain must be closer than general prompts, known tokens counted.
     pub routing_margin: f64,
 }
 

@@ -14,7 +14,8 @@ pub struct RoutedMark {
 /// What questions are compared with.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Routes {
-    /// By how much a question must be closer to a domain's marks than to general prompts; may be negative.
+    /// By how much a question must be closer to a domain's marks, their tokens counted, than to general prompts; may be
+    /// negative.
     pub margin: f64,
     /// Prompts that belong to no domain.
     pub general: Vec<String>,

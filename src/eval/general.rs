@@ -61,14 +61,18 @@ impl GeneralSet {
 /// its own subjects are no domain's.
 const ROUTING_PROMPTS: usize = 80;
 
-/// Returns prompts that belong to no domain, for the routing of questions: those about the world and those about this
-/// program.
+/// What people ask and say about everything: without it, a question about the world is close to no general prompt.
+const EVERYDAY: &str = include_str!("../../assets/general/everyday.txt");
+
+/// Returns prompts that belong to no domain, for the routing of questions: those about the world, those about this program
+/// and everyday ones.
 pub fn routing_prompts() -> Vec<String> {
     let sets = [ModelSource::Dir(Default::default()), ModelSource::Builtin];
     let rows = sets.iter().filter_map(|source| GeneralSet::for_model(source).anchors(&[]).ok());
     rows.flat_map(|rows| rows.into_iter().take(ROUTING_PROMPTS))
         .filter_map(|row| row.messages.into_iter().next())
         .map(|m| m.content)
+        .chain(EVERYDAY.lines().map(str::to_owned))
         .collect()
 }
 
