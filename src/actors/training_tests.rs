@@ -85,6 +85,8 @@ struct Stage {
 mod bases;
 #[path = "training_beside_tests.rs"]
 mod beside;
+#[path = "training_runner_tests.rs"]
+mod runner_tests;
 
 fn stage() -> Stage {
     stage_of(true, |_| ())
@@ -152,9 +154,8 @@ fn publish(home: &Home, message: &PublishAdapter) -> Result<Published, ActorErro
         dir: message.dir.clone(),
     };
     let store = Store::open(home).unwrap();
-    let metrics = JobMetrics::default();
     store
-        .finish_succeeded(message.job, &new, &metrics, &message.promotion)
+        .finish_succeeded(message.job, &new, &JobMetrics::default(), &message.promotion)
         .map_err(|error| ActorError::Adapter(error.to_string()))?;
     Ok(Published { path: home.adapter(&message.id), live: true })
 }

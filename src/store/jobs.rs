@@ -312,10 +312,15 @@ fn all_models(db: &Connection, new: &NewJob) -> Result<Option<Vec<FeedbackRow>>,
 /// Draws the old examples that a job replays: another sample for each job, the same each time.
 fn replayed<'a>(mut old: Vec<&'a FeedbackRow>, new: &NewJob, job: i64) -> Vec<&'a FeedbackRow> {
     if new.from != StartFrom::Fresh {
-        old.sort_by_key(|row| heldout::mix(heldout::mix(job as u64) ^ row.id as u64));
+        old.sort_by_key(|row| place(job, row.id));
         old.truncate(new.replay_limit);
     }
     old
+}
+
+/// Returns where a mark comes when a job draws what it replays.
+pub(super) fn place(job: i64, mark: i64) -> u64 {
+    heldout::mix(heldout::mix(job as u64) ^ mark as u64)
 }
 
 fn insert(

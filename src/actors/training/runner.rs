@@ -27,10 +27,10 @@ pub const WORKER_EVENTS: usize = 32;
 /// How often the database is asked whether another process wants the job cancelled.
 const CANCEL_POLL: Duration = Duration::from_secs(1);
 /// The least time between two writes of progress: each one is a sync of the disk.
-const PROGRESS_PAUSE: Duration = Duration::from_millis(500);
+pub(super) const PROGRESS_PAUSE: Duration = Duration::from_millis(500);
 
 /// Notes of an attempt that are stored; those of a worker gone mad are only told.
-const MAX_NOTES: usize = 200;
+pub(super) const MAX_NOTES: usize = 200;
 
 /// What the owner wants of a running job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -61,7 +61,7 @@ impl Worker for WorkerHandle {
 }
 
 /// Kills a worker that nobody listens to any more: the next attempt must not meet it at its checkpoints.
-struct KillOnDrop(Box<dyn Worker>);
+pub(super) struct KillOnDrop(pub(super) Box<dyn Worker>);
 
 impl Drop for KillOnDrop {
     fn drop(&mut self) {
@@ -257,8 +257,9 @@ impl Runner {
             loss: Some(progress.loss),
         };
         self.notices.hint(&JobNotice::Progressed(progress));
-        if watched.written.is_none_or(|at| at.elapsed() >= PROGRESS_PAUSE) {
-            watched.written = Some(Instant::now());
+        let now = Instant::now();
+        if is_due(watched.written, now) {
+            watched.written = Some(now);
             if let Err(error) = self.db.call(move |store| store.set_progress(job, &row)).await {
                 tracing::warn!(job, %error, "progress was not stored");
             }
@@ -443,6 +444,11 @@ struct Watched {
     written: Option<Instant>,
     /// Notes that were stored.
     notes: usize,
+}
+
+/// Whether progress is stored again: each step would be a transaction.
+pub(super) fn is_due(written: Option<Instant>, now: Instant) -> bool {
+    written.is_none_or(|at| now.duration_since(at) >= PROGRESS_PAUSE)
 }
 
 fn metrics_of(measured: &Measurements, report: &GateReport) -> JobMetrics {

@@ -116,7 +116,9 @@ fn held_out_marks_are_measured_and_not_learned() {
     let job = f.measured_job(&job());
     assert_eq!(f.ids(job.id, ExampleRole::Heldout), held);
     assert!(f.ids(job.id, ExampleRole::New).iter().all(|id| !held.contains(id)));
-    f.succeed(&job);
+    let adapter = f.succeed(&job);
+    let seen = f.store.seen(&adapter.id).unwrap();
+    assert_eq!((&seen.heldout, &seen.replayed[..]), (&held, &[][..]));
     let status = f.store.buffer_status(DEFAULT_DOMAIN, None).unwrap();
     assert_eq!((status.examples, status.heldout), (held.len(), held.len()), "still held out");
     let error = f.store.enqueue_job(&super::job()).unwrap_err().to_string();

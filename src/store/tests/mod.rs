@@ -3,6 +3,7 @@
 mod adapters;
 mod bases;
 mod crash_points;
+mod ends;
 mod feedback;
 mod jobs;
 mod lineage;
