@@ -74,6 +74,13 @@ fn an_adapter_is_measured_by_hand_shown_in_words_and_trained_anew_without_a_forg
     assert_eq!(measured["trained"]["better"], 3);
     assert!(measured["kl"].as_f64().unwrap() > 0.0 && measured["prompted"].is_object());
 
+    // In a console, beside the chat, for its data directory.
+    let run = program.run_with_input(&["chat"], "/eval first\n/run adapters show first\n");
+    assert_eq!(run.code, 0, "{run:?}");
+    let headed = |text: &str| text.lines().take(6).map(str::to_owned).collect::<Vec<_>>();
+    assert!(run.stdout.contains(&headed(&text).join("\n")), "{run:?}\n{text}");
+    assert!(run.stdout.contains("learned        1, 2, 3"), "{run:?}");
+
     // The same numbers as the gate's.
     let row = program.run(&["adapters", "show", "first", "--json"]).done().json();
     let near = |a: &Value, b: &Value| (a.as_f64().unwrap() - b.as_f64().unwrap()).abs() < 1e-4;

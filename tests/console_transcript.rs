@@ -92,6 +92,17 @@ fn errors_are_named_the_session_goes_on_and_the_code_tells() {
 }
 
 #[test]
+fn another_command_of_the_program_says_what_it_says_and_its_failure_counts() {
+    let said = session("/run --version\nhello\n");
+    let version = format!("shammah {}\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!((said.out, said.code), (format!("{version}You said: hello\n"), 0));
+    let said = session("/run nonsense\nhello\n");
+    assert!(said.out.contains("unrecognized subcommand 'nonsense'"), "{}", said.out);
+    assert!(said.out.ends_with("You said: hello\n"), "{}", said.out);
+    assert_eq!((said.errors.as_str(), said.code), ("error: nonsense: exit status: 2\n", 1));
+}
+
+#[test]
 fn a_failed_question_leaves_the_conversation_as_it_was() {
     let said = session("hello\nfail\n/good\n");
     assert!(said.out.contains("Marked good"), "the mark is for the answer to hello: {}", said.out);

@@ -13,7 +13,7 @@ use super::signals::{self, CtrlC};
 use super::team::{Inputs, Ports, Team, Work};
 use super::{AppError, Setup};
 use crate::actors::console::{
-    Banner, ConsoleActor, ConsoleOptions, ConsolePorts, Frontend, History, Settings,
+    Banner, ConsoleActor, ConsoleOptions, ConsolePorts, Frontend, History, Program, Settings,
 };
 use crate::actors::queue_right::QueueRight;
 use crate::actors::supervisor::{Starter, Supervisor};
@@ -27,12 +27,12 @@ use crate::messages::{ActorName, Port};
 /// Runs the console until it is left, and returns the exit code: at a terminal 0, in a script 1 when a line failed and 3
 /// when the gate rejected a job; 130 after a signal; 1 when an actor died again and again.
 ///
-/// Where another process runs the queue, it chats, marks and enqueues without running it until that process is gone, or
+/// `program` is what its `/run` starts. Where another process runs the queue, it chats, marks and enqueues without running it until that process is gone, or
 /// refuses, as `queue.second_instance` says.
 ///
 /// # Errors
 /// [`AppError::QueueHeld`]; a data directory that refuses; a terminal that cannot be taken over.
-pub fn run_console(mut setup: Setup) -> Result<u8, AppError> {
+pub fn run_console(mut setup: Setup, program: Program) -> Result<u8, AppError> {
     let lock = setup.home.try_lock_queue()?;
     if lock.is_none() {
         if setup.config.queue.second_instance == SecondInstance::Refuse {
@@ -43,7 +43,7 @@ pub fn run_console(mut setup: Setup) -> Result<u8, AppError> {
     let inputs = Inputs::unconnected();
     // Held to the end of this function: the queue is ours as long as the actors live.
     let right = QueueRight::new(&setup.home, lock, inputs.notices.clone());
-    System::new().block_on(run(setup, inputs, &right))
+    System::new().block_on(run(setup, program, inputs, &right))
 }
 
 fn second_instance_note(setup: &Setup) -> String {
@@ -54,7 +54,12 @@ fn second_instance_note(setup: &Setup) -> String {
     )
 }
 
-async fn run(setup: Setup, inputs: Inputs, right: &QueueRight) -> Result<u8, AppError> {
+async fn run(
+    setup: Setup,
+    program: Program,
+    inputs: Inputs,
+    right: &QueueRight,
+) -> Result<u8, AppError> {
     let close = Port::unconnected(ActorName::Console);
     let team = Team::new(&setup, &inputs, right, Work::Chat)?;
     let Team { ports, db, live, mut ended, supervisor, .. } = team;
@@ -70,7 +75,7 @@ async fn run(setup: Setup, inputs: Inputs, right: &QueueRight) -> Result<u8, App
     }
     let found = ports.restore.ask(RestoreLive).await?;
     let ids = live.get(setup.current.get().hash(), DEFAULT_DOMAIN).ids.clone();
-    let options = options(&setup, &ids, found);
+    let options = options(&setup, program, &ids, found);
     let frontend = frontend(&setup, interactive)?;
     *parts.borrow_mut() = Some((frontend, console_ports(&ports, &supervisor), options));
     // The console first: it hears what the queue begins with.
@@ -133,6 +138,7 @@ fn frontend(setup: &Setup, interactive: bool) -> Result<Frontend, AppError> {
 
 fn options(
     setup: &Setup,
+    program: Program,
     live: &[(crate::domain::AdapterId, f64)],
     found: Vec<String>,
 ) -> ConsoleOptions {
@@ -148,6 +154,7 @@ fn options(
         },
         settings: Settings::new(&setup.config, line.builtin),
         show_usage: setup.config.console.show_usage,
+        program,
     }
 }
 

@@ -1,13 +1,15 @@
 //! `shammah chat`: the console.
 
+use std::ffi::OsStr;
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::args::GlobalArgs;
 use super::context::{Audience, Session};
 use super::model;
+use crate::actors::console::Program;
 use crate::app;
 
 /// Runs the command, and returns the code that the console ends with.
@@ -18,5 +20,18 @@ use crate::app;
 pub fn run(global: &GlobalArgs) -> Result<ExitCode> {
     let session = Session::open_for(global, Vec::new(), Audience::Console)?;
     model::fetch(&session, global.quiet, &AtomicBool::new(false))?;
-    Ok(app::run_console(model::setup(session)?)?.into())
+    Ok(app::run_console(model::setup(session)?, program(global)?)?.into())
+}
+
+/// Returns how this program is called again as it was called.
+fn program(global: &GlobalArgs) -> Result<Program> {
+    let path = std::env::current_exe().context("cannot find this program's own file")?;
+    let mut options = Vec::new();
+    let mut add = |name: &str, value: &OsStr| options.extend([name.into(), value.to_owned()]);
+    for (name, path) in [("--home", &global.home), ("--config", &global.config)] {
+        path.iter().for_each(|path| add(name, path.as_os_str()));
+    }
+    global.device.iter().for_each(|device| add("--device", device.as_ref()));
+    global.set.iter().for_each(|set| add("--set", set.as_ref()));
+    Ok(Program { path, options, model: global.model.clone() })
 }

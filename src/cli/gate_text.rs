@@ -20,7 +20,10 @@ pub fn rows(report: &GateReport) -> Vec<(&'static str, String)> {
     }
     rows.push(("  KL to base", format!("{:.4} (at most {})", report.kl, report.max_kl)));
     if let Some((taken, asked)) = report.taken_over {
-        rows.push(("  taken over", format!("{taken} of {asked} questions about something else")));
+        let most = report.may_be_taken_over.map(|most| format!(" (at most {most})"));
+        let most = most.unwrap_or_default();
+        let text = format!("{taken} of {asked} questions about something else{most}");
+        rows.push(("  taken over", text));
     }
     if let Some(prompted) = &report.prompted {
         rows.extend(prompt_rows("  in the prompt", prompted));

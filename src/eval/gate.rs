@@ -75,6 +75,9 @@ pub struct GateReport {
     /// Questions like the taught ones about something else: how many get a taught answer, of how many.
     #[serde(default)]
     pub taken_over: Option<(usize, usize)>,
+    /// How many of them may.
+    #[serde(default)]
+    pub may_be_taken_over: Option<usize>,
     /// Whether the adapter passed.
     pub promoted: bool,
     /// Why not, in words for the user; empty if it passed.
@@ -169,11 +172,13 @@ pub fn gate(m: &Measurements, config: &GateConfig) -> (GateReport, Verdict) {
         ));
     }
     let taken_over = taken_over(&m.neighbours);
+    let allowed = |asked: usize| (config.max_taken_over * asked as f64) as usize;
     if let Some((taken, asked)) = taken_over
-        && taken as f64 > config.max_taken_over * asked as f64
+        && taken > allowed(asked)
     {
         reasons.push(format!(
-            "{taken} of {asked} questions like the taught ones about something else begin with a taught answer now: mark some such questions with their right answers, raise lora.training.anchor, or, if they are meant to, lora.gate.max_taken_over"
+            "{taken} of {asked} questions like the taught ones about something else begin with a taught answer now, at most {} may: mark some such questions with their right answers, raise lora.training.anchor, or, if they are meant to, lora.gate.max_taken_over",
+            allowed(asked)
         ));
     }
     let report = GateReport {
@@ -184,6 +189,7 @@ pub fn gate(m: &Measurements, config: &GateConfig) -> (GateReport, Verdict) {
         kl: m.kl,
         max_kl,
         taken_over,
+        may_be_taken_over: taken_over.map(|(_, asked)| allowed(asked)),
         promoted: reasons.is_empty(),
         reasons: reasons.clone(),
     };
@@ -276,6 +282,9 @@ impl std::fmt::Display for GateReport {
                 f,
                 "; {taken} of {asked} questions about something else begin with a taught answer"
             )?;
+            if let Some(most) = self.may_be_taken_over {
+                write!(f, " (at most {most})")?;
+            }
         }
         match self.against_prompt() {
             Some(line) => write!(f, "; {line}"),

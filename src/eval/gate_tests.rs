@@ -185,9 +185,10 @@ fn what_answers_questions_about_something_else_with_the_taught_is_rejected() {
     };
     assert_eq!(reasons(&with(2)), Vec::<String>::new());
     rejected_for(&with(3), "3 of 8 questions like the taught ones");
+    rejected_for(&with(3), "at most 2 may");
     let (report, _) = gate(&with(2), &CONFIG);
     assert_eq!(report.taken_over, Some((2, 8)));
-    assert!(report.to_string().contains("2 of 8 questions about something else begin"), "{report}");
+    assert!(report.to_string().contains("begin with a taught answer (at most 2)"), "{report}");
     let broken = NeighbourLoss { id: 1, own: f64::NAN, taught: 1.0 };
     rejected_for(&Measurements { neighbours: vec![broken], ..good() }, "no number");
 }

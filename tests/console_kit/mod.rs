@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use shammah::actors::console::{
-    Banner, ConsoleActor, ConsoleOptions, ConsolePorts, Event, Frontend, Output, Settings,
+    Banner, ConsoleActor, ConsoleOptions, ConsolePorts, Event, Frontend, Output, Program, Settings,
 };
 use shammah::config::Config;
 use shammah::domain::{AdapterId, Mark, Role};
@@ -405,8 +405,13 @@ pub fn run(frontend: Frontend, script: Script) -> u8 {
             notes: Vec::new(),
         };
         let config = Config::defaults().expect("the defaults fit");
-        let options =
-            ConsoleOptions { banner, settings: Settings::new(&config, false), show_usage: false };
+        let program = Program {
+            path: env!("CARGO_BIN_EXE_shammah").into(),
+            options: Vec::new(),
+            model: None,
+        };
+        let settings = Settings::new(&config, false);
+        let options = ConsoleOptions { banner, settings, show_usage: false, program };
         let console = ConsoleActor::new(frontend, ports(&others), options, None).start();
         others.send(Meet(console.clone())).await.expect("the fake lives");
         let code = asked.await.expect("the console asks to end");

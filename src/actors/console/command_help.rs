@@ -130,6 +130,18 @@ pub const COMMANDS: &[Help] = &[
         detail: "How answers are sampled, and whether jobs start by themselves. Not saved: the configuration file is for that.",
     },
     Help {
+        name: "eval",
+        usage: "/eval ADAPTER [OTHER]",
+        summary: "measure an adapter as the gate does",
+        detail: "Against the base, or against OTHER, on the marks of its domain and on general questions. The chat goes on meanwhile; Ctrl-C stops it. /run eval --help has more.",
+    },
+    Help {
+        name: "run",
+        usage: "/run COMMAND [ARGUMENTS]",
+        summary: "any other command of shammah",
+        detail: "As in a shell, for this data directory, configuration and model: /run adapters show A, /run adapters compare A B, /run feedback edit 3 --fix \"…\", /run feedback export FILE, /run doctor. /run help lists them. It runs beside the chat; Ctrl-C stops it.",
+    },
+    Help {
         name: "clear",
         usage: "/clear",
         summary: "start a new conversation",

@@ -82,6 +82,8 @@ pub enum Command {
     Model(Option<String>),
     /// `/system …`.
     System(SystemCommand),
+    /// `/run COMMAND …`, `/eval A [B]`: another command of the program, by its words.
+    Run(Vec<String>),
     /// `/clear`: a new conversation.
     Clear,
     /// `/help [COMMAND]`.
@@ -279,6 +281,8 @@ fn command(help: &'static Help, argument: &str) -> Result<Command, InputError> {
             Some(text) => SystemCommand::Set(text),
         })),
         "set" => Ok(setting(argument)),
+        "run" => words(argument).map(Command::Run).map_err(wrong),
+        "eval" => eval(argument).map(Command::Run).map_err(wrong),
         "clear" => bare(Command::Clear),
         "help" => Ok(Command::Help(text)),
         _ => bare(Command::Quit),
@@ -329,7 +333,7 @@ fn adapters(argument: &str) -> Result<AdaptersCommand, String> {
         }
         ["compare", ..] => {
             Err("two adapters (or base) and a question are needed; without a question, \
-            `shammah adapters compare A B` measures"
+            /run adapters compare A B measures"
                 .into())
         }
         ["unload"] => Ok(AdaptersCommand::Unload(None)),
@@ -342,6 +346,28 @@ fn adapters(argument: &str) -> Result<AdaptersCommand, String> {
         ["load" | "delete"] => Err("the id of the adapter is missing".into()),
         _ => Err(format!("/adapters does not know \"{argument}\"")),
     }
+}
+
+/// Takes a command line as a shell would part it; the console itself runs already.
+fn words(argument: &str) -> Result<Vec<String>, String> {
+    let words = shlex::split(argument).ok_or("a quotation mark is not closed")?;
+    match words.first().map(String::as_str) {
+        None => Err("the command is missing".into()),
+        Some("chat") => Err("the console runs already".into()),
+        Some(_) => Ok(words),
+    }
+}
+
+/// Takes the adapter, and what it is compared with if that is not the base.
+fn eval(argument: &str) -> Result<Vec<String>, String> {
+    let ids: Vec<&str> = argument.split_whitespace().collect();
+    let (adapter, against) = match ids.as_slice() {
+        [] => return Err("the id of the adapter is missing".into()),
+        [adapter] => (adapter, "base"),
+        [adapter, against] => (adapter, *against),
+        _ => return Err(format!("/eval does not know \"{argument}\"")),
+    };
+    Ok(["eval", "--adapter", adapter, "--against", against].map(str::to_owned).to_vec())
 }
 
 /// Checks the name of a domain: the rule of adapter ids, as ids are derived from it.

@@ -118,10 +118,29 @@ fn wrong_arguments_say_how_it_is_used() {
         ("/adapters load ../x", "invalid adapter id"),
         ("/train Not A Name", "is no name of a domain"),
         ("/compare", "the question is missing: use /compare PROMPT"),
+        ("/eval", "the id of the adapter is missing: use /eval ADAPTER [OTHER]"),
+        ("/eval a b c", "/eval does not know \"a b c\""),
+        ("/run", "the command is missing: use /run COMMAND [ARGUMENTS]"),
+        ("/run chat", "the console runs already"),
+        ("/run feedback edit 3 --fix \"half", "a quotation mark is not closed"),
     ] {
         let message = refused(line);
         assert!(message.contains(words), "{line}: {message}");
     }
+}
+
+#[test]
+fn other_commands_of_the_program_are_taken_as_a_shell_would() {
+    let run = |words: &[&str]| {
+        let words = words.iter().map(|&word| word.to_owned()).collect();
+        Ok(Input::Command(Command::Run(words)))
+    };
+    assert_eq!(
+        parse("/run feedback edit 3  --fix \"say `it's`, then \\\"why\\\"\""),
+        run(&["feedback", "edit", "3", "--fix", "say `it's`, then \"why\""])
+    );
+    assert_eq!(parse("/eval a"), run(&["eval", "--adapter", "a", "--against", "base"]));
+    assert_eq!(parse("/eval a b"), run(&["eval", "--adapter", "a", "--against", "b"]));
 }
 
 #[test]

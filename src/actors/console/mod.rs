@@ -15,6 +15,7 @@ use futures::future::AbortHandle;
 use tokio::sync::oneshot;
 
 mod act;
+mod beside;
 mod command_help;
 pub mod commands;
 pub mod compare;
@@ -37,6 +38,7 @@ mod screen;
 mod settings;
 pub mod stats;
 
+pub use beside::Program;
 pub use frontend::{Event, Frontend, Output, Ticket};
 pub use history::History;
 pub use render::Banner;
@@ -132,6 +134,8 @@ pub struct ConsoleOptions {
     pub settings: Settings,
     /// Whether tokens and speed follow each answer.
     pub show_usage: bool,
+    /// What `/run` and `/eval` start.
+    pub program: Program,
 }
 
 /// Owns the conversation and, through its frontend, the screen.
@@ -148,6 +152,8 @@ pub struct ConsoleActor {
     cancel: Option<Arc<AtomicBool>>,
     /// Stops `/jobs wait`.
     wait: Option<AbortHandle>,
+    /// Stops what `/run` started.
+    beside: Option<AbortHandle>,
     /// Another model is being loaded.
     loading: bool,
     /// The user knows that the oldest turns of this conversation are left out.
@@ -184,6 +190,7 @@ impl ConsoleActor {
             status: JobStatus::Idle,
             cancel: None,
             wait: None,
+            beside: None,
             loading: false,
             slid: false,
             told: 0,
@@ -216,6 +223,12 @@ impl ConsoleActor {
         self.show(Output::Error(printable_line(text)));
     }
 
+    /// Whether Enter says yes.
+    fn enter_accepts(&self) -> bool {
+        let offered = self.frontend.interactive && self.offers.open().is_some();
+        offered && !self.options.settings.too_weak_to_revise()
+    }
+
     /// Understands a line and queues it.
     fn take_line(&mut self, line: &str, ticket: Option<Ticket>, ctx: &mut Context<Self>) {
         if self.leaving {
@@ -223,9 +236,7 @@ impl ConsoleActor {
         }
         let work = match commands::parse(line) {
             // Enter says yes to what is offered; in a script an empty line parts others.
-            Ok(Input::Empty) if self.frontend.interactive && self.offers.open().is_some() => {
-                Work::Command(Command::Accept(None))
-            }
+            Ok(Input::Empty) if self.enter_accepts() => Work::Command(Command::Accept(None)),
             Ok(Input::Empty) => return,
             Ok(Input::Text(text)) => Work::Say(text),
             // Leaving waits for nothing.
@@ -270,8 +281,8 @@ impl ConsoleActor {
                 0 => {}
                 n => self.say(format!("({} dropped)", render::counted(n, "waiting input"))),
             }
-        } else if let Some(wait) = self.wait.take() {
-            wait.abort();
+        } else if let Some(waiting) = self.wait.take().or_else(|| self.beside.take()) {
+            waiting.abort();
         } else {
             self.say("/quit or Ctrl-D leaves; Ctrl-C stops an answer.");
         }

@@ -40,11 +40,15 @@ impl ConsoleActor {
         ));
         let port = self.ports.switch_model.clone();
         // Beside everything else: the old model answers meanwhile.
+        let name = source.clone();
         let switch = async move { port.ask(SwitchModel { source }).await };
         ctx.spawn(switch.into_actor(self).map(|result, this, ctx| {
             this.loading = false;
             match result {
-                Ok(line) => this.switched(&line),
+                Ok(line) => {
+                    this.options.program.model = Some(name);
+                    this.switched(&line);
+                }
                 Err(error @ ActorError::ModelUnavailable(_)) => {
                     this.error(&format!("{error}. The old model stays"));
                 }

@@ -103,7 +103,8 @@ impl ConsoleActor {
                     if self.options.settings.revisions() == Revisions::Auto {
                         return self.accept(Some(mark), ticket, ctx);
                     }
-                    self.say(revision_text::offer(self.frontend.interactive));
+                    let too_weak = self.options.settings.too_weak_to_revise();
+                    self.say(revision_text::offer(self.frontend.interactive, too_weak));
                 }
             },
             _ => {}

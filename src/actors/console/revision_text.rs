@@ -24,8 +24,13 @@ pub fn revision(best: &Candidate, answers: usize) -> String {
     }
 }
 
-/// Asks what is to become of a revision.
-pub fn offer(interactive: bool) -> String {
+/// Asks what is to become of a revision; one of a model that is too weak is not taken by the way.
+pub fn offer(interactive: bool, too_weak: bool) -> String {
+    if too_weak {
+        return "This model is too weak to revise well: /fix TEXT says what the answer should have been.\n\
+                /accept takes this all the same, /skip leaves the mark waiting."
+            .to_owned();
+    }
     let yes = if interactive { "Enter or /accept takes" } else { "/accept takes" };
     format!(
         "{yes} this as the answer to learn, /fix TEXT gives another, /skip leaves the mark waiting."

@@ -34,6 +34,7 @@ const BUILTIN_TURNS: usize = 1;
 pub struct Settings {
     generation: GenerationSection,
     history_turns: usize,
+    builtin: bool,
     revisions: Revisions,
     revision_candidates: usize,
     revision_threshold: f64,
@@ -56,6 +57,7 @@ impl Settings {
         Self {
             generation: config.generation.clone(),
             history_turns: history_turns(&config.generation, builtin),
+            builtin,
             revisions: config.lora.training.revisions,
             revision_candidates: config.lora.training.revision_candidates,
             revision_threshold: config.lora.training.revision_threshold,
@@ -64,8 +66,14 @@ impl Settings {
         }
     }
 
+    /// Whether a revision is rarely worth taking: the built-in model hardly understands a note.
+    pub fn too_weak_to_revise(&self) -> bool {
+        self.builtin
+    }
+
     /// Fits what is "auto" to another model.
     pub fn adopt(&mut self, builtin: bool) {
+        self.builtin = builtin;
         self.history_turns = history_turns(&self.generation, builtin);
     }
 
