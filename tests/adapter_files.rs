@@ -74,6 +74,32 @@ fn what_peft_wrote_is_taken() {
 }
 
 #[test]
+fn an_adapter_is_named_by_its_directory_and_told_from_others_by_what_it_does() {
+    let (folder, decoder) = (tempfile::tempdir().unwrap(), decoder(FAMILY));
+    let written = |name: &str, config: &Value, weights: &Weights| {
+        let dir = folder.path().join(name);
+        fs_err::create_dir_all(&dir).unwrap();
+        write(&dir, config, weights);
+        load(&dir, &decoder).unwrap()
+    };
+    let one = written("one", &good_config(), &weights());
+    let same = written("two", &good_config(), &weights());
+    assert_eq!((one.name(), same.name()), ("one", "two"));
+    assert_eq!(one.digest(), same.digest());
+    // What was computed with one must never be taken for another's.
+    let louder = written("three", &config(3, 6.0, &["q_proj", "v_proj"]), &weights());
+    let other = with(|weights| {
+        let b = name(0, Module::QProj, 'B');
+        let changed = (weights[&b].clone() * 2.0).unwrap();
+        weights.insert(b, changed);
+    });
+    let other = written("four", &good_config(), &other);
+    let digests = [&one, &louder, &other].map(LoraAdapter::digest);
+    assert_eq!(digests.iter().collect::<std::collections::BTreeSet<_>>().len(), 3);
+    assert!(digests.iter().all(|digest| digest.len() == 64), "{digests:?}");
+}
+
+#[test]
 fn tensors_that_do_not_fit_the_model_are_refused_by_name() {
     let q_a = name(0, Module::QProj, 'A');
     let wrong = with(|w| drop(w.insert(q_a.clone(), random((3, 51)))));

@@ -22,6 +22,7 @@ fn by_hand() {
         adapter: true,
         load_pause: Duration::from_secs(3),
         rejected: false,
+        builtin: false,
     };
     assert_eq!(run(frontend, script), 0);
 }

@@ -97,9 +97,53 @@ fn another_command_of_the_program_says_what_it_says_and_its_failure_counts() {
     let version = format!("shammah {}\n", env!("CARGO_PKG_VERSION"));
     assert_eq!((said.out, said.code), (format!("{version}You said: hello\n"), 0));
     let said = session("/run nonsense\nhello\n");
-    assert!(said.out.contains("unrecognized subcommand 'nonsense'"), "{}", said.out);
-    assert!(said.out.ends_with("You said: hello\n"), "{}", said.out);
-    assert_eq!((said.errors.as_str(), said.code), ("error: nonsense: exit status: 2\n", 1));
+    assert_eq!((said.out.as_str(), said.code), ("You said: hello\n", 1));
+    assert!(said.errors.contains("unrecognized subcommand 'nonsense'"), "{}", said.errors);
+    let last = said.errors.lines().last();
+    assert_eq!(last, Some("error: \"nonsense\" ended with exit status: 2"));
+    for line in ["/run chat", "/run -q", "/run --quiet chat"] {
+        let said = session(&format!("{line}\n"));
+        let why = "shammah: a console runs already: open another in a terminal of its own\n";
+        assert!(said.errors.starts_with(why) && said.code == 1, "{line}: {}", said.errors);
+    }
+    let help = session("/run --help\n");
+    assert!(help.code == 0 && help.out.contains("Commands:"), "{}", help.out);
+}
+
+#[test]
+fn ctrl_c_ends_a_command_that_runs_beside_the_chat() {
+    let home = tempfile::tempdir().expect("a directory");
+    let mut person = Person::sits(Script::default());
+    let watch = format!("jobs run --home {}", home.path().display());
+    person.types(&format!("/run {watch}"));
+    person.reads("running the queue of");
+    person.types("hello");
+    person.reads("hello");
+    // The answer has ended then: Ctrl-C would stop that first.
+    person.types("/good");
+    person.reads("Marked good");
+    person.types("/run stats");
+    person.reads(&format!("error: \"{watch}\" runs already"));
+    person.interrupts();
+    person.reads(&format!("Stopped \"{watch}\"."));
+    // Nothing is in its way now.
+    person.types("/run --version");
+    person.reads("shammah ");
+    person.leaves();
+}
+
+#[test]
+fn enter_does_not_take_what_a_weak_model_made() {
+    let mut person = Person::sits(Script { builtin: true, ..Script::default() });
+    person.types("name?");
+    person.reads("name?");
+    person.types("/critical say Ada");
+    person.reads("This model is too weak to revise well: /fix TEXT");
+    person.types("");
+    person.reads("Enter does not take");
+    person.types("/accept");
+    person.reads("Accepted: the critical mark");
+    person.leaves();
 }
 
 #[test]

@@ -2,135 +2,19 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may fall")]
 
+#[path = "domains/routing.rs"]
+mod routing;
 mod support;
 
-use std::time::Instant;
-
 use candle_core::{DType, Device, Tensor};
+use routing::{Row, rows};
 use serde_json::json;
-use shammah::domain::{DEFAULT_DOMAIN, Route, RoutedMark, Routes};
-use shammah::engine::Router;
-use shammah::eval;
-use shammah::lora::{self, AdapterSet, Factors, LoraConfig};
+use shammah::lora::{self, Factors, LoraConfig};
 use shammah::models::{self, LoadedModel, ModelSource, Module, Site};
 use support::Program;
 
-/// One line of tests/fixtures/routing/questions.tsv: three domains with 15 marks and 20 unseen questions each, and 20
-/// questions of none (`-`).
-struct Row {
-    domain: &'static str,
-    is_mark: bool,
-    text: &'static str,
-}
-
-fn rows() -> Vec<Row> {
-    read(include_str!("fixtures/routing/questions.tsv"))
-}
-
-/// Other domains, which no setting was chosen by: 15 marks and 10 questions each, and 20 of none.
-fn other_rows() -> Vec<Row> {
-    read(include_str!("fixtures/routing/third.tsv"))
-}
-
-fn read(text: &'static str) -> Vec<Row> {
-    let row = |line: &'static str| {
-        let mut parts = line.split('\t');
-        let mut part = || parts.next().expect("three columns");
-        Row { domain: part(), is_mark: part() == "mark", text: part() }
-    };
-    text.lines().map(row).collect()
-}
-
 fn builtin() -> LoadedModel {
     models::load(&ModelSource::Builtin, &Device::Cpu, None).unwrap()
-}
-
-fn routes(marks: Vec<RoutedMark>) -> Routes {
-    let margin = shammah::config::Config::defaults().unwrap().generation.routing_margin;
-    Routes { margin, general: eval::routing_prompts(), marks }
-}
-
-fn marks(rows: &[Row]) -> Vec<RoutedMark> {
-    let mark = |row: &Row| RoutedMark { domain: row.domain.into(), question: row.text.into() };
-    rows.iter().filter(|row| row.is_mark).map(mark).collect()
-}
-
-/// Counts the questions that go to their domain, those of none that stay, and those that were asked.
-fn count(rows: &[Row]) -> (u32, u32, u32) {
-    let model = builtin();
-    let router = Router::new(&model, &routes(marks(rows)), None).unwrap().unwrap();
-    let (mut right, mut stayed, mut asked) = (0, 0, 0);
-    let start = Instant::now();
-    for row in rows.iter().filter(|row| !row.is_mark) {
-        let Route { domain, similarity } = router.route(&model, row.text).unwrap();
-        assert!((-1.0..=1.0).contains(&similarity.unwrap()));
-        asked += 1;
-        right += u32::from(domain == row.domain);
-        stayed += u32::from(row.domain == "-" && domain == DEFAULT_DOMAIN);
-    }
-    let each = start.elapsed() / asked;
-    println!("of {asked}: {right} to their domain, {stayed} of none stay; {each:?} a question");
-    (right, stayed, asked)
-}
-
-#[test]
-fn unseen_questions_go_to_their_domain_and_those_of_none_to_the_base() {
-    let (right, stayed, asked) = count(&rows());
-    assert_eq!(asked, 80);
-    assert!(right * 100 >= 60 * 85, "{right} of 60 is below 85 %");
-    assert!(stayed * 100 >= 20 * 95, "{stayed} of 20 is below 95 %");
-}
-
-#[test]
-fn domains_that_no_setting_was_chosen_by_are_told_apart_too() {
-    let (right, stayed, asked) = count(&other_rows());
-    assert_eq!(asked, 50);
-    assert!(right * 100 >= 30 * 65, "{right} of 30 is below 65 %");
-    assert!(stayed * 100 >= 20 * 80, "{stayed} of 20 is below 80 %");
-    // The second set, which the margin was chosen on too.
-    let (right, stayed, asked) = count(&read(include_str!("fixtures/routing/second.tsv")));
-    assert_eq!(asked, 40);
-    assert!(right * 100 >= 30 * 70, "{right} of 30 is below 70 %");
-    assert!(stayed * 100 >= 10 * 80, "{stayed} of 10 is below 80 %");
-}
-
-#[test]
-fn a_few_marks_make_no_domain_and_without_domains_nothing_is_routed() {
-    let model = builtin();
-    assert!(Router::new(&model, &routes(Vec::new()), None).unwrap().is_none());
-    let few: Vec<RoutedMark> =
-        marks(&rows()).into_iter().filter(|mark| mark.domain == "git").take(2).collect();
-    assert!(Router::new(&model, &routes(few), None).unwrap().is_none());
-}
-
-#[test]
-fn marks_of_the_default_domain_keep_questions_like_them() {
-    let model = builtin();
-    let mut all = marks(&rows());
-    let question = "How do I rebase my feature branch onto the main branch?";
-    let route = |marks: &[RoutedMark]| {
-        let router = Router::new(&model, &routes(marks.to_vec()), None).unwrap().unwrap();
-        router.route(&model, question).unwrap().domain
-    };
-    assert_eq!(route(&all), "git");
-    for twist in ["", " please", " now"] {
-        let question = format!("{question}{twist}");
-        all.push(RoutedMark { domain: DEFAULT_DOMAIN.into(), question });
-    }
-    assert_eq!(route(&all), DEFAULT_DOMAIN);
-}
-
-#[test]
-fn a_router_made_of_an_earlier_one_routes_the_same() {
-    let (model, all) = (builtin(), marks(&rows()));
-    let fewer = routes(all[..40].to_vec());
-    let fresh = Router::new(&model, &fewer, None).unwrap().unwrap();
-    let more = Router::new(&model, &routes(all), None).unwrap();
-    let again = Router::new(&model, &fewer, more).unwrap().unwrap();
-    for row in rows().iter().filter(|row| !row.is_mark) {
-        let route = |router: &Router| router.route(&model, row.text).unwrap();
-        assert_eq!(route(&fresh), route(&again), "{}", row.text);
-    }
 }
 
 /// Puts an adapter into the database and onto the disk, live in its domain.
@@ -406,42 +290,4 @@ fn statistics_count_answers_marks_and_trainings_by_adapter_and_week() {
     let text = program.run(&["stats"]).done().stdout;
     assert!(text.contains("one ") && text.contains("25 % ██▌"), "{text}");
     assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
-}
-
-/// The share of reading a question that routing it costs; docs/ROUTING.md has the figures.
-#[test]
-#[ignore = "measures time: run it alone and in release"]
-fn routing_beside_reading() {
-    let model = builtin();
-    let all = marks(&rows());
-    let start = Instant::now();
-    let router = Router::new(&model, &routes(all[1..].to_vec()), None).unwrap();
-    println!("{} marks and the general prompts read: {:?}", all.len() - 1, start.elapsed());
-    let start = Instant::now();
-    let router = Router::new(&model, &routes(all), router).unwrap().unwrap();
-    println!("with one mark more: {:?}", start.elapsed());
-    let (mut routed, mut read, mut tokens) = (Vec::new(), Vec::new(), 0);
-    for _ in 0..5 {
-        for row in rows().iter().filter(|row| !row.is_mark) {
-            let start = Instant::now();
-            router.route(&model, row.text).unwrap();
-            routed.push(start.elapsed());
-            let text = format!("<|user|>\n{}\n<|assistant|>\n", row.text);
-            let start = Instant::now();
-            let ids = model.tokenizer.encode_text(&text).unwrap();
-            let ids = Tensor::new(ids, &Device::Cpu).unwrap().unsqueeze(0).unwrap();
-            let mut cache = model.decoder.new_cache(128).unwrap();
-            model.decoder.hidden(&ids, Some(&mut cache), &AdapterSet::default()).unwrap();
-            read.push(start.elapsed());
-            tokens += ids.elem_count();
-        }
-    }
-    routed.sort_unstable();
-    read.sort_unstable();
-    let (routed, read_each) = (routed[routed.len() / 2], read[read.len() / 2]);
-    let share = 100.0 * routed.as_secs_f64() / read_each.as_secs_f64();
-    println!(
-        "median: {routed:?} of {read_each:?} for {} tokens: {share:.1} %",
-        tokens / read.len()
-    );
 }

@@ -274,17 +274,14 @@ impl<'a> Measured<'a> {
             rows.extend(items.as_ref().map(|items| (name, changed(items))));
         }
         if let Some(general) = &self.general {
-            rows.push(("general", format!("loss {:.3} → {:.3}", general.before, general.after)));
+            let (base, after) = (general.before, general.after);
+            rows.push(("general", format!("loss {base:.3} (the base's) → {after:.3}")));
         }
         rows.push(("KL to base", format!("{:.4} (the gate allows {})", self.kl, self.max_kl)));
         if let Some((taken, asked)) = self.taken_over {
-            let allowed = self.max_taken_over;
-            rows.push((
-                "taken over",
-                format!(
-                    "{taken} of {asked} other questions (the gate allows a share of {allowed})"
-                ),
-            ));
+            let most = (self.max_taken_over * asked as f64) as usize;
+            let text = format!("{taken} of {asked} other questions (the gate allows {most})");
+            rows.push(("taken over", text));
         }
         if let Some(prompted) = &self.prompted {
             rows.extend(prompt_rows("in the prompt", prompted));

@@ -45,13 +45,14 @@ mod whole_file;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 pub use args::Cli;
 use args::{Command, JobsCommand};
 use exit::Exit;
 
-use crate::worker::child;
+use crate::actors::console::BESIDE;
+use crate::worker::{child, die_with_parent};
 
 /// Runs what the command line asks for, says what went wrong, and returns the exit code.
 pub fn main(cli: Cli) -> ExitCode {
@@ -65,6 +66,9 @@ pub fn main(cli: Cli) -> ExitCode {
 
 fn run(cli: &Cli) -> Result<ExitCode> {
     let global = &cli.global;
+    if std::env::var_os(BESIDE).is_some() {
+        die_with_parent().context("cannot be tied to the console that started it")?;
+    }
     let exit: Exit = match &cli.command {
         // Neither configuration nor log: its parent gives it everything, and stdout belongs to its frames.
         Some(Command::Worker) => return Ok(child::main()),

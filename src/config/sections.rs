@@ -104,7 +104,7 @@ pub struct GenerationSection {
     pub system: String,
     /// Whether questions are routed to domains.
     pub routing: bool,
-    /// By how much a domain must be closer than general prompts, known tokens counted.
+    /// By how much a question must score above what most of a domain's own marks do.
     pub routing_margin: f64,
 }
 

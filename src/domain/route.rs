@@ -14,7 +14,7 @@ pub struct RoutedMark {
 /// What questions are compared with.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Routes {
-    /// By how much a question must be closer to a domain's marks, their tokens counted, than to general prompts; may be
+    /// By how much a question must score above what most of a domain's own marks do; may be
     /// negative.
     pub margin: f64,
     /// Prompts that belong to no domain.

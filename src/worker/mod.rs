@@ -38,6 +38,7 @@ pub const ENVIRONMENT: [(&str, &str); 4] = [
     ("MALLOC_TRIM_THRESHOLD_", "4294967296"),
 ];
 
+pub use child_process::die_with_parent;
 pub use confine::Needs;
 pub use exit::WorkerExit;
 pub use machine::available_memory;

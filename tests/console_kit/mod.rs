@@ -54,6 +54,8 @@ pub struct Script {
     pub adapter: bool,
     /// How long another model takes to load.
     pub load_pause: Duration,
+    /// Whether the settings are those of the built-in model.
+    pub builtin: bool,
 }
 
 impl Default for Script {
@@ -65,6 +67,7 @@ impl Default for Script {
             rejected: false,
             adapter: false,
             load_pause: Duration::ZERO,
+            builtin: false,
         }
     }
 }
@@ -385,6 +388,7 @@ impl Handler<Meet> for Others {
 pub fn run(frontend: Frontend, script: Script) -> u8 {
     System::new().block_on(async move {
         let (shutdown, asked) = oneshot::channel();
+        let builtin = script.builtin;
         let adapters = script.adapter.then(|| "lora_1".parse().expect("an id"));
         let others = Others {
             model: ModelLine { adapters: adapters.into_iter().collect(), ..line() },
@@ -410,7 +414,7 @@ pub fn run(frontend: Frontend, script: Script) -> u8 {
             options: Vec::new(),
             model: None,
         };
-        let settings = Settings::new(&config, false);
+        let settings = Settings::new(&config, builtin);
         let options = ConsoleOptions { banner, settings, show_usage: false, program };
         let console = ConsoleActor::new(frontend, ports(&others), options, None).start();
         others.send(Meet(console.clone())).await.expect("the fake lives");

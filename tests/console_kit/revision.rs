@@ -117,7 +117,7 @@ impl Person {
     pub fn reads(&mut self, words: &str) -> String {
         loop {
             let text = match self.outputs.blocking_recv() {
-                Some(Output::Piece(text) | Output::Say(text)) => text,
+                Some(Output::Piece(text) | Output::Say(text) | Output::Complaint(text)) => text,
                 Some(Output::Error(text)) => format!("error: {text}"),
                 Some(_) => continue,
                 None => panic!("never shown: {words}\n{}", self.seen.join("\n")),
@@ -134,7 +134,10 @@ impl Person {
         self.events.blocking_send(Event::End).expect("the console listens");
         while let Some(output) = self.outputs.blocking_recv() {
             match output {
-                Output::Piece(text) | Output::Say(text) | Output::Error(text) => {
+                Output::Piece(text)
+                | Output::Say(text)
+                | Output::Complaint(text)
+                | Output::Error(text) => {
                     self.seen.push(text);
                 }
                 Output::Close(done) => drop(done.send(())),

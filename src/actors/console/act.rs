@@ -119,7 +119,7 @@ impl ConsoleActor {
             Command::Model(name) => self.model(name, ticket, ctx),
             Command::System(command) => self.system(command, ticket, ctx),
             Command::Set { key, value } => self.set(key, value, ticket, ctx),
-            Command::Run(words) => self.run_beside(words, ticket, ctx),
+            Command::Run(words) => self.run_beside(&words, ticket, ctx),
             Command::Clear => self.clear(),
             Command::Help(name) => self.help(name.as_deref()),
             Command::Quit => self.leave(),

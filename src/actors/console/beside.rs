@@ -3,16 +3,24 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
 
 use actix::{ActorFutureExt, AsyncContext, Context, WrapFuture};
-use futures::future::{Aborted, abortable};
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::timeout;
 
 use super::act::show_piece;
 use super::{ConsoleActor, Output, Ticket};
 use crate::text::printable;
+
+/// The variable that tells the program that a console started it: it ends with the console, and is none itself.
+pub const BESIDE: &str = "SHAMMAH_BESIDE";
+/// How long a command may take to end when it is asked to.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How the program is called again, for the same data directory, configuration and model.
 #[derive(Debug, Clone)]
@@ -25,6 +33,19 @@ pub struct Program {
     pub model: Option<String>,
 }
 
+/// A command that runs.
+pub(super) struct Beside {
+    name: String,
+    stop: Arc<Notify>,
+}
+
+impl Beside {
+    /// Asks it to end; it is there until it has.
+    pub(super) fn stop(&self) {
+        self.stop.notify_one();
+    }
+}
+
 impl Program {
     fn command(&self, words: &[String]) -> Command {
         let mut command = Command::new(&self.path);
@@ -32,7 +53,7 @@ impl Program {
         if let Some(model) = &self.model {
             command.arg("--model").arg(model);
         }
-        command.args(words).kill_on_drop(true);
+        command.args(words).env(BESIDE, "1").kill_on_drop(true);
         // It gets nothing to read: what is typed is the console's.
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
@@ -43,33 +64,32 @@ impl ConsoleActor {
     /// Runs beside everything else, so that a person can go on; a script waits by its ticket.
     pub(super) fn run_beside(
         &mut self,
-        words: Vec<String>,
+        words: &[String],
         ticket: Option<Ticket>,
         ctx: &mut Context<Self>,
     ) {
-        if self.beside.is_some() {
-            return self.error("a command runs already: wait for it, or Ctrl-C stops it");
+        if let Some(running) = &self.beside {
+            let problem =
+                format!("\"{}\" runs already: wait, or stop it with Ctrl-C", running.name);
+            return self.error(&problem);
         }
-        let child = match self.options.program.command(&words).spawn() {
+        let child = match self.options.program.command(words).spawn() {
             Ok(child) => child,
             Err(error) => {
                 let path = self.options.program.path.display();
                 return self.error(&format!("cannot start {path} again: {error}"));
             }
         };
-        let (running, abort) = abortable(follow(child, self.frontend.outputs.clone()));
-        self.beside = Some(abort);
-        let name = words.first().cloned().unwrap_or_default();
+        let (name, stop) = (words.join(" "), Arc::new(Notify::new()));
+        self.beside = Some(Beside { name: name.clone(), stop: Arc::clone(&stop) });
+        let running = follow(child, stop, self.frontend.outputs.clone());
         ctx.spawn(running.into_actor(self).map(move |result, this, ctx| {
-            // After Ctrl-C the handle may belong to another command already.
-            if !matches!(result, Err(Aborted)) {
-                this.beside = None;
-            }
+            this.beside = None;
             match result {
-                Ok(Ok(status)) if status.success() => {}
-                Ok(Ok(status)) => this.error(&format!("{name}: {status}")),
-                Ok(Err(error)) => this.error(&format!("{name}: {error}")),
-                Err(Aborted) => this.say(format!("Stopped {name}.")),
+                Ok(None) => this.say(format!("Stopped \"{name}\".")),
+                Ok(Some(status)) if status.success() => {}
+                Ok(Some(status)) => this.error(&format!("\"{name}\" ended with {status}")),
+                Err(error) => this.error(&format!("\"{name}\": {error}")),
             }
             drop(ticket);
             this.go_on(ctx);
@@ -77,21 +97,42 @@ impl ConsoleActor {
     }
 }
 
-/// Says what a process writes, at the screen's pace, until it ends. When this is dropped the process is killed.
-async fn follow(mut child: Child, outputs: mpsc::Sender<Output>) -> std::io::Result<ExitStatus> {
-    let (out, err) = (child.stdout.take(), child.stderr.take());
-    futures::try_join!(lines(out, &outputs), lines(err, &outputs))?;
-    child.wait().await
+/// Says what a process writes, at the screen's pace, until it ends or was asked to, which is `None`. When this is dropped
+/// the process is killed.
+async fn follow(
+    mut child: Child,
+    stop: Arc<Notify>,
+    outputs: mpsc::Sender<Output>,
+) -> std::io::Result<Option<ExitStatus>> {
+    let out = lines(child.stdout.take(), &outputs, Output::Say);
+    let err = lines(child.stderr.take(), &outputs, Output::Complaint);
+    tokio::select! {
+        said = async { futures::try_join!(out, err) } => {
+            said?;
+            return child.wait().await.map(Some);
+        }
+        () = stop.notified() => {}
+    }
+    // As Ctrl-C in a shell: it may have something to put in order.
+    if let Some(pid) = child.id().and_then(|id| Pid::from_raw(id.cast_signed())) {
+        // It may have ended just now.
+        let _ = kill_process(pid, Signal::TERM);
+    }
+    if timeout(PATIENCE, child.wait()).await.is_err() {
+        child.kill().await?;
+    }
+    Ok(None)
 }
 
 async fn lines(
     from: Option<impl AsyncRead + Unpin>,
     outputs: &mpsc::Sender<Output>,
+    show: impl Fn(String) -> Output,
 ) -> std::io::Result<()> {
     let Some(from) = from else { return Ok(()) };
     let mut from = BufReader::new(from);
     while let Some(line) = line(&mut from).await? {
-        if !show_piece(outputs, Output::Say(printable(&line).into_owned())).await {
+        if !show_piece(outputs, show(printable(&line).into_owned())).await {
             break;
         }
     }

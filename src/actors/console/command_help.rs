@@ -25,13 +25,13 @@ pub const COMMANDS: &[Help] = &[
         name: "medium",
         usage: "/medium [NOTE]",
         summary: "the last answer should be improved",
-        detail: "Stored with weight 3. With a NOTE the model answers again, with the note in mind, and you choose: Enter or /accept takes that as the answer to learn, /fix TEXT gives another, /skip leaves the mark waiting. Until it has a better answer it is never trained on.",
+        detail: "Stored with weight 3. With a NOTE the model answers again, with the note in mind, and you choose: Enter or /accept takes that as the answer to learn (only /accept with the built-in model), /fix TEXT gives another, /skip leaves the mark waiting. Until it has a better answer it is never trained on.",
     },
     Help {
         name: "critical",
         usage: "/critical [NOTE]",
         summary: "the last answer must never come again",
-        detail: "Stored with weight 10. With a NOTE the model answers again, with the note in mind, and you choose: Enter or /accept takes that as the answer to learn, /fix TEXT gives another, /skip leaves the mark waiting. Until it has a better answer it is never trained on.",
+        detail: "Stored with weight 10. With a NOTE the model answers again, with the note in mind, and you choose: Enter or /accept takes that as the answer to learn (only /accept with the built-in model), /fix TEXT gives another, /skip leaves the mark waiting. Until it has a better answer it is never trained on.",
     },
     Help {
         name: "fix",
@@ -139,7 +139,7 @@ pub const COMMANDS: &[Help] = &[
         name: "run",
         usage: "/run COMMAND [ARGUMENTS]",
         summary: "any other command of shammah",
-        detail: "As in a shell, for this data directory, configuration and model: /run adapters show A, /run adapters compare A B, /run feedback edit 3 --fix \"…\", /run feedback export FILE, /run doctor. /run help lists them. It runs beside the chat; Ctrl-C stops it.",
+        detail: "As in a shell, for this data directory, configuration and model: /run adapters show A, /run adapters compare A B, /run feedback edit 3 --fix \"…\", /run feedback export FILE, /run doctor. /run --help lists them. It runs beside the chat; Ctrl-C stops it.",
     },
     Help {
         name: "clear",

@@ -312,6 +312,9 @@ fn jobs(argument: &str) -> Result<JobsCommand, String> {
             Ok(id) => Ok(JobsCommand::Cancel(id)),
             Err(_) => Err(format!("\"{id}\" is no number of a job")),
         },
+        ["show" | "watch" | "retry" | "compare" | "run", ..] => {
+            Err(format!("/jobs has no \"{argument}\", /run jobs {argument} does it"))
+        }
         _ => Err(format!("/jobs does not know \"{argument}\"")),
     }
 }
@@ -343,18 +346,20 @@ fn adapters(argument: &str) -> Result<AdaptersCommand, String> {
             Ok(AdaptersCommand::Rollback { domain: domain(Some((*name).to_owned()))? })
         }
         ["delete", one] => Ok(AdaptersCommand::Delete(id(one)?)),
+        ["show" | "export" | "import", ..] => {
+            Err(format!("/adapters has no \"{argument}\", /run adapters {argument} does it"))
+        }
         ["load" | "delete"] => Err("the id of the adapter is missing".into()),
         _ => Err(format!("/adapters does not know \"{argument}\"")),
     }
 }
 
-/// Takes a command line as a shell would part it; the console itself runs already.
+/// Takes a command line as a shell would part it.
 fn words(argument: &str) -> Result<Vec<String>, String> {
-    let words = shlex::split(argument).ok_or("a quotation mark is not closed")?;
-    match words.first().map(String::as_str) {
-        None => Err("the command is missing".into()),
-        Some("chat") => Err("the console runs already".into()),
-        Some(_) => Ok(words),
+    match shlex::split(argument) {
+        None => Err("a quotation mark is not closed".into()),
+        Some(words) if words.is_empty() => Err("the command is missing".into()),
+        Some(words) => Ok(words),
     }
 }
 

@@ -121,7 +121,8 @@ fn wrong_arguments_say_how_it_is_used() {
         ("/eval", "the id of the adapter is missing: use /eval ADAPTER [OTHER]"),
         ("/eval a b c", "/eval does not know \"a b c\""),
         ("/run", "the command is missing: use /run COMMAND [ARGUMENTS]"),
-        ("/run chat", "the console runs already"),
+        ("/adapters show a", "/run adapters show a does it"),
+        ("/jobs watch", "/run jobs watch does it"),
         ("/run feedback edit 3 --fix \"half", "a quotation mark is not closed"),
     ] {
         let message = refused(line);

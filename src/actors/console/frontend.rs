@@ -44,6 +44,8 @@ pub enum Output {
     EndAnswer,
     /// Whole lines.
     Say(String),
+    /// A line that is no result, as another process of the program wrote it to stderr.
+    Complaint(String),
     /// Two answers to compare.
     Pair(Pair),
     /// An error, one line.

@@ -38,12 +38,13 @@ mod screen;
 mod settings;
 pub mod stats;
 
-pub use beside::Program;
+pub use beside::{BESIDE, Program};
 pub use frontend::{Event, Frontend, Output, Ticket};
 pub use history::History;
 pub use render::Banner;
 pub use settings::Settings;
 
+use self::beside::Beside;
 use self::commands::{Command, Input};
 use self::conversation::Conversation;
 use self::domains::Pins;
@@ -152,8 +153,8 @@ pub struct ConsoleActor {
     cancel: Option<Arc<AtomicBool>>,
     /// Stops `/jobs wait`.
     wait: Option<AbortHandle>,
-    /// Stops what `/run` started.
-    beside: Option<AbortHandle>,
+    /// What `/run` started.
+    beside: Option<Beside>,
     /// Another model is being loaded.
     loading: bool,
     /// The user knows that the oldest turns of this conversation are left out.
@@ -223,12 +224,6 @@ impl ConsoleActor {
         self.show(Output::Error(printable_line(text)));
     }
 
-    /// Whether Enter says yes.
-    fn enter_accepts(&self) -> bool {
-        let offered = self.frontend.interactive && self.offers.open().is_some();
-        offered && !self.options.settings.too_weak_to_revise()
-    }
-
     /// Understands a line and queues it.
     fn take_line(&mut self, line: &str, ticket: Option<Ticket>, ctx: &mut Context<Self>) {
         if self.leaving {
@@ -236,7 +231,12 @@ impl ConsoleActor {
         }
         let work = match commands::parse(line) {
             // Enter says yes to what is offered; in a script an empty line parts others.
-            Ok(Input::Empty) if self.enter_accepts() => Work::Command(Command::Accept(None)),
+            Ok(Input::Empty) if self.frontend.interactive && self.offers.open().is_some() => {
+                if self.options.settings.too_weak_to_revise() {
+                    return self.say("Enter does not take what a weak model made: /accept does.");
+                }
+                Work::Command(Command::Accept(None))
+            }
             Ok(Input::Empty) => return,
             Ok(Input::Text(text)) => Work::Say(text),
             // Leaving waits for nothing.
@@ -281,8 +281,9 @@ impl ConsoleActor {
                 0 => {}
                 n => self.say(format!("({} dropped)", render::counted(n, "waiting input"))),
             }
-        } else if let Some(waiting) = self.wait.take().or_else(|| self.beside.take()) {
-            waiting.abort();
+        } else if self.wait.is_some() || self.beside.is_some() {
+            self.wait.take().into_iter().for_each(|wait| wait.abort());
+            self.beside.iter().for_each(Beside::stop);
         } else {
             self.say("/quit or Ctrl-D leaves; Ctrl-C stops an answer.");
         }

@@ -61,6 +61,8 @@ impl ConsoleActor {
 
     fn switched(&mut self, line: &ModelLine) {
         self.options.settings.adopt(line.builtin);
+        // What another model made is not taken by the way.
+        self.offers.close();
         self.slid = false;
         let mut text = render::switched(line);
         if self.pins.mixture.take().is_some() {

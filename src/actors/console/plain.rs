@@ -161,6 +161,10 @@ fn write(
                 put(&mut output, &flow.interrupt())?;
                 put(&mut errors, &flow.lines(&format!("error: {text}")))?;
             }
+            Output::Complaint(text) => {
+                put(&mut output, &flow.interrupt())?;
+                put(&mut errors, &flow.lines(&text))?;
+            }
             Output::Status(_) => {}
             Output::Flush(done) => {
                 let _ = done.send(());

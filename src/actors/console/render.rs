@@ -3,7 +3,7 @@
 //! Every figure comes from the event; nothing is rounded up, guessed or announced before it happened. Text of others
 //! (notes, errors, names) goes through [`printable_line`].
 
-use crate::domain::{AdapterId, Mark, Route};
+use crate::domain::{AdapterId, DEFAULT_DOMAIN, Mark, Route};
 use crate::engine::FinishReason;
 use crate::messages::console::{JobNotice, LiveChanged, Progress};
 use crate::messages::feedback::{Buffer, Marked};
@@ -378,10 +378,13 @@ fn steps(progress: &Progress, between: &str) -> String {
     epoch.into_iter().chain(known).collect::<Vec<_>>().join(between)
 }
 
-/// Names the domain that a question was routed to, with its similarity.
+/// Names the domain that a question was routed to, with its similarity; what is in no domain is similar to none.
 fn route(route: &Route) -> Option<String> {
     let similarity = route.similarity?;
-    Some(format!("{} {similarity:.2}", printable_line(&route.domain)))
+    match route.domain.as_str() {
+        DEFAULT_DOMAIN => Some(DEFAULT_DOMAIN.to_owned()),
+        domain => Some(format!("{} {similarity:.2}", printable_line(domain))),
+    }
 }
 
 /// Lists adapters with their weights.

@@ -178,7 +178,7 @@ impl Screen {
         let chunks = match output {
             Output::Piece(text) => self.flow.piece(&text),
             Output::EndAnswer => self.flow.end(),
-            Output::Say(text) => self.flow.lines(&text),
+            Output::Say(text) | Output::Complaint(text) => self.flow.lines(&text),
             Output::Pair(pair) => self.flow.lines(&pair.lines(Some(columns()))),
             Output::Error(text) => self.flow.lines(&format!("error: {text}")),
             Output::Status(status) => {
