@@ -28,6 +28,23 @@ fn show_prints_each_value_with_its_origin() {
 }
 
 #[test]
+fn what_a_console_runs_has_the_consoles_options() {
+    let program = Program::new();
+    let file = program.write("given.toml", "[lora]\nrank = 4\n");
+    let other = program.home().with_extension("other").display().to_string();
+    let options = ["--home", &other, "--config", &file, "--set", "lora.alpha=8", "--device", "cpu"];
+    let console = [&options[..], &["--model", "builtin", "chat"]].concat();
+    let run = program.run_with_input(&console, "/run config show\n/run config path\n").done();
+    let origin = |key: &str| run.stdout.lines().find(|line| line.starts_with(key)).unwrap_or("");
+    assert!(origin("lora.rank ").contains(&format!("{file}:2")), "{}", run.stdout);
+    assert!(origin("lora.alpha ").contains("--set"), "{}", run.stdout);
+    assert!(origin("model.device ").contains("--device"), "{}", run.stdout);
+    assert!(origin("model.source ").contains("--model"), "{}", run.stdout);
+    assert!(run.stdout.contains(&format!("{other}/config.toml")), "{}", run.stdout);
+    assert!(!program.home().exists());
+}
+
+#[test]
 fn showing_and_checking_make_no_data_directory() {
     let program = Program::new();
     program.run(&["config", "show"]).done();

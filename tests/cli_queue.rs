@@ -60,3 +60,27 @@ fn a_line_that_fails_in_a_script_exits_1() {
     assert_eq!(run.code, 1, "{run:?}");
     assert_eq!(program.run_with_input(&["chat"], "").code, 0, "no input is no failure");
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_a_console_runs_ends_with_it_even_when_it_is_killed() {
+    use std::io::Write;
+    use std::time::{Duration, Instant};
+
+    let program = Program::new();
+    let other = Home::open_or_create(program.path("other")).unwrap();
+    let mut console = program.command(&["chat"]).stdin(Stdio::piped()).spawn().unwrap();
+    let line = format!("/run jobs run --home {}\n", other.root().display());
+    console.stdin.as_mut().unwrap().write_all(line.as_bytes()).unwrap();
+    let until = |is_free: bool| {
+        let start = Instant::now();
+        while other.try_lock_queue().unwrap().is_some() != is_free {
+            assert!(start.elapsed() < Duration::from_secs(60), "the queue is free: not {is_free}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    until(false);
+    console.kill().unwrap();
+    console.wait().unwrap();
+    until(true);
+}

@@ -36,7 +36,7 @@ pub use generation::{FinishReason, Generated, PREFILL_CHUNK};
 pub use prefix_cache::MAX_SESSIONS;
 pub use revision::{Candidate, Revised, RevisionEvent, RevisionRequest};
 pub use revision_prompt::asked_again;
-pub use router::{NEIGHBOURS, Router};
+pub use router::Router;
 pub use sampler::REPETITION_WINDOW;
 pub use sampling::Sampling;
 pub use score::Likelihoods;

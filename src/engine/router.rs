@@ -16,7 +16,7 @@ use crate::models::LoadedModel;
 use crate::models::kernels::math::dot;
 
 /// Nearest questions that count; a domain with fewer different ones takes no part.
-pub const NEIGHBOURS: usize = 3;
+const NEIGHBOURS: usize = 3;
 /// Nearest questions whose tokens are known: with all of them, a large domain would know every token.
 const KNOWN: usize = 15;
 /// What the share of known tokens counts beside cosines. It, the number above and the share below were chosen with the

@@ -29,7 +29,6 @@ fn each_job_draws_its_replayed_marks_in_an_order_of_its_own_without_ties() {
     for job in 1..=32 {
         let places: BTreeSet<u64> = (1..=64).map(|mark| place(job, mark)).collect();
         assert_eq!(places.len(), 64, "job {job}");
-        assert_eq!(order(job), order(job));
         orders.insert(order(job));
     }
     assert_eq!(orders.len(), 32);
